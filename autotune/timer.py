@@ -1,0 +1,154 @@
+"""The one timer, of bench and tuner alike.
+
+A GPU time is the median over replays of a CUDA graph that holds one launch per copy of the operands. The copies rotate what a real
+step reads cold (SPEC.cold: weights, caches, states) over `ROTATE` bytes, so that the L2 serves none of it; the rest stays warm, as in
+life. The graph's time over the number of launches is a sample; p20, p50 and p80 are taken over `REPLAYS` samples.
+On a CPU there is no graph: `perf_counter` around single calls, marked `mode: cpu`. Such times say nothing about a GPU.
+"""
+
+import functools
+import math
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import datetime, timezone
+from typing import Any
+
+import torch
+import triton
+
+from ..kernels.lib import stream
+from ..kernels.lib.device import folder
+
+ROTATE = 640 << 20
+MOST_COPIES = 256
+REPLAYS = 40
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Microseconds a call."""
+
+    p20: float
+    p50: float
+    p80: float
+    mode: str
+
+    def us(self) -> dict[str, float]:
+        return {"p20": round(self.p20, 3), "p50": round(self.p50, 3), "p80": round(self.p80, 3)}
+
+
+def _quantiles(samples: list[float], mode: str) -> Timing:
+    cuts = statistics.quantiles(samples, n=10, method="inclusive") if len(samples) > 1 else [samples[0]] * 9
+    return Timing(cuts[1], cuts[4], cuts[7], mode)
+
+
+def copies(cold_bytes: int) -> int:
+    """How many sets of operands to rotate; 16 where nothing is cold, to fill a graph with launches."""
+    return max(2, min(MOST_COPIES, math.ceil(ROTATE / cold_bytes))) if cold_bytes else 16
+
+
+def time_cuda(calls: list[Callable[[], Any]], replays: int = REPLAYS, budget_s: float = 1.0) -> Timing:
+    """`calls` do the same on different operands. They are captured in one graph, in turn, until it is long enough to time."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        for call in calls[:2]:
+            call()
+        stream.synchronize()
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begin.record()
+        for call in calls:
+            call()
+        end.record()
+        end.synchronize()
+        eager_ms = begin.elapsed_time(end)
+        # at least a millisecond of work a replay: event resolution is half a microsecond
+        rounds = max(1, min(64, math.ceil(1.0 / max(eager_ms, 1e-3))))
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for _ in range(rounds):
+                for call in calls:
+                    call()
+        launches = rounds * len(calls)
+        for _ in range(3):
+            graph.replay()
+        stream.synchronize()
+        samples: list[float] = []
+        started = time.perf_counter()
+        while len(samples) < replays and (len(samples) < 5 or time.perf_counter() - started < budget_s):
+            begin.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            samples.append(begin.elapsed_time(end) * 1000 / launches)
+    del graph
+    return _quantiles(samples, "cuda-graph")
+
+
+def time_cpu(call: Callable[[], Any], replays: int = 5, budget_s: float = 1.0) -> Timing:
+    samples: list[float] = []
+    started = time.perf_counter()
+    while not samples or (len(samples) < replays and time.perf_counter() - started < budget_s):
+        before = time.perf_counter()
+        call()
+        samples.append((time.perf_counter() - before) * 1e6)
+    return _quantiles(samples, "cpu")
+
+
+def measure(calls: list[Callable[[], Any]], device: torch.device, **limits: Any) -> Timing:
+    return time_cuda(calls, **limits) if device.type == "cuda" else time_cpu(calls[0], **limits)
+
+
+@functools.cache
+def bandwidth(device: torch.device) -> dict[str, float]:
+    """Measured memory bandwidth, GB/s: `read` (4 GiB into registers) and `copy` (bytes read plus bytes written)."""
+    on_gpu = device.type == "cuda"
+    source = torch.ones(1 << (30 if on_gpu else 24), dtype=torch.float32, device=device)
+    target = torch.empty_like(source)
+    copy_us = measure([lambda: target.copy_(source)], device).p50
+    read_us = measure([lambda: stream.read(source) if on_gpu else source.sum()], device).p50
+    size = source.numel() * source.element_size()
+    return {"read": round(size / read_us / 1e3, 1), "copy": round(2 * size / copy_us / 1e3, 1)}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a number was measured."""
+
+    gpu: str
+    name: str
+    torch: str
+    triton: str
+    python: str
+    driver: str
+    clock_mhz: str
+    date: str
+
+    def as_dict(self) -> dict[str, str]:
+        return asdict(self)
+
+
+def machine(device: torch.device) -> Machine:
+    on_gpu = device.type == "cuda"
+    return Machine(
+        gpu=folder(device) if on_gpu else "cpu",
+        name=torch.cuda.get_device_name(device) if on_gpu else platform.processor() or platform.machine(),
+        torch=torch.__version__,
+        triton=triton.__version__,
+        python=platform.python_version(),
+        driver=_smi("driver_version") if on_gpu else "",
+        clock_mhz=_smi("clocks.sm") if on_gpu else "",
+        date=datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    )
+
+
+def _smi(field: str) -> str:
+    """One field of nvidia-smi; empty where there is no such tool."""
+    try:
+        out = subprocess.run(["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return ""
+    return out.stdout.strip().splitlines()[0] if out.returncode == 0 and out.stdout.strip() else ""

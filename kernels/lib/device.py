@@ -1,0 +1,27 @@
+"""What a GPU is called in this repository: sm90-h200, sm86-rtx-3090, gfx942-mi300x."""
+
+import functools
+import re
+
+import torch
+
+_NOISE = ("nvidia", "amd", "geforce", "tesla", "instinct", "radeon", "graphics", "generation")
+
+
+@functools.cache
+def arch(device: torch.device) -> str:
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm{properties.major}{properties.minor}"
+
+
+def slug(name: str) -> str:
+    """A GPU's marketing name as a folder name: 'AMD Instinct MI50/MI60' -> 'mi50-mi60'."""
+    words = re.findall(r"[a-z0-9]+", name.lower())
+    return "-".join(word for word in words if word not in _NOISE) or "unknown"
+
+
+@functools.cache
+def folder(device: torch.device) -> str:
+    return f"{arch(device)}-{slug(torch.cuda.get_device_name(device))}"

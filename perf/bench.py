@@ -1,0 +1,92 @@
+"""How fast is each op here, how far from what the memory allows, and against what a user would pick instead.
+
+Results go to perf/results/<gpu>/<op>.json, one entry a line, sorted by case:
+{"schema":1,"op":…,"gpu":…,"versions":{…},"command":…,"entries":[{"case":{…},"impl":…,"config":{…},"us":{…},"bytes":…,"gb_s":…,"roof":…,"baselines":{…}}]}
+`roof` is the share of the device's measured read bandwidth that the op's least bytes would need in the time it took.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..autotune import timer
+from ..kernels import config
+from ..reference.ops import Op
+from ..reference.spec import Case, Inputs, map_tensors
+
+RESULTS = Path(__file__).resolve().parent / "results"
+
+
+def operands(op: Op, case: Case, device: torch.device, seed: int = 0) -> list[Inputs]:
+    """Copies of the case's inputs on the device: enough that what is cold in a step is cold here."""
+    inputs = map_tensors(op.spec.inputs(case, torch.Generator().manual_seed(seed)), lambda t: t.to(device))
+    cold = {name: inputs[name] for name in {*op.spec.cold, *op.spec.updates}}
+    cold_bytes: list[int] = []
+    map_tensors(cold, lambda t: cold_bytes.append(t.numel() * t.element_size()) or t)  # type: ignore[func-returns-value]
+    count = timer.copies(sum(cold_bytes)) if device.type == "cuda" else 1
+    return [inputs, *({**inputs, **map_tensors(cold, torch.clone)} for _ in range(count - 1))]
+
+
+def entry(op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True, chosen: Any = None) -> dict[str, Any]:
+    """Time one op on one case. `chosen` overrides the config that would be picked."""
+    spec, function = op.spec, op.function(impl)
+    sets = operands(op, case, device)
+    extra = {"config": chosen} if chosen is not None else {}
+    calls: list[Callable[[], Any]] = [lambda i=inputs: function(**i, **extra) for inputs in sets]  # type: ignore[misc]
+    with config.recording() as picked:
+        timing = timer.measure(calls, device)
+    cost = spec.cost(case)
+    gb_s = cost.bytes / timing.p50 / 1e3
+    row = {
+        "case": case.as_dict(),
+        "impl": impl if timing.mode != "cpu" else f"{impl} (cpu)",
+        "config": picked.get(op.name, {}),
+        "us": timing.us(),
+        "bytes": cost.bytes,
+        "gb_s": round(gb_s, 1),
+        "roof": round(gb_s / timer.bandwidth(device)["read"], 4),
+        "baselines": {},
+    }
+    if cost.flops:
+        row["tflop_s"] = round(cost.flops / timing.p50 / 1e6, 3)
+    if baselines:
+        for name, prepare in spec.baselines.items():
+            runs = [prepare(inputs) for inputs in sets[:8]]
+            row["baselines"][name] = round(timer.measure(runs, device).p50, 3)
+    return row
+
+
+def _key(row: dict[str, Any]) -> str:
+    return json.dumps({**row["case"], "impl": row["impl"]}, sort_keys=True)
+
+
+def load(file: Path) -> dict[str, Any]:
+    if not file.exists():
+        return {"entries": []}
+    return json.loads(file.read_text())
+
+
+def save(op: str, machine: timer.Machine, command: str, rows: Iterable[dict[str, Any]], home: Path = RESULTS) -> Path:
+    """Write the rows into the op's result file for this GPU; rows of other cases that stand there stay."""
+    file = home / machine.gpu / f"{op}.json"
+    merged = {_key(row): row for row in (*load(file)["entries"], *rows)}
+    head = {"schema": 1, "op": op, "gpu": machine.gpu, "versions": machine.as_dict(), "command": command}
+    lines = ",\n".join(json.dumps(merged[key]) for key in sorted(merged))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
+    return file
+
+
+def compare(rows: Iterable[dict[str, Any]], file: Path, slack: float) -> list[str]:
+    """A sentence for every row that is slower than the committed one by more than `slack` and more than both spreads."""
+    committed = {_key(row): row for row in load(file)["entries"]}
+    worse = []
+    for row in rows:
+        old = committed.get(_key(row))
+        if old and row["us"]["p50"] > old["us"]["p50"] * (1 + slack) and row["us"]["p20"] > old["us"]["p80"]:
+            case = ",".join(f"{k}={v}" for k, v in row["case"].items())
+            worse.append(f"{case}: {row['us']['p50']} us, committed {old['us']['p50']} us ({row['us']['p50'] / old['us']['p50']:.2f}x)")
+    return worse

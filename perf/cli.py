@@ -1,0 +1,338 @@
+"""The draftwood command. Torch and Triton are imported inside the commands, so that --help answers at once."""
+
+import json
+import sys
+import time
+from enum import Enum
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..lab.check import Plan
+    from ..lab.oracles import Verdict
+
+app = typer.Typer(
+    name="draftwood",
+    help="Kernels for draft-tree speculative decoding: check them, time them, see what this machine can run.",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+out = Console()
+err = Console(stderr=True)
+
+Ops = Annotated[list[str] | None, typer.Argument(help="Ops to take; all of them by default. `draftwood list` names them.", show_default=False)]
+Sources = Annotated[
+    list[str], typer.Option("--ops", envvar="DRAFTWOOD_OPS", help="A folder or package with ops of your own (reference/<op>.py, kernels/<op>.py); repeatable.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
+
+
+class Impl(str, Enum):
+    kernels = "kernels"
+    reference = "reference"
+
+
+def fail(sentence: str, code: int = 2) -> "typer.Exit":
+    err.print(f"[red]draftwood:[/red] {sentence}", highlight=False)
+    return typer.Exit(code)
+
+
+def choose(names: list[str] | None, sources: list[str]) -> list[str]:
+    """The named ops, checked; all registered ones where none is named."""
+    from ..reference.ops import find, registered
+
+    try:
+        return [find(name, sources).name for name in names] if names else list(registered(sources))
+    except ValueError as error:
+        raise fail(str(error)) from error
+
+
+@app.command()
+def check(
+    ops: Ops = None,
+    cases: Annotated[str, typer.Option(help="Case lists, by comma: smoke, edge, qwen35, perf.")] = "smoke,edge",
+    case: Annotated[str, typer.Option(help="One case by its id, as a failure prints it; needs one op.", show_default=False)] = "",
+    seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
+    oracle: Annotated[list[str], typer.Option(help="Only this oracle; repeatable.", show_default=False)] = [],  # noqa: B006
+    without: Annotated[list[str], typer.Option(help="All oracles but this; repeatable.", show_default=False)] = [],  # noqa: B006
+    impl: Annotated[Impl, typer.Option(help="What is under test.")] = Impl.kernels,
+    mutants: Annotated[bool, typer.Option("--mutants", help="Try seeded bugs instead: each must be caught. Prints the kill rate and the survivors.")] = False,
+    sanitize: Annotated[bool, typer.Option("--sanitize", help="Run the smoke cases under an outside checker: compute-sanitizer on a GPU, triton-viz elsewhere.")] = False,
+    jobs: Annotated[int, typer.Option(help="Processes; 0 is one a core in the interpreter, one on a GPU.")] = 0,
+    sources: Sources = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Hold every op against its meaning: numbers, NaN, poison, red zones, determinism, order, bounds, races, ancestor paths.
+
+    Without a GPU the kernels run in Triton's interpreter. The exit code is 1 if anything failed.
+    """
+    from ..lab import check as lab
+
+    lab.interpret_without_gpu()
+    chosen = choose(ops, sources)
+    groups = cases.split(",")
+    if unknown := [group for group in groups if group not in lab.GROUPS]:
+        raise fail(f"no case list named '{unknown[0]}'; there are {', '.join(lab.GROUPS)}")
+    if sanitize:
+        from ..lab.sanitize import sanitize as outside
+
+        raise typer.Exit(outside(chosen, sources, err))
+    plan = lab.Plan(tuple(sources), tuple(oracle) or None, frozenset(without), impl.value, lab.target())
+    if mutants:
+        raise typer.Exit(_mutants(chosen if ops else None, plan, jobs, as_json))
+    if case:
+        if len(chosen) != 1:
+            raise fail("--case needs exactly one op")
+        try:
+            work = [lab.Job(chosen[0], lab.parse_case(chosen[0], case, sources), seed)]
+        except ValueError as error:
+            raise fail(str(error)) from error
+    else:
+        work = lab.jobs(chosen, groups, sources, seed)
+    started = time.perf_counter()
+    verdicts: list[Verdict] = []
+    for _, found in _progress(lab.run(work, plan, jobs), len(work), "checking", not as_json):
+        verdicts += found
+        for verdict in found:
+            if verdict.status in ("fail", "error"):
+                err.print(str(verdict), highlight=False, markup=False)
+    failed = sum(verdict.status in ("fail", "error") for verdict in verdicts)
+    if as_json:
+        print(json.dumps([vars(verdict) for verdict in verdicts], indent=0))
+    else:
+        out.print(_table(chosen, verdicts))
+        where = "Triton's interpreter on the CPU" if plan.device == "cpu" and impl is Impl.kernels else plan.device
+        out.print(f"{len(verdicts)} verdicts on {len(work)} cases in {time.perf_counter() - started:.0f} s, {where}: {failed} failed", highlight=False)
+    raise typer.Exit(1 if failed or not verdicts else 0)
+
+
+def _table(ops: list[str], verdicts: "list[Verdict]") -> Table:
+    """Ops down, oracles across; a cell is passed/tried, or a dash where the oracle does not apply."""
+    from ..lab.oracles import GENERAL
+
+    table = Table(title="passed / tried", title_justify="left")
+    oracles = [*GENERAL, *sorted({v.oracle for v in verdicts} - set(GENERAL))]
+    table.add_column("op", no_wrap=True)
+    for name in oracles:
+        table.add_column(name, justify="right", no_wrap=True)
+    for op in ops:
+        cells = []
+        for name in oracles:
+            tried = [v.status for v in verdicts if v.op == op and v.oracle == name]
+            ran = [status for status in tried if status != "skip"]
+            good = ran.count("pass")
+            color = "green" if good == len(ran) else "red"
+            cells.append(f"[{color}]{good}/{len(ran)}[/{color}]" if ran else "skip" if tried else "–")
+        table.add_row(op, *cells)
+    return table
+
+
+def _mutants(ops: list[str] | None, plan: "Plan", jobs: int, as_json: bool) -> int:
+    from ..lab import check as lab
+    from ..lab import mutation
+
+    work = [lab.Job(mutant.op, mutant=mutant) for mutant in mutation.seeded(ops)]
+    if not work:
+        raise fail("no mutants for these ops")
+    rows = []
+    for job, killers in _progress(lab.run(work, plan, jobs), len(work), "hunting", not as_json):
+        assert job.mutant is not None
+        killer = killers[0] if killers else None
+        rows.append({"mutant": job.mutant.name, "op": job.op, "bug": job.mutant.bug, "killed_by": killer.oracle if killer else None, "case": killer.case if killer else None})
+    rows.sort(key=lambda row: (str(row["op"]), str(row["mutant"])))
+    survivors = [row for row in rows if row["killed_by"] is None]
+    rate = 1 - len(survivors) / len(rows)
+    if as_json:
+        print(json.dumps({"rate": rate, "mutants": rows}, indent=0))
+    else:
+        table = Table(title="seeded bugs", title_justify="left")
+        for name in ("mutant", "killed by", "bug"):
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(row["mutant"], row["killed_by"] or "[red]survived[/red]", row["bug"])
+        out.print(table)
+        named = "; survivors: " + ", ".join(str(row["mutant"]) for row in survivors) if survivors else ""
+        out.print(f"kill rate {rate:.1%}: {len(rows) - len(survivors)} of {len(rows)}{named}", highlight=False)
+    return 0 if rate >= 0.95 else 1
+
+
+def _progress(items: Any, total: int, what: str, shown: bool) -> Any:
+    """The items as they come, with a bar on standard error."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    if not shown:
+        yield from items
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        for item in items:
+            bar.update(task, advance=1, description=f"{what} {item[0].op}")
+            yield item
+
+
+@app.command("list")
+def list_(
+    ops: Ops = None,
+    cases: Annotated[bool, typer.Option("--cases", help="Name every case too.")] = False,
+    sources: Sources = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Name the ops, what they compute, their sizes and their cases."""
+    from ..reference.ops import registered
+
+    found = registered(sources)
+    rows = []
+    for name in choose(ops, sources):
+        spec = found[name].spec
+        rows.append(
+            {
+                "op": name,
+                "formula": spec.formula,
+                "package": found[name].package,
+                "kernel": found[name].has("kernels"),
+                "tunable": found[name].has("autotune"),
+                "dims": {dim.name: [dim.low, dim.high] for dim in spec.dims},
+                "choices": {key: list(values) for key, values in spec.choices.items()},
+                "cases": {group: [case.id for case in listed] for group, listed in spec.cases.items()},
+            }
+        )
+    if as_json:
+        print(json.dumps(rows, indent=1))
+        return
+    table = Table(title_justify="left")
+    for column in ("op", "formula", "dims", "cases"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        counts = ", ".join(f"{group} {len(ids)}" for group, ids in row["cases"].items())
+        table.add_row(row["op"], row["formula"], " ".join(row["dims"]), counts)
+    out.print(table)
+    if cases:
+        for row in rows:
+            for group, ids in row["cases"].items():
+                for item in ids:
+                    out.print(f"{row['op']}  {group}  {item}", highlight=False, markup=False, soft_wrap=True)
+
+
+@app.command()
+def bench(
+    ops: Ops = None,
+    cases: Annotated[str, typer.Option(help="Case lists, by comma.")] = "perf",
+    case: Annotated[str, typer.Option(help="One case by its id; needs one op.", show_default=False)] = "",
+    impl: Annotated[Impl, typer.Option(help="What is timed.")] = Impl.kernels,
+    baselines: Annotated[bool, typer.Option(help="Time what a torch user would pick, too.")] = True,
+    save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/<op>.json.")] = True,
+    regress: Annotated[float, typer.Option(help="Compare with the committed results; exit 1 where a case is slower by more than this share.", show_default=False)] = 0.0,
+    sources: Sources = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Time ops: microseconds, GB/s, share of the measured bandwidth, times faster than torch.
+
+    On a GPU: CUDA-graph replay, operands rotated past the L2. On a CPU the references are timed and marked as such, and nothing is saved.
+    """
+    from ..lab import check as lab
+
+    lab.interpret_without_gpu()
+    import torch
+
+    from ..autotune import timer
+    from ..reference.ops import registered
+    from . import bench as benching
+
+    device = torch.device(lab.target())
+    if device.type == "cpu":
+        err.print("[yellow]no GPU: timing the references on the CPU, on the smoke cases; nothing is saved[/yellow]")
+        impl, save, cases = Impl.reference, False, "smoke" if cases == "perf" else cases
+    chosen = choose(ops, sources)
+    try:
+        work = [lab.Job(chosen[0], lab.parse_case(chosen[0], case, sources))] if case else lab.jobs(chosen, cases.split(","), sources)
+    except ValueError as error:
+        raise fail(str(error)) from error
+    found = registered(sources)
+    machine = timer.machine(device)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    timed = ((job, benching.entry(found[job.op], job.case, device, impl.value, baselines)) for job in work if job.case)
+    worse: list[str] = []
+    for job, row in _progress(timed, len(work), "timing", not as_json):
+        rows.setdefault(job.op, []).append(row)
+        if regress:
+            worse += [f"{job.op} {text}" for text in benching.compare([row], benching.RESULTS / machine.gpu / f"{job.op}.json", regress)]
+        if save:
+            benching.save(job.op, machine, "draftwood " + " ".join(sys.argv[1:]), [row])
+    if as_json:
+        print(json.dumps({"machine": machine.as_dict(), "bandwidth": timer.bandwidth(device), "results": rows}, indent=1))
+    else:
+        out.print(_bench_table(rows))
+        rates = timer.bandwidth(device)
+        out.print(f"{machine.name} ({machine.gpu}), torch {machine.torch}, triton {machine.triton}; measured read {rates['read']} GB/s, copy {rates['copy']} GB/s", highlight=False)
+    for text in worse:
+        err.print(f"[red]slower:[/red] {text}", highlight=False)
+    raise typer.Exit(1 if worse else 0)
+
+
+def _bench_table(rows: dict[str, list[dict[str, Any]]]) -> Table:
+    table = Table(title_justify="left")
+    for column in ("op", "case"):
+        table.add_column(column, overflow="fold")
+    for column in ("us", "p20–p80", "GB/s", "roof", "x torch"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for op, entries in rows.items():
+        for row in entries:
+            us, torch_us = row["us"], row["baselines"].get("torch")
+            ratio = f"{torch_us / us['p50']:.2f}" if torch_us else "–"
+            case = " ".join(f"{name}={value}" for name, value in row["case"].items())
+            table.add_row(op, case, f"{us['p50']:.2f}", f"{us['p20']:.2f}–{us['p80']:.2f}", f"{row['gb_s']:.0f}", f"{row['roof']:.1%}", ratio)
+    return table
+
+
+@app.command()
+def doctor(sources: Sources = [], as_json: Json = False) -> None:  # noqa: B006
+    """Say what this machine can run: GPU, versions, shadowed packages, configs in use, results that are missing or stale."""
+    from ..lab import check as lab
+
+    lab.interpret_without_gpu()
+    from .doctor import examine
+
+    report = examine(sources)
+    if as_json:
+        print(json.dumps(report, indent=1))
+    else:
+        for section, facts in report.items():
+            table = Table(title=section, title_justify="left", show_header=False)
+            table.add_column("what", no_wrap=True)
+            table.add_column("found", overflow="fold")
+            for what, value in facts.items():
+                table.add_row(what, str(value))
+            out.print(table)
+    raise typer.Exit(1 if report.get("problems") else 0)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def test(ctx: typer.Context) -> None:
+    """Run the test suite of a checkout; further arguments go to pytest (draftwood test -k tree -x)."""
+    import os
+    import subprocess
+    from importlib.util import find_spec
+
+    from .bench import RESULTS
+
+    root = RESULTS.parent.parent
+    if not (root / "tests" / "conftest.py").exists():
+        raise fail("there are no tests in an installed package; run this in a checkout")
+    if missing := [name for name in ("pytest", "hypothesis", "pytest_benchmark") if find_spec(name) is None]:
+        raise fail(f"{', '.join(missing)} not installed; pip install -e '.[test]'")
+    cores = len(os.sched_getaffinity(0))
+    parallel = ["-n", str(cores)] if find_spec("xdist") and cores > 1 and not any(arg.startswith("-n") for arg in ctx.args) else []
+    raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", "-q", *parallel, *ctx.args], cwd=root))
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""Kernels run in the interpreter where there is no GPU; hypothesis is derandomised unless HYPOTHESIS_PROFILE says otherwise."""
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+# `python -m pytest` puts the root on sys.path, where a bare `kernels` would shadow the package of that name
+sys.path[:] = [entry for entry in sys.path if Path(entry or os.getcwd()).resolve() != ROOT]
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+from draftwood.lab import interpreter  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+
+interpreter.install()
+torch.set_num_threads(1)
+settings.register_profile("ci", derandomize=True, max_examples=15, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", max_examples=300, deadline=None, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

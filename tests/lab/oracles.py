@@ -1,0 +1,261 @@
+"""The oracles: what must hold for any implementation of any op, on any case.
+
+    numeric      agrees with the f64 reference as well as torch at the same precision does
+    nonfinite    NaN and infinities planted in the inputs come out where the reference puts them
+    poison       every element of every output is written
+    redzone      not a byte next to an output, buffer or input is written
+    unchanged    inputs are as they were, but for those that the op updates
+    repeat       the same inputs give the same bits, again and again
+    order        the order in which programs run changes no bit         (interpreter)
+    bounds       no address outside the tensors of a launch is touched  (interpreter)
+    race         no two programs touch the same bytes unordered         (interpreter)
+
+and each op's own: `path` on the tree ops says that a node in a tree equals the last node of its path run as a chain.
+A failure carries what is needed to see it again: op, case, seed, worst element, both values, and the command.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..reference.ops import Op
+from ..reference.spec import Case, Inputs, Spec, map_tensors, raised
+from . import interpreter
+from .compare import Worst, bits, compare, same_bits
+from .guard import Allocations, Guarded, guard_inputs, poison_pattern
+
+GENERAL = ("numeric", "nonfinite", "poison", "redzone", "unchanged", "repeat", "order", "bounds", "race")
+INTERPRETED = ("order", "bounds", "race")
+REPEATS = 2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One oracle on one case. status is pass, fail, error (the op raised) or skip."""
+
+    op: str
+    case: str
+    seed: int
+    oracle: str
+    status: str
+    detail: str = ""
+    command: str = ""
+
+    def __str__(self) -> str:
+        head = f"{self.op} {self.case} seed {self.seed}: {self.oracle} {self.status}"
+        return f"{head}: {self.detail}\n    {self.command}" if self.detail else head
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An implementation under test: `call(op_name, **inputs)`, and how to name it on the command line."""
+
+    call: Callable[..., Any]
+    device: torch.device
+    flags: str = ""
+
+
+def implementation(op: Op, folder: str, siblings: dict[str, Op], config: object = None) -> Callable[..., Any]:
+    """`call(name, **inputs)` over the functions of one folder; `config` goes to the op itself."""
+
+    def call(name: str, **inputs: Any) -> Any:
+        target = op if name == op.name else siblings[name]
+        extra = {"config": config} if config is not None and name == op.name else {}
+        return target.function(folder)(**inputs, **extra)
+
+    return call
+
+
+def named(spec: Spec, inputs: Inputs, result: Any) -> dict[str, torch.Tensor]:
+    """Outputs and updated inputs by name."""
+    values = result if isinstance(result, tuple) else () if result is None else (result,)
+    if len(values) != len(spec.outputs):
+        raise ValueError(f"{spec.op} returned {len(values)} values, its SPEC names {len(spec.outputs)}: {', '.join(spec.outputs)}")
+    return {**dict(zip(spec.outputs, values, strict=True)), **{name: inputs[name] for name in spec.updates}}
+
+
+def draw(spec: Spec, case: Case, seed: int) -> Inputs:
+    """The inputs of a case, on the CPU."""
+    return spec.inputs(case, torch.Generator().manual_seed(seed))
+
+
+def names(spec: Spec) -> tuple[str, ...]:
+    """The oracles that say something about this op."""
+    return (*(name for name in GENERAL if name != "nonfinite" or spec.nonfinite), *spec.oracles)
+
+
+@dataclass
+class Trial:
+    """One op, one case, one seed: expected values once, then each oracle."""
+
+    op: Op
+    case: Case
+    seed: int
+    subject: Subject
+    off: frozenset[str] = frozenset()
+    reference: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.spec = self.op.spec
+        self.device = self.subject.device
+        self.inputs = draw(self.spec, self.case, self.seed)
+
+    # -- runs ----------------------------------------------------------------------------------------------------------
+
+    def _expected(self, inputs: Inputs) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """The reference at the op's own precision, and in f64."""
+        function = self.reference or self.op.function("reference")
+        native_in, exact_in = self._placed(inputs), self._placed(raised(inputs))
+        native = named(self.spec, native_in, function(**native_in))
+        return native, named(self.spec, exact_in, function(**exact_in))
+
+    def _placed(self, inputs: Inputs) -> Inputs:
+        return map_tensors(inputs, lambda t: t.to(self.device, copy=True))
+
+    def _run(self, inputs: Inputs) -> dict[str, torch.Tensor]:
+        """One run on fresh copies; outputs as they are."""
+        fresh = self._placed(inputs)
+        return named(self.spec, fresh, self.subject.call(self.op.name, **fresh))
+
+    def _guarded(self) -> tuple[dict[str, torch.Tensor], Inputs, list[Guarded], Allocations, interpreter.Watch | None]:
+        guarded, zones = guard_inputs(self.inputs, self.device)
+        allocations = Allocations(poison="poison" not in self.off)
+        if interpreter.active():
+            with interpreter.watching(races="race" not in self.off) as watch, allocations:
+                result = self.subject.call(self.op.name, **guarded)
+        else:
+            watch = None
+            with allocations:
+                result = self.subject.call(self.op.name, **guarded)
+        return named(self.spec, guarded, result), guarded, zones, allocations, watch
+
+    # -- the oracles ---------------------------------------------------------------------------------------------------
+
+    def verdicts(self, wanted: Sequence[str] | None = None) -> list[Verdict]:
+        chosen = [name for name in names(self.spec) if name not in self.off and (wanted is None or name in wanted)]
+        try:
+            native, exact = self._expected(self.inputs)
+            outputs, guarded, zones, allocations, watch = self._guarded()
+        except Exception as error:  # an implementation under test may raise anything: it is a verdict
+            return [self._verdict(name, "error", f"{type(error).__name__}: {error}") for name in chosen[:1]]
+        outputs = {name: tensor.clone() if name not in self.spec.updates else tensor for name, tensor in outputs.items()}
+        found = []
+        for name in chosen:
+            try:
+                detail = self._judge(name, native, exact, outputs, guarded, zones, allocations, watch)
+            except Exception as error:
+                found.append(self._verdict(name, "error", f"{type(error).__name__}: {error}"))
+                continue
+            skipped = name in INTERPRETED and watch is None
+            found.append(self._verdict(name, "skip" if skipped else "fail" if detail else "pass", detail or ""))
+        return found
+
+    def _judge(
+        self,
+        name: str,
+        native: dict[str, torch.Tensor],
+        exact: dict[str, torch.Tensor],
+        outputs: dict[str, torch.Tensor],
+        guarded: Inputs,
+        zones: list[Guarded],
+        allocations: Allocations,
+        watch: interpreter.Watch | None,
+    ) -> str | None:
+        match name:
+            case "numeric":
+                return _text(self._worst(outputs, native, exact))
+            case "nonfinite":
+                return self._nonfinite()
+            case "poison":
+                return self._poison(outputs, native)
+            case "redzone":
+                damage = [zone.damage() for zone in (*zones, *allocations.made)]
+                return next((text for text in damage if text), None)
+            case "unchanged":
+                return self._unchanged(guarded)
+            case "repeat":
+                return self._same(outputs, [self._run(self.inputs) for _ in range(REPEATS)])
+            case "order":
+                return self._order(outputs) if watch else None
+            case "bounds" | "race":
+                return next((str(stray) for stray in watch.strays if stray.kind == name), None) if watch else None
+        mismatches = self.spec.oracles[name](self.subject.call, self._placed(self.inputs), self.case, self.seed)
+        first = next(iter(mismatches), None)
+        return f"at {first.where}: got {first.got!r}, want {first.want!r}" if first else None
+
+    def _worst(self, outputs: dict[str, torch.Tensor], native: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> Worst | None:
+        rules = self.spec.tolerances(self.case)
+        found = [compare(name, outputs[name], native[name], exact[name], rules[name]) for name in native]
+        return max((worst for worst in found if worst), key=lambda worst: worst.ratio, default=None)
+
+    def _nonfinite(self) -> str | None:
+        """Plant NaN, +inf and -inf, one kind at a time, in each float input that the SPEC names."""
+        for number, target in enumerate(self.spec.nonfinite):
+            for shift, value in enumerate((float("nan"), float("inf"), float("-inf"))):
+                planted = map_tensors(self.inputs, torch.clone)
+                flat = planted[target].view(-1) if planted[target].is_contiguous() else None
+                if flat is None or not flat.numel():
+                    continue
+                flat[(self.seed + 7919 * number + 104729 * shift) % flat.numel()] = value
+                native, exact = self._expected(planted)
+                if worst := self._worst(self._run(planted), native, exact):
+                    return f"{value} planted in {target}: {worst}"
+        return None
+
+    def _poison(self, outputs: dict[str, torch.Tensor], native: dict[str, torch.Tensor]) -> str | None:
+        for name, tensor in outputs.items():
+            if name in self.spec.updates:
+                continue
+            mask = _poisoned(tensor) & ~_poisoned(native[name])
+            if mask.any():
+                return f"{name}: {int(mask.sum())} of {mask.numel()} elements never written, first {mask.nonzero()[0].tolist()}"
+        return None
+
+    def _unchanged(self, guarded: Inputs) -> str | None:
+        for name, before in self.inputs.items():
+            if name in self.spec.updates:
+                continue
+            after = guarded[name]
+            pairs = zip(_tensors(before), _tensors(after), strict=True)
+            if any(not same_bits(a, b.cpu()) for a, b in pairs):
+                return f"input {name} was changed"
+        return None
+
+    def _same(self, outputs: dict[str, torch.Tensor], others: list[dict[str, torch.Tensor]]) -> str | None:
+        for other in others:
+            for name, tensor in outputs.items():
+                if not same_bits(tensor, other[name]):
+                    apart = (tensor != other[name]) & ~(tensor.isnan() & other[name].isnan()) if tensor.is_floating_point() else tensor != other[name]
+                    return f"{name}: {int(apart.sum())} of {apart.numel()} elements changed on the same inputs"
+        return None
+
+    def _order(self, outputs: dict[str, torch.Tensor]) -> str | None:
+        for order in ("reverse", self.seed + 1):
+            with interpreter.watching(order=order, races=False):
+                if text := self._same(outputs, [self._run(self.inputs)]):
+                    return f"programs run in {'reverse' if order == 'reverse' else 'shuffled'} order: {text}"
+        return None
+
+    def _verdict(self, oracle: str, status: str, detail: str) -> Verdict:
+        command = f"draftwood check {self.op.name} --case '{self.case.id}' --seed {self.seed} --oracle {oracle}{self.subject.flags}"
+        return Verdict(self.op.name, self.case.id, self.seed, oracle, status, detail, command if status in ("fail", "error") else "")
+
+
+def _text(worst: Worst | None) -> str | None:
+    return str(worst) if worst else None
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    found: list[torch.Tensor] = []
+    map_tensors(value, lambda tensor: found.append(tensor) or tensor)  # type: ignore[func-returns-value]
+    return found
+
+
+def _poisoned(tensor: torch.Tensor) -> torch.Tensor:
+    """Elements that hold exactly the poison of guard.py. Bytes and bools are too narrow to tell poison from data."""
+    if tensor.element_size() == 1:
+        return torch.zeros(tensor.shape, dtype=torch.bool, device=tensor.device)
+    return bits(tensor) == poison_pattern(tensor.dtype)
