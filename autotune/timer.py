@@ -148,7 +148,12 @@ def machine(device: torch.device) -> Machine:
 def _smi(field: str) -> str:
     """One field of nvidia-smi; empty where there is no such tool."""
     try:
-        out = subprocess.run(["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"], capture_output=True, text=True, timeout=20)
+        out = subprocess.run(
+            ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+        )
     except (FileNotFoundError, subprocess.TimeoutExpired):
         return ""
     return out.stdout.strip().splitlines()[0] if out.returncode == 0 and out.stdout.strip() else ""

@@ -30,7 +30,9 @@ def operands(op: Op, case: Case, device: torch.device, seed: int = 0) -> list[In
     return [inputs, *({**inputs, **map_tensors(cold, torch.clone)} for _ in range(count - 1))]
 
 
-def entry(op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True, chosen: Any = None) -> dict[str, Any]:
+def entry(
+    op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True, chosen: Any = None
+) -> dict[str, Any]:
     """Time one op on one case. `chosen` overrides the config that would be picked."""
     spec, function = op.spec, op.function(impl)
     sets = operands(op, case, device)
@@ -88,5 +90,7 @@ def compare(rows: Iterable[dict[str, Any]], file: Path, slack: float) -> list[st
         old = committed.get(_key(row))
         if old and row["us"]["p50"] > old["us"]["p50"] * (1 + slack) and row["us"]["p20"] > old["us"]["p80"]:
             case = ",".join(f"{k}={v}" for k, v in row["case"].items())
-            worse.append(f"{case}: {row['us']['p50']} us, committed {old['us']['p50']} us ({row['us']['p50'] / old['us']['p50']:.2f}x)")
+            worse.append(
+                f"{case}: {row['us']['p50']} us, committed {old['us']['p50']} us ({row['us']['p50'] / old['us']['p50']:.2f}x)"
+            )
     return worse

@@ -24,9 +24,17 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-Ops = Annotated[list[str] | None, typer.Argument(help="Ops to take; all of them by default. `draftwood list` names them.", show_default=False)]
+Ops = Annotated[
+    list[str] | None,
+    typer.Argument(help="Ops to take; all of them by default. `draftwood list` names them.", show_default=False),
+]
 Sources = Annotated[
-    list[str], typer.Option("--ops", envvar="DRAFTWOOD_OPS", help="A folder or package with ops of your own (reference/<op>.py, kernels/<op>.py); repeatable.")
+    list[str],
+    typer.Option(
+        "--ops",
+        envvar="DRAFTWOOD_OPS",
+        help="A folder or package with ops of your own (reference/<op>.py, kernels/<op>.py); repeatable.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 
@@ -55,13 +63,26 @@ def choose(names: list[str] | None, sources: list[str]) -> list[str]:
 def check(
     ops: Ops = None,
     cases: Annotated[str, typer.Option(help="Case lists, by comma: smoke, edge, qwen35, perf.")] = "smoke,edge",
-    case: Annotated[str, typer.Option(help="One case by its id, as a failure prints it; needs one op.", show_default=False)] = "",
+    case: Annotated[
+        str, typer.Option(help="One case by its id, as a failure prints it; needs one op.", show_default=False)
+    ] = "",
     seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
     oracle: Annotated[list[str], typer.Option(help="Only this oracle; repeatable.", show_default=False)] = [],  # noqa: B006
     without: Annotated[list[str], typer.Option(help="All oracles but this; repeatable.", show_default=False)] = [],  # noqa: B006
     impl: Annotated[Impl, typer.Option(help="What is under test.")] = Impl.kernels,
-    mutants: Annotated[bool, typer.Option("--mutants", help="Try seeded bugs instead: each must be caught. Prints the kill rate and the survivors.")] = False,
-    sanitize: Annotated[bool, typer.Option("--sanitize", help="Run the smoke cases under an outside checker: compute-sanitizer on a GPU, triton-viz elsewhere.")] = False,
+    mutants: Annotated[
+        bool,
+        typer.Option(
+            "--mutants", help="Try seeded bugs instead: each must be caught. Prints the kill rate and the survivors."
+        ),
+    ] = False,
+    sanitize: Annotated[
+        bool,
+        typer.Option(
+            "--sanitize",
+            help="Run the smoke cases under an outside checker: compute-sanitizer on a GPU, triton-viz elsewhere.",
+        ),
+    ] = False,
     jobs: Annotated[int, typer.Option(help="Processes; 0 is one a core in the interpreter, one on a GPU.")] = 0,
     sources: Sources = [],  # noqa: B006
     as_json: Json = False,
@@ -106,7 +127,10 @@ def check(
     else:
         out.print(_table(chosen, verdicts))
         where = "Triton's interpreter on the CPU" if plan.device == "cpu" and impl is Impl.kernels else plan.device
-        out.print(f"{len(verdicts)} verdicts on {len(work)} cases in {time.perf_counter() - started:.0f} s, {where}: {failed} failed", highlight=False)
+        out.print(
+            f"{len(verdicts)} verdicts on {len(work)} cases in {time.perf_counter() - started:.0f} s, {where}: {failed} failed",
+            highlight=False,
+        )
     raise typer.Exit(1 if failed or not verdicts else 0)
 
 
@@ -142,7 +166,15 @@ def _mutants(ops: list[str] | None, plan: "Plan", jobs: int, as_json: bool) -> i
     for job, killers in _progress(lab.run(work, plan, jobs), len(work), "hunting", not as_json):
         assert job.mutant is not None
         killer = killers[0] if killers else None
-        rows.append({"mutant": job.mutant.name, "op": job.op, "bug": job.mutant.bug, "killed_by": killer.oracle if killer else None, "case": killer.case if killer else None})
+        rows.append(
+            {
+                "mutant": job.mutant.name,
+                "op": job.op,
+                "bug": job.mutant.bug,
+                "killed_by": killer.oracle if killer else None,
+                "case": killer.case if killer else None,
+            }
+        )
     rows.sort(key=lambda row: (str(row["op"]), str(row["mutant"])))
     survivors = [row for row in rows if row["killed_by"] is None]
     rate = 1 - len(survivors) / len(rows)
@@ -162,12 +194,25 @@ def _mutants(ops: list[str] | None, plan: "Plan", jobs: int, as_json: bool) -> i
 
 def _progress(items: Any, total: int, what: str, shown: bool) -> Any:
     """The items as they come, with a bar on standard error."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     if not shown:
         yield from items
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=err, transient=True) as bar:
         task = bar.add_task(what, total=total)
         for item in items:
@@ -226,7 +271,13 @@ def bench(
     impl: Annotated[Impl, typer.Option(help="What is timed.")] = Impl.kernels,
     baselines: Annotated[bool, typer.Option(help="Time what a torch user would pick, too.")] = True,
     save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/<op>.json.")] = True,
-    regress: Annotated[float, typer.Option(help="Compare with the committed results; exit 1 where a case is slower by more than this share.", show_default=False)] = 0.0,
+    regress: Annotated[
+        float,
+        typer.Option(
+            help="Compare with the committed results; exit 1 where a case is slower by more than this share.",
+            show_default=False,
+        ),
+    ] = 0.0,
     sources: Sources = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
@@ -249,7 +300,11 @@ def bench(
         impl, save, cases = Impl.reference, False, "smoke" if cases == "perf" else cases
     chosen = choose(ops, sources)
     try:
-        work = [lab.Job(chosen[0], lab.parse_case(chosen[0], case, sources))] if case else lab.jobs(chosen, cases.split(","), sources)
+        work = (
+            [lab.Job(chosen[0], lab.parse_case(chosen[0], case, sources))]
+            if case
+            else lab.jobs(chosen, cases.split(","), sources)
+        )
     except ValueError as error:
         raise fail(str(error)) from error
     found = registered(sources)
@@ -260,15 +315,23 @@ def bench(
     for job, row in _progress(timed, len(work), "timing", not as_json):
         rows.setdefault(job.op, []).append(row)
         if regress:
-            worse += [f"{job.op} {text}" for text in benching.compare([row], benching.RESULTS / machine.gpu / f"{job.op}.json", regress)]
+            worse += [
+                f"{job.op} {text}"
+                for text in benching.compare([row], benching.RESULTS / machine.gpu / f"{job.op}.json", regress)
+            ]
         if save:
             benching.save(job.op, machine, "draftwood " + " ".join(sys.argv[1:]), [row])
     if as_json:
-        print(json.dumps({"machine": machine.as_dict(), "bandwidth": timer.bandwidth(device), "results": rows}, indent=1))
+        print(
+            json.dumps({"machine": machine.as_dict(), "bandwidth": timer.bandwidth(device), "results": rows}, indent=1)
+        )
     else:
         out.print(_bench_table(rows))
         rates = timer.bandwidth(device)
-        out.print(f"{machine.name} ({machine.gpu}), torch {machine.torch}, triton {machine.triton}; measured read {rates['read']} GB/s, copy {rates['copy']} GB/s", highlight=False)
+        out.print(
+            f"{machine.name} ({machine.gpu}), torch {machine.torch}, triton {machine.triton}; measured read {rates['read']} GB/s, copy {rates['copy']} GB/s",
+            highlight=False,
+        )
     for text in worse:
         err.print(f"[red]slower:[/red] {text}", highlight=False)
     raise typer.Exit(1 if worse else 0)
@@ -285,7 +348,15 @@ def _bench_table(rows: dict[str, list[dict[str, Any]]]) -> Table:
             us, torch_us = row["us"], row["baselines"].get("torch")
             ratio = f"{torch_us / us['p50']:.2f}" if torch_us else "–"
             case = " ".join(f"{name}={value}" for name, value in row["case"].items())
-            table.add_row(op, case, f"{us['p50']:.2f}", f"{us['p20']:.2f}–{us['p80']:.2f}", f"{row['gb_s']:.0f}", f"{row['roof']:.1%}", ratio)
+            table.add_row(
+                op,
+                case,
+                f"{us['p50']:.2f}",
+                f"{us['p20']:.2f}–{us['p80']:.2f}",
+                f"{row['gb_s']:.0f}",
+                f"{row['roof']:.1%}",
+                ratio,
+            )
     return table
 
 
@@ -326,7 +397,11 @@ def test(ctx: typer.Context) -> None:
     if missing := [name for name in ("pytest", "hypothesis", "pytest_benchmark") if find_spec(name) is None]:
         raise fail(f"{', '.join(missing)} not installed; pip install -e '.[test]'")
     cores = len(os.sched_getaffinity(0))
-    parallel = ["-n", str(cores)] if find_spec("xdist") and cores > 1 and not any(arg.startswith("-n") for arg in ctx.args) else []
+    parallel = (
+        ["-n", str(cores)]
+        if find_spec("xdist") and cores > 1 and not any(arg.startswith("-n") for arg in ctx.args)
+        else []
+    )
     raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", "-q", *parallel, *ctx.args], cwd=root))
 
 

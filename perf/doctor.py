@@ -35,7 +35,10 @@ def examine(sources: list[str]) -> dict[str, dict[str, Any]]:
 
 
 def _machine(device: torch.device, machine: timer.Machine) -> dict[str, Any]:
-    facts: dict[str, Any] = {"GPU": machine.name if device.type == "cuda" else "none: kernels run in Triton's interpreter", "folder": machine.gpu}
+    facts: dict[str, Any] = {
+        "GPU": machine.name if device.type == "cuda" else "none: kernels run in Triton's interpreter",
+        "folder": machine.gpu,
+    }
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         rates = timer.bandwidth(device)
@@ -87,5 +90,9 @@ def _result(name: str, machine: timer.Machine) -> str:
     if not held["entries"]:
         return f"none; draftwood bench {name}"
     then = held["versions"]
-    changed = [f"{key} {then[key]} -> {getattr(machine, key)}" for key in ("torch", "triton", "driver") if then[key] != getattr(machine, key)]
+    changed = [
+        f"{key} {then[key]} -> {getattr(machine, key)}"
+        for key in ("torch", "triton", "driver")
+        if then[key] != getattr(machine, key)
+    ]
     return f"{len(held['entries'])} cases of {then['date']}" + (f"; stale: {', '.join(changed)}" if changed else "")

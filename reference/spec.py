@@ -132,7 +132,9 @@ class Spec:
     # a sentence for a combination of dims that the op does not support, else None
     illegal: Callable[[Case], str | None] = lambda _case: None
     # the op's own oracles: name -> (call, inputs, case, seed) -> mismatches; `call(op, **inputs)` runs the implementation under test
-    oracles: Mapping[str, Callable[[Callable[..., Any], Inputs, Case, int], Iterator[Mismatch]]] = field(default_factory=dict)
+    oracles: Mapping[str, Callable[[Callable[..., Any], Inputs, Case, int], Iterator[Mismatch]]] = field(
+        default_factory=dict
+    )
     # what a user would pick instead: name -> prepare(inputs) -> run()
     baselines: Mapping[str, Callable[[Inputs], Callable[[], Any]]] = field(default_factory=dict)
 
@@ -140,7 +142,11 @@ class Spec:
         """The tolerance of every output and updated input of this case."""
         rule = self.tolerance if isinstance(self.tolerance, (Bitwise, Calibrated)) else self.tolerance(case)
         names = (*self.outputs, *self.updates)
-        return dict.fromkeys(names, rule) if isinstance(rule, (Bitwise, Calibrated)) else {name: rule[name] for name in names}
+        return (
+            dict.fromkeys(names, rule)
+            if isinstance(rule, (Bitwise, Calibrated))
+            else {name: rule[name] for name in names}
+        )
 
     def dim(self, name: str) -> Dim:
         return next(dim for dim in self.dims if dim.name == name)

@@ -17,6 +17,13 @@ from hypothesis import HealthCheck, settings  # noqa: E402
 
 interpreter.install()
 torch.set_num_threads(1)
-settings.register_profile("ci", derandomize=True, max_examples=15, deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile(
+    "ci",
+    derandomize=True,
+    max_examples=15,
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.register_profile("thorough", max_examples=300, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))

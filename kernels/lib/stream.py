@@ -1,6 +1,6 @@
 """Read memory and do nothing with it: the bandwidth that other kernels are held against.
 
-    program i:  |<- 16 KiB ->| a step, steps one grid apart, summed into one f32 a program
+program i:  |<- 16 KiB ->| a step, steps one grid apart, summed into one f32 a program
 """
 
 import torch

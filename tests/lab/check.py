@@ -38,7 +38,9 @@ class Plan:
 
     @property
     def flags(self) -> str:
-        parts = [f" --ops {source}" for source in self.sources] + ([f" --impl {self.impl}"] if self.impl != "kernels" else [])
+        parts = [f" --ops {source}" for source in self.sources] + (
+            [f" --impl {self.impl}"] if self.impl != "kernels" else []
+        )
         return "".join(parts)
 
 
@@ -72,7 +74,9 @@ def parse_case(op: str, text: str, sources: Sequence[str] = ()) -> Case:
         name, _, value = part.partition("=")
         if not value:
             raise ValueError(f"'{part}' in the case '{text}' is not name=value")
-        values[name] = int(value) if value.lstrip("+-").isdigit() else value == "True" if value in ("True", "False") else value
+        values[name] = (
+            int(value) if value.lstrip("+-").isdigit() else value == "True" if value in ("True", "False") else value
+        )
     case = Case(tuple(values.items()))
     if refusal := spec.refuse(case):
         raise ValueError(refusal)

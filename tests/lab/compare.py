@@ -38,11 +38,15 @@ def compare(name: str, got: torch.Tensor, native: torch.Tensor, exact: torch.Ten
     native64 = native.detach().double().cpu()
     odd = _sets_differ(got, native64)
     if odd.any():
-        return _worst(name, got, native64, odd.double(), "NaN or infinity where the reference has none, or none where it has")
+        return _worst(
+            name, got, native64, odd.double(), "NaN or infinity where the reference has none, or none where it has"
+        )
     return _bounded(name, got, native64, exact, rule, torch.finfo(native.dtype).eps)
 
 
-def _bounded(name: str, got: torch.Tensor, native: torch.Tensor, exact: torch.Tensor, rule: Calibrated, eps_out: float) -> Worst | None:
+def _bounded(
+    name: str, got: torch.Tensor, native: torch.Tensor, exact: torch.Tensor, rule: Calibrated, eps_out: float
+) -> Worst | None:
     finite = torch.isfinite(got) & torch.isfinite(exact) & torch.isfinite(native)
     if not finite.any():
         return None
@@ -57,7 +61,13 @@ def _bounded(name: str, got: torch.Tensor, native: torch.Tensor, exact: torch.Te
         return _worst(name, got, exact, ratio, "element outside its bound")
     rms_bound = rule.factor * _rms(base, finite) + slack * rms
     if (rms_ratio := float(_rms(error, finite) / rms_bound.clamp_min(1e-300))) > 1:
-        found = _worst(name, got, exact, ratio, f"rms error {float(_rms(error, finite)):.3g} over its bound {float(rms_bound):.3g}, worst")
+        found = _worst(
+            name,
+            got,
+            exact,
+            ratio,
+            f"rms error {float(_rms(error, finite)):.3g} over its bound {float(rms_bound):.3g}, worst",
+        )
         return Worst(found.where, found.got, found.want, rms_ratio, found.reason)
     return None
 
@@ -82,10 +92,20 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _first_difference(name: str, got: torch.Tensor, want: torch.Tensor) -> Worst | None:
     differ = bits(got).cpu() != bits(want).cpu()
-    return _worst(name, got.cpu(), want.cpu(), differ.double(), f"{int(differ.sum())} elements differ, first") if differ.any() else None
+    return (
+        _worst(name, got.cpu(), want.cpu(), differ.double(), f"{int(differ.sum())} elements differ, first")
+        if differ.any()
+        else None
+    )
 
 
 def _worst(name: str, got: torch.Tensor, want: torch.Tensor, ratio: torch.Tensor, reason: str) -> Worst:
     flat = int(ratio.nan_to_num(float("inf")).argmax())
     index = [int(i) for i in torch.unravel_index(torch.tensor(flat), ratio.shape)] if ratio.dim() else []
-    return Worst(f"{name}{index}", got.reshape(-1)[flat].item(), want.reshape(-1)[flat].item(), float(ratio.reshape(-1)[flat]), reason)
+    return Worst(
+        f"{name}{index}",
+        got.reshape(-1)[flat].item(),
+        want.reshape(-1)[flat].item(),
+        float(ratio.reshape(-1)[flat]),
+        reason,
+    )

@@ -30,7 +30,9 @@ def poison_pattern(dtype: torch.dtype) -> int:
 class Guarded:
     """One tensor inside its red zones."""
 
-    def __init__(self, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device, name: str) -> None:
+    def __init__(
+        self, shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype, device: torch.device, name: str
+    ) -> None:
         self.name = name
         span = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True)) if math.prod(shape) else 0
         self.bytes = span * dtype.itemsize
@@ -53,7 +55,15 @@ class Allocations(TorchFunctionMode):
     """While active, every fresh tensor lies between red zones and `empty` memory is poisoned (zeroed when `poison` is off)."""
 
     FRESH = (torch.empty, torch.empty_like, torch.Tensor.new_empty)
-    FILLED = (torch.zeros, torch.zeros_like, torch.full, torch.full_like, torch.ones, torch.Tensor.new_zeros, torch.Tensor.new_full)
+    FILLED = (
+        torch.zeros,
+        torch.zeros_like,
+        torch.full,
+        torch.full_like,
+        torch.ones,
+        torch.Tensor.new_zeros,
+        torch.Tensor.new_full,
+    )
 
     def __init__(self, poison: bool = True) -> None:
         super().__init__()
@@ -64,7 +74,9 @@ class Allocations(TorchFunctionMode):
         out = func(*args, **(kwargs or {}))
         if func not in self.FRESH and func not in self.FILLED:
             return out
-        guarded = Guarded(tuple(out.shape), out.stride(), out.dtype, out.device, f"buffer {len(self.made)} {list(out.shape)}")
+        guarded = Guarded(
+            tuple(out.shape), out.stride(), out.dtype, out.device, f"buffer {len(self.made)} {list(out.shape)}"
+        )
         self.made.append(guarded)
         if func in self.FILLED:
             guarded.tensor.copy_(out)

@@ -13,6 +13,7 @@ These reach into private names of triton.runtime.interpreter; tests/test_interpr
 import dataclasses
 import os
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -90,7 +91,9 @@ def _fp_to_fp(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _reduce(method: Callable[..., Any]) -> Callable[..., Any]:
     def retype(tensor: Any, handle: Any, scalar: Any) -> Any:
-        return tl.core.tensor(handle, tl.block_type(scalar, list(tensor.type.shape)) if tensor.type.is_block() else scalar)
+        return tl.core.tensor(
+            handle, tl.block_type(scalar, list(tensor.type.shape)) if tensor.type.is_block() else scalar
+        )
 
     def apply(self: Any, input: Any) -> Any:
         if not isinstance(input, tuple):
@@ -101,7 +104,9 @@ def _reduce(method: Callable[..., Any]) -> Callable[..., Any]:
         pairs = zip(input, halves, strict=True)
         out = method(self, tuple(retype(t, _wide(t.handle), tl.float32) if half else t for t, half in pairs))
         return tuple(
-            retype(t, Handle(narrow(t.handle.data), tl.bfloat16), tl.bfloat16) if half and t.dtype.scalar == tl.float32 else t
+            retype(t, Handle(narrow(t.handle.data), tl.bfloat16), tl.bfloat16)
+            if half and t.dtype.scalar == tl.float32
+            else t
             for t, half in zip(out, halves, strict=True)
         )
 
@@ -117,6 +122,8 @@ def install() -> None:
     if _installed or not active():
         return
     _installed = True
+    # NaN and infinities are inputs like any other here
+    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")
     for name in ("binary_op", "unary_op", "create_fma", "create_rsqrt", "create_erf", "create_clampf"):
         if hasattr(Builder, name):
             setattr(Builder, name, _through_f32(getattr(Builder, name)))
@@ -204,23 +211,45 @@ class Watch:
     def access(self, kind: str, builder: Any, pointers: Any, mask: np.ndarray | None) -> np.ndarray:
         """Record an access; returns the mask without the lanes that point outside every tensor of the launch."""
         addresses = pointers.data.astype(np.uint64)
-        wanted = np.ones(addresses.shape, dtype=bool) if mask is None else np.broadcast_to(mask.astype(bool), addresses.shape)
+        wanted = (
+            np.ones(addresses.shape, dtype=bool)
+            if mask is None
+            else np.broadcast_to(mask.astype(bool), addresses.shape)
+        )
         size = max(1, pointers.get_element_ty().primitive_bitwidth // 8)
         slot = np.searchsorted(self._starts, addresses, side="right").astype(np.int64) - 1
-        inside = (slot >= 0) & (addresses + np.uint64(size) <= self._ends[np.maximum(slot, 0)]) if len(self._starts) else np.zeros_like(wanted)
+        inside = (
+            (slot >= 0) & (addresses + np.uint64(size) <= self._ends[np.maximum(slot, 0)])
+            if len(self._starts)
+            else np.zeros_like(wanted)
+        )
         outside = wanted & ~inside
         if outside.any():
             self._stray("bounds", builder, f"{kind} of {size} bytes, {self._nearest(addresses[outside].flat[0], size)}")
         if (crooked := wanted & (addresses % np.uint64(size) != 0)).any():
-            self._stray("bounds", builder, f"{kind} of {size} bytes at an address that is {int(addresses[crooked].flat[0]) % size} past a multiple of {size}")
+            self._stray(
+                "bounds",
+                builder,
+                f"{kind} of {size} bytes at an address that is {int(addresses[crooked].flat[0]) % size} past a multiple of {size}",
+            )
         allowed = wanted & inside
         if self.races:
-            self._touched.append(Touch(kind, tuple(builder.grid_idx), addresses[allowed], size, len(self._touched), _source_line()))
+            self._touched.append(
+                Touch(kind, tuple(builder.grid_idx), addresses[allowed], size, len(self._touched), _source_line())
+            )
         return allowed
 
     def _nearest(self, address: int, size: int) -> str:
-        gaps = [(int(address) + size - int(end), f"{int(address) + size - int(end)} bytes past the end of a tensor") for end in self._ends if address >= end - np.uint64(size)]
-        gaps += [(int(start) - int(address), f"{int(start) - int(address)} bytes before the start of a tensor") for start in self._starts if address < start]
+        gaps = [
+            (int(address) + size - int(end), f"{int(address) + size - int(end)} bytes past the end of a tensor")
+            for end in self._ends
+            if address >= end - np.uint64(size)
+        ]
+        gaps += [
+            (int(start) - int(address), f"{int(start) - int(address)} bytes before the start of a tensor")
+            for start in self._starts
+            if address < start
+        ]
         return min(gaps)[1] if gaps else "in no tensor of the launch"
 
     def _stray(self, kind: str, builder: Any, detail: str) -> None:
@@ -229,7 +258,9 @@ class Watch:
 
 
 def _span(tensor: torch.Tensor) -> int:
-    return (1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))) * tensor.element_size()
+    return (
+        1 + sum((size - 1) * step for size, step in zip(tensor.shape, tensor.stride(), strict=True))
+    ) * tensor.element_size()
 
 
 def _source_line() -> str:
@@ -252,7 +283,9 @@ def _races(touched: list[Touch]) -> list[Stray]:
     sizes = {touch.size for touch in plain}
     steps = np.zeros(1, np.uint64) if len(sizes) == 1 else None
     pieces = [
-        (touch.addresses.reshape(-1, 1) + (np.arange(touch.size, dtype=np.uint64) if steps is None else steps)).reshape(-1)
+        (touch.addresses.reshape(-1, 1) + (np.arange(touch.size, dtype=np.uint64) if steps is None else steps)).reshape(
+            -1
+        )
         for touch in plain
     ]
     place = np.concatenate(pieces)
@@ -263,14 +296,20 @@ def _races(touched: list[Touch]) -> list[Stray]:
     program = np.array([numbers[touch.program] for touch in plain])[index]
     stores = np.array([touch.kind == "store" for touch in plain])[index]
     start = np.flatnonzero(np.concatenate([[True], place[1:] != place[:-1]]))
-    shared = (np.minimum.reduceat(program, start) != np.maximum.reduceat(program, start)) & np.logical_or.reduceat(stores, start)
+    shared = (np.minimum.reduceat(program, start) != np.maximum.reduceat(program, start)) & np.logical_or.reduceat(
+        stores, start
+    )
     atomics = [touch for touch in touched if touch.kind == "atomic"]
     ends = np.append(start[1:], len(place))
     for low, high in zip(start[shared], ends[shared], strict=True):
         group = [plain[i] for i in index[low:high]]
         for first in group:
             for second in group:
-                conflict = first.program != second.program and first.time < second.time and "store" in (first.kind, second.kind)
+                conflict = (
+                    first.program != second.program
+                    and first.time < second.time
+                    and "store" in (first.kind, second.kind)
+                )
                 if conflict and not _ordered(first, second, atomics):
                     detail = f"{second.kind} of bytes that program {first.program} {first.kind}s too, unordered,"
                     return [Stray("race", second.program, detail, second.where)]
@@ -281,7 +320,11 @@ def _ordered(first: Touch, second: Touch, atomics: list[Touch]) -> bool:
     """Whether an atomic after the first access and one before the second, on the same address, order them."""
     released = [touch for touch in atomics if touch.program == first.program and touch.time > first.time]
     acquired = [touch for touch in atomics if touch.program == second.program and touch.time < second.time]
-    return any(out.time < back.time and np.intersect1d(out.addresses, back.addresses).size for out in released for back in acquired)
+    return any(
+        out.time < back.time and np.intersect1d(out.addresses, back.addresses).size
+        for out in released
+        for back in acquired
+    )
 
 
 def _hook_memory() -> None:

@@ -70,7 +70,9 @@ def planted(mutant: Mutant, folder: Path) -> str:
     return package
 
 
-def fate(mutant: Mutant, device: torch.device, off: frozenset[str] = frozenset(), groups: Sequence[str] = ("smoke", "edge")) -> Fate:
+def fate(
+    mutant: Mutant, device: torch.device, off: frozenset[str] = frozenset(), groups: Sequence[str] = ("smoke", "edge")
+) -> Fate:
     """Try the mutant on the op's cases until an oracle objects."""
     with tempfile.TemporaryDirectory(prefix="draftwood-mutant-") as name:
         package = planted(mutant, Path(name))

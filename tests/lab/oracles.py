@@ -14,8 +14,8 @@ and each op's own: `path` on the tree ops says that a node in a tree equals the 
 A failure carries what is needed to see it again: op, case, seed, worst element, both values, and the command.
 """
 
-import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,7 +73,9 @@ def named(spec: Spec, inputs: Inputs, result: Any) -> dict[str, torch.Tensor]:
     """Outputs and updated inputs by name."""
     values = result if isinstance(result, tuple) else () if result is None else (result,)
     if len(values) != len(spec.outputs):
-        raise ValueError(f"{spec.op} returned {len(values)} values, its SPEC names {len(spec.outputs)}: {', '.join(spec.outputs)}")
+        raise ValueError(
+            f"{spec.op} returned {len(values)} values, its SPEC names {len(spec.outputs)}: {', '.join(spec.outputs)}"
+        )
     return {**dict(zip(spec.outputs, values, strict=True)), **{name: inputs[name] for name in spec.updates}}
 
 
@@ -85,6 +87,16 @@ def draw(spec: Spec, case: Case, seed: int) -> Inputs:
 def names(spec: Spec) -> tuple[str, ...]:
     """The oracles that say something about this op."""
     return (*(name for name in GENERAL if name != "nonfinite" or spec.nonfinite), *spec.oracles)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run left: outputs and updated inputs, all inputs, every guarded buffer, and what the interpreter saw."""
+
+    outputs: dict[str, torch.Tensor]
+    inputs: Inputs
+    zones: list[Guarded]
+    watch: interpreter.Watch | None
 
 
 @dataclass
@@ -115,22 +127,13 @@ class Trial:
     def _placed(self, inputs: Inputs) -> Inputs:
         return map_tensors(inputs, lambda t: t.to(self.device, copy=True))
 
-    def _run(self, inputs: Inputs) -> dict[str, torch.Tensor]:
-        """One run on fresh copies; outputs as they are."""
-        fresh = self._placed(inputs)
-        return named(self.spec, fresh, self.subject.call(self.op.name, **fresh))
-
-    def _guarded(self) -> tuple[dict[str, torch.Tensor], Inputs, list[Guarded], Allocations, interpreter.Watch | None]:
-        guarded, zones = guard_inputs(self.inputs, self.device)
+    def _run(self, inputs: Inputs, order: int | str | None = None, races: bool = False) -> "Run":
+        """One run on guarded copies. Every run is guarded: a stray write must not reach what others hold."""
+        guarded, zones = guard_inputs(inputs, self.device)
         allocations = Allocations(poison="poison" not in self.off)
-        if interpreter.active():
-            with interpreter.watching(races="race" not in self.off) as watch, allocations:
-                result = self.subject.call(self.op.name, **guarded)
-        else:
-            watch = None
-            with allocations:
-                result = self.subject.call(self.op.name, **guarded)
-        return named(self.spec, guarded, result), guarded, zones, allocations, watch
+        with interpreter.watching(order, races) if interpreter.active() else nullcontext() as watch, allocations:
+            result = self.subject.call(self.op.name, **guarded)
+        return Run(named(self.spec, guarded, result), guarded, [*zones, *allocations.made], watch)
 
     # -- the oracles ---------------------------------------------------------------------------------------------------
 
@@ -138,55 +141,52 @@ class Trial:
         chosen = [name for name in names(self.spec) if name not in self.off and (wanted is None or name in wanted)]
         try:
             native, exact = self._expected(self.inputs)
-            outputs, guarded, zones, allocations, watch = self._guarded()
+            first = self._run(self.inputs, races="race" not in self.off)
         except Exception as error:  # an implementation under test may raise anything: it is a verdict
             return [self._verdict(name, "error", f"{type(error).__name__}: {error}") for name in chosen[:1]]
-        outputs = {name: tensor.clone() if name not in self.spec.updates else tensor for name, tensor in outputs.items()}
         found = []
         for name in chosen:
             try:
-                detail = self._judge(name, native, exact, outputs, guarded, zones, allocations, watch)
+                detail = self._judge(name, first, native, exact)
             except Exception as error:
                 found.append(self._verdict(name, "error", f"{type(error).__name__}: {error}"))
                 continue
-            skipped = name in INTERPRETED and watch is None
+            skipped = name in INTERPRETED and first.watch is None
             found.append(self._verdict(name, "skip" if skipped else "fail" if detail else "pass", detail or ""))
         return found
 
     def _judge(
-        self,
-        name: str,
-        native: dict[str, torch.Tensor],
-        exact: dict[str, torch.Tensor],
-        outputs: dict[str, torch.Tensor],
-        guarded: Inputs,
-        zones: list[Guarded],
-        allocations: Allocations,
-        watch: interpreter.Watch | None,
+        self, name: str, first: Run, native: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]
     ) -> str | None:
+        """What the oracle objects to, in a sentence, or None."""
         match name:
             case "numeric":
-                return _text(self._worst(outputs, native, exact))
+                return _text(self._worst(first.outputs, native, exact))
             case "nonfinite":
                 return self._nonfinite()
             case "poison":
-                return self._poison(outputs, native)
+                return self._poison(first.outputs, native)
             case "redzone":
-                damage = [zone.damage() for zone in (*zones, *allocations.made)]
-                return next((text for text in damage if text), None)
+                return next((text for text in (zone.damage() for zone in first.zones) if text), None)
             case "unchanged":
-                return self._unchanged(guarded)
+                return self._unchanged(first.inputs)
             case "repeat":
-                return self._same(outputs, [self._run(self.inputs) for _ in range(REPEATS)])
+                return self._same(first.outputs, [self._run(self.inputs) for _ in range(REPEATS)])
             case "order":
-                return self._order(outputs) if watch else None
+                return self._order(first.outputs) if first.watch else None
             case "bounds" | "race":
-                return next((str(stray) for stray in watch.strays if stray.kind == name), None) if watch else None
+                return (
+                    next((str(stray) for stray in first.watch.strays if stray.kind == name), None)
+                    if first.watch
+                    else None
+                )
         mismatches = self.spec.oracles[name](self.subject.call, self._placed(self.inputs), self.case, self.seed)
-        first = next(iter(mismatches), None)
-        return f"at {first.where}: got {first.got!r}, want {first.want!r}" if first else None
+        found = next(iter(mismatches), None)
+        return f"at {found.where}: got {found.got!r}, want {found.want!r}" if found else None
 
-    def _worst(self, outputs: dict[str, torch.Tensor], native: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]) -> Worst | None:
+    def _worst(
+        self, outputs: dict[str, torch.Tensor], native: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]
+    ) -> Worst | None:
         rules = self.spec.tolerances(self.case)
         found = [compare(name, outputs[name], native[name], exact[name], rules[name]) for name in native]
         return max((worst for worst in found if worst), key=lambda worst: worst.ratio, default=None)
@@ -201,7 +201,7 @@ class Trial:
                     continue
                 flat[(self.seed + 7919 * number + 104729 * shift) % flat.numel()] = value
                 native, exact = self._expected(planted)
-                if worst := self._worst(self._run(planted), native, exact):
+                if worst := self._worst(self._run(planted).outputs, native, exact):
                     return f"{value} planted in {target}: {worst}"
         return None
 
@@ -224,24 +224,31 @@ class Trial:
                 return f"input {name} was changed"
         return None
 
-    def _same(self, outputs: dict[str, torch.Tensor], others: list[dict[str, torch.Tensor]]) -> str | None:
+    def _same(self, outputs: dict[str, torch.Tensor], others: list[Run]) -> str | None:
         for other in others:
             for name, tensor in outputs.items():
-                if not same_bits(tensor, other[name]):
-                    apart = (tensor != other[name]) & ~(tensor.isnan() & other[name].isnan()) if tensor.is_floating_point() else tensor != other[name]
+                if not same_bits(tensor, other.outputs[name]):
+                    apart = bits(tensor) != bits(other.outputs[name])
                     return f"{name}: {int(apart.sum())} of {apart.numel()} elements changed on the same inputs"
         return None
 
     def _order(self, outputs: dict[str, torch.Tensor]) -> str | None:
         for order in ("reverse", self.seed + 1):
-            with interpreter.watching(order=order, races=False):
-                if text := self._same(outputs, [self._run(self.inputs)]):
-                    return f"programs run in {'reverse' if order == 'reverse' else 'shuffled'} order: {text}"
+            if text := self._same(outputs, [self._run(self.inputs, order=order)]):
+                return f"programs run in {'reverse' if order == 'reverse' else 'shuffled'} order: {text}"
         return None
 
     def _verdict(self, oracle: str, status: str, detail: str) -> Verdict:
         command = f"draftwood check {self.op.name} --case '{self.case.id}' --seed {self.seed} --oracle {oracle}{self.subject.flags}"
-        return Verdict(self.op.name, self.case.id, self.seed, oracle, status, detail, command if status in ("fail", "error") else "")
+        return Verdict(
+            self.op.name,
+            self.case.id,
+            self.seed,
+            oracle,
+            status,
+            detail,
+            command if status in ("fail", "error") else "",
+        )
 
 
 def _text(worst: Worst | None) -> str | None:

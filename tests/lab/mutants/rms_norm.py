@@ -13,7 +13,13 @@ MUTANTS = (
         name="rms_norm-tail",
         op="rms_norm",
         bug="the row's last element is never written",
-        changes=(("kernels/rms_norm.py", "b_y.to(out.dtype.element_ty), mask=m_d)", "b_y.to(out.dtype.element_ty), mask=o_d < D - 1)"),),
+        changes=(
+            (
+                "kernels/rms_norm.py",
+                "b_y.to(out.dtype.element_ty), mask=m_d)",
+                "b_y.to(out.dtype.element_ty), mask=o_d < D - 1)",
+            ),
+        ),
     ),
     Mutant(
         name="rms_norm-nan-to-zero",
