@@ -1,18 +1,20 @@
-"""tokens, parents = the `budget` most probable prefixes under one candidate list a depth, best first (DDTree, arXiv 2604.12989).
+"""tokens, parents = the `budget` most probable prefixes under one candidate list a depth, best first.
 
-A prefix is a tuple of ranks (r_1 .. r_d): candidate r_i of depth i. Its log-weight is lp[1][r_1] + lp[2][r_2] + .. summed from the
-root down in f32; NaN counts as -inf. Among equal log-weights the smaller tuple comes first.
+DDTree, arXiv 2604.12989. A prefix is a tuple of ranks (r_1 .. r_d): candidate r_i of depth i. Its log-weight is
+lp[1][r_1] + lp[2][r_2] + .. summed from the root down in f32; NaN counts as -inf. Among equal log-weights the smaller
+tuple comes first.
 
     chain_seed=False    best first from the root
     chain_seed=True     the chain of rank 0 first, of min(L, budget) nodes, then best first among what branches off it
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
-from .spec import Bitwise, Case, Cost, Dim, Inputs, Spec, case, product
+from . import tree
+from .spec import Bitwise, Call, Case, Cost, Dim, Inputs, Mismatch, Spec, case, product
 from .tree import PAD, ROOT
 
 Ranks = tuple[int, ...]
@@ -21,7 +23,7 @@ Ranks = tuple[int, ...]
 def ddtree(
     logprobs: torch.Tensor, ids: torch.Tensor, root: torch.Tensor, budget: int, chain_seed: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """logprobs: [B, L, K] f32, best first in each row; ids: [B, L, K] i32; root: [B] i32 -> tokens, parents [B, budget + 1] i32.
+    """logprobs: [B, L, K] f32, best first; ids: [B, L, K] i32; root: [B] i32 -> tokens, parents [B, budget + 1] i32.
 
     Slot 0 is the root token. Where the candidates run out the token is 0 and the parent PAD.
     """
@@ -99,14 +101,59 @@ def _cost(case: Case) -> Cost:
     return Cost(bytes=case["B"] * (8 * case["L"] * case["K"] + 4 + 8 * (case["budget"] + 1)))
 
 
+def _optimal(call: Call, inputs: Inputs, case: Case, seed: int) -> Iterator[Mismatch]:
+    """Judged by the weights alone: a spine where asked for, then heaviest first, and nothing heavier is left out."""
+    tokens, parents = (out.cpu() for out in call("ddtree", **inputs))
+    spine = min(case["L"], case["budget"]) if case["chain_seed"] else 0
+    for b in range(case["B"]):
+        yield from (
+            Mismatch(f"row {b}, {found.where}", found.got, found.want)
+            for found in _judged(
+                tokens[b].tolist(), parents[b], inputs["logprobs"][b].tolist(), inputs["ids"][b].tolist(), spine
+            )
+        )
+
+
+def _judged(
+    tokens: list[int], parents: torch.Tensor, logprobs: list[list[float]], ids: list[list[int]], spine: int
+) -> Iterator[Mismatch]:
+    tree.check(parents)
+    L, K = len(ids), len(ids[0])
+    depth, weight, children = [0], [0.0], [0]
+    lightest = float("inf")
+    nodes = [node for node, parent in enumerate(parents.tolist()) if parent >= 0]
+    for node in nodes:
+        parent = int(parents[node])
+        rank = children[parent]
+        if depth[parent] == L or rank == K or tokens[node] != ids[depth[parent]][rank]:
+            yield Mismatch(f"node {node}: its token is not the best child of {parent} yet to come", tokens[node], rank)
+            return
+        children[parent] += 1
+        depth.append(depth[parent] + 1)
+        weight.append(weight[parent] + logprobs[depth[parent]][rank])
+        children.append(0)
+        if node <= spine:
+            if parent != node - 1:
+                yield Mismatch(f"node {node} of the spine: its parent", parent, node - 1)
+        else:
+            if weight[node] > lightest + 1e-4:
+                yield Mismatch(f"node {node}: it outweighs the one before", weight[node], lightest)
+            lightest = weight[node]
+    full = len(nodes) + 1 == len(tokens)
+    for node, rank in enumerate(children):
+        if depth[node] < L and rank < K:
+            left_out = weight[node] + logprobs[depth[node]][rank]
+            if not full or left_out > lightest + 1e-4:
+                yield Mismatch(f"child {rank} of node {node}: left out for a lighter node", left_out, lightest)
+
+
 def _torch(inputs: Inputs) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
-    """The frontier as tensors, an argmax a node, no host synchronisation; a seed chain is a frontier of large bonuses."""
+    """The frontier as tensors, an argmax a node, no host synchronisation; equal weights in any order."""
     logprobs, ids, root, budget = inputs["logprobs"], inputs["ids"], inputs["root"], inputs["budget"]
     B, L, K = logprobs.shape
     rows = torch.arange(B, device=logprobs.device)
     table = torch.nn.functional.pad(logprobs, (0, 1, 0, 1), value=float("-inf"))
-    if inputs["chain_seed"]:
-        table[:, :, 0] += 1e6
+    spine = min(L, budget) if inputs["chain_seed"] else 0
 
     def run() -> tuple[torch.Tensor, torch.Tensor]:
         tokens = torch.zeros((B, budget + 1), dtype=torch.int32, device=ids.device)
@@ -117,6 +164,8 @@ def _torch(inputs: Inputs) -> Callable[[], tuple[torch.Tensor, torch.Tensor]]:
         tokens[:, 0], best[:, 0] = root, table[:, 0, 0]
         for node in range(1, budget + 1):
             weight, parent = best.max(1)
+            if node <= spine:
+                weight, parent = best[:, node - 1].clone(), torch.full_like(parent, node - 1)
             d, r = depth[rows, parent], rank[rows, parent]
             tokens[:, node], parents[:, node] = ids[rows, d.clamp(max=L - 1), r.clamp(max=K - 1)], parent
             rank[rows, parent] = r + 1
@@ -167,5 +216,6 @@ SPEC = Spec(
     },
     cost=_cost,
     nonfinite=("logprobs",),
+    oracles={"optimal": _optimal},
     baselines={"torch": _torch},
 )

@@ -1,7 +1,7 @@
-"""f32 as integers of the same order: the larger float is the larger i32, so that ties can be packed below a value in one key.
+"""f32 as integers of the same order: the larger float is the larger i32, so a key can hold a tie-break below a value.
 
-    order    -inf -> -0x7F800001  ..  -1.0  ..  0.0 and -0.0 -> 0  ..  +inf -> 0x7F800000        NaN counts as -inf
-    NOTHING  below all of them: the key of a lane that holds no value
+order    -inf -> -0x7F800001  ..  -1.0  ..  0.0 and -0.0 -> 0  ..  +inf -> 0x7F800000        NaN counts as -inf
+NOTHING  below all of them: the key of a lane that holds no value
 """
 
 import triton
