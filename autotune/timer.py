@@ -108,7 +108,7 @@ def bandwidth(device: torch.device) -> dict[str, float]:
     on_gpu = device.type == "cuda"
     source = torch.ones(1 << (30 if on_gpu else 24), dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    copy_us = measure([lambda: target.copy_(source)], device).p50
+    copy_us = measure([lambda: stream.copy(source, target) if on_gpu else target.copy_(source)], device).p50
     read_us = measure([lambda: stream.read(source) if on_gpu else source.sum()], device).p50
     size = source.numel() * source.element_size()
     return {"read": round(size / read_us / 1e3, 1), "copy": round(2 * size / copy_us / 1e3, 1)}
