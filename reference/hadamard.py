@@ -1,6 +1,7 @@
 """The rotation of tq3_0: R(x) = s2 * H(s1 * x) on every 128 consecutive values, undone by s1 * H(s2 * y).
 
-H is the Walsh-Hadamard transform in natural order, scaled by 1/sqrt(128): orthonormal and its own inverse. One stage of its seven:
+H is the Walsh-Hadamard transform in natural order, scaled by 1/sqrt(128): orthonormal and its own inverse.
+Seven stages:
 
     stride 1:  (0 1)(2 3)(4 5)...      pair (a, b) -> (a + b, a - b)
     stride 2:  (0 2)(1 3)(4 6)...      strides 1, 2, 4 ... 64, then the scale

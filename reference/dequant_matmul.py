@@ -1,0 +1,223 @@
+"""y = x · dequant(W)ᵀ, W in GGUF blocks, with SwiGLU over two halves of W or a residual added."""
+
+from collections.abc import Callable
+
+import torch
+
+from .formats import FORMATS, dequantise, draw, row_bytes
+from .spec import DTYPES, Calibrated, Case, Cost, Dim, Inputs, Spec, accumulator, case
+
+GROUP = 32
+# a group of activations below this counts as zero: 127 / amax would leave f32's range
+SMALLEST = 1e-30
+# weights dequantised at a time, so that a vocabulary of rows need not exist in f64 at once
+WEIGHTS_AT_ONCE = 1 << 25
+
+
+def dequant_matmul(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    precision: str = "exact",
+    residual: torch.Tensor | None = None,
+    swiglu: bool = False,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """x: [M, K]; weight: u8 [N, row_bytes] of GGUF blocks, or [N, K] f32, f16 or bf16 -> [M, N] of out_dtype or x's.
+
+    precision: "exact" takes the activations as they are, "int8" rounds them to 8 bits per 32 (`quantise_activations`).
+    swiglu: the first half of the rows is the gate, the other half up: silu(x gateᵀ) * (x upᵀ), [M, N/2].
+    residual: [M, N or N/2], added before the result is rounded.
+    """
+    wide = accumulator(x)
+    K = x.shape[1]
+    match precision:
+        case "exact":
+            values = x.to(wide)
+        case "int8" if FORMATS[format].dtype is None:
+            d, q = quantise_activations(x)
+            values = (d.to(wide)[..., None] * q.to(wide)).flatten(-2)
+        case _:
+            raise ValueError(
+                f"dequant_matmul takes exact, or int8 with a quantised format, not {precision} with {format}"
+            )
+    rows = weight.split(max(1, WEIGHTS_AT_ONCE // K))
+    y = torch.cat([values @ dequantise(part, format).to(wide).T for part in rows], dim=1)
+    if swiglu:
+        gate, up = y.chunk(2, dim=1)
+        y = gate * torch.sigmoid(gate) * up
+    if residual is not None:
+        y = y + residual
+    return y.to(torch.float64 if x.dtype == torch.float64 else out_dtype or x.dtype)
+
+
+def quantise_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """x: [M, K] -> d [M, K/32] = amax/127 and q [M, K/32, 32] = x * (127/amax) to the nearest, halves to even.
+
+    Both in f32, one rounding an operation. A group that holds a NaN or an infinity is NaN throughout.
+    """
+    groups = x.float().unflatten(-1, (-1, GROUP))
+    amax = groups.abs().amax(-1)
+    full = torch.full_like(amax, 127)
+    inverse = torch.where(amax >= SMALLEST, full / amax, torch.where(amax.isnan(), amax, 0.0))
+    return amax / full, (groups * inverse[..., None]).round()
+
+
+def _inputs(case: Case, generator: torch.Generator) -> Inputs:
+    M, N, K, dtype = case["M"], case["N"], case["K"], DTYPES[case["dtype"]]
+    # normed activations: rows of like size, a few channels that stand out, now and then a row of zeros
+    x = torch.randn(M, K, generator=generator) * 10 ** torch.empty(M, 1).uniform_(-0.5, 0.5, generator=generator)
+    x *= 1 + 15 * (torch.rand(K, generator=generator) < 0.01)
+    if M > 1:
+        x[torch.rand(M, generator=generator) < 0.05] = 0
+    low, high = (1e-3, 1e-1) if case["scales"] == "usual" else (1e-6, 1e4)
+    weight = draw(case["format"], N, K, generator, low, high)
+    if (plain := FORMATS[case["format"]].dtype) is not None:
+        weight = weight.view(plain)
+    residual = torch.randn(M, N, generator=generator).to(dtype) if case["epilogue"] == "residual" else None
+    return {
+        "x": x.to(dtype),
+        "weight": weight,
+        "format": case["format"],
+        "precision": case["precision"],
+        "residual": residual,
+        "swiglu": case["epilogue"] == "swiglu",
+    }
+
+
+def _tolerance(case: Case) -> Calibrated:
+    """Tensor cores take weights in the activations' type, rounded by up to half a unit each. Integer sums are exact."""
+    if case["precision"] == "int8" or case["dtype"] == "f32":
+        return Calibrated()
+    return Calibrated(ulps=1, compute=DTYPES[case["dtype"]])
+
+
+def _cost(case: Case) -> Cost:
+    M, N, K, size = case["M"], case["N"], case["K"], DTYPES[case["dtype"]].itemsize
+    out = M * (N // 2 if case["epilogue"] == "swiglu" else N)
+    activations = M * K + out * (2 if case["epilogue"] == "residual" else 1)
+    return Cost(bytes=N * row_bytes(case["format"], K) + activations * size, flops=2 * M * N * K)
+
+
+def _illegal(case: Case) -> str | None:
+    elements, plain = FORMATS[case["format"]].elements, FORMATS[case["format"]].dtype is not None
+    if case["K"] % elements:
+        return f"{case['format']} takes K in steps of {elements}, not {case['K']}"
+    if plain and case["precision"] == "int8":
+        return f"int8 activations meet quantised weights, not {case['format']}"
+    if case["dtype"] == "f16" and case["scales"] == "extreme":
+        return "extreme scales leave the range of f16"
+    if case["epilogue"] == "swiglu" and case["N"] % 2:
+        return f"swiglu takes an even N, gate rows and up rows, not {case['N']}"
+    return None
+
+
+def _torch(inputs: Inputs) -> Callable[[], torch.Tensor]:
+    x, residual = inputs["x"].to(torch.bfloat16), inputs["residual"]
+    weight = torch.cat([dequantise(part, inputs["format"]).to(x.dtype) for part in inputs["weight"].split(4096)])
+
+    def run() -> torch.Tensor:
+        y = x @ weight.T
+        if inputs["swiglu"]:
+            gate, up = y.chunk(2, dim=1)
+            y = torch.nn.functional.silu(gate) * up
+        return y if residual is None else y + residual
+
+    return run
+
+
+def _cases(
+    M: int | tuple[int, ...], K: int, N: int, format: str, precision: str = "exact", **but: str
+) -> tuple[Case, ...]:
+    base: dict[str, str] = {"dtype": "bf16", "epilogue": "none", "scales": "usual", **but}
+    return tuple(
+        case(M=m, N=N, K=K, format=format, precision=precision, **base) for m in (M if isinstance(M, tuple) else (M,))
+    )
+
+
+_WIDTHS = (1, 2, 4, 8, 9, 16, 23, 32, 64)
+_TIMED = (
+    (5120, 17408, "q4_k"),
+    (17408, 5120, "q4_k"),
+    (17408, 5120, "q6_k"),
+    (5120, 10240, "q5_k"),
+    (5120, 6144, "q4_k"),
+    (6144, 5120, "q4_k"),
+    (5120, 1024, "q4_k"),
+    (5120, 248320, "q6_k"),
+)
+# distinct (K, N, format) of the published 27B files: attention, gated delta net, MLP
+_LAYERS = (
+    *((5120, 10240, format) for format in ("q4_k", "q5_k", "q6_k")),
+    *((5120, 48, format) for format in ("q4_k", "q8_0", "f32")),
+    *((6144, 5120, format) for format in ("q4_k", "q5_k")),
+    *((5120, 1024, format) for format in ("q4_k", "q6_k")),
+    *((17408, 5120, format) for format in ("q4_k", "q6_k")),
+    *((5120, N, "q4_k") for N in (6144, 12288, 17408)),
+)
+
+SPEC = Spec(
+    op="dequant_matmul",
+    formula="y = x · dequant(W)ᵀ (+ residual), or silu(x · gateᵀ) * (x · upᵀ)",
+    dims=(
+        Dim("M", 1, 1 << 16, fuzz=40, doc="rows of activations"),
+        Dim("N", 1, 1 << 20, fuzz=70, doc="rows of the weight; with swiglu gate and up together"),
+        Dim("K", 32, 1 << 17, fuzz=512, multiple=32, doc="row length; K-quants in steps of 256"),
+    ),
+    choices={
+        "format": ("q4_k", "q5_k", "q6_k", "q8_0", "q4_0", "bf16", "f16", "f32"),
+        "precision": ("exact", "int8"),
+        "dtype": ("f32", "bf16", "f16"),
+        "epilogue": ("none", "residual", "swiglu"),
+        "scales": ("usual", "extreme"),
+    },
+    inputs=_inputs,
+    cases={
+        "smoke": (
+            *_cases(1, 512, 40, "q4_k"),
+            *_cases(5, 512, 40, "q4_k", "int8", epilogue="residual"),
+            *_cases(23, 256, 48, "q6_k", dtype="f32", epilogue="swiglu"),
+        ),
+        "edge": (
+            *_cases(1, 256, 63, "q5_k", "int8", dtype="f32"),
+            *_cases(17, 256, 65, "q5_k", dtype="f16"),
+            *_cases(2, 512, 33, "q6_k", "int8", dtype="f32"),
+            *_cases(1, 256, 34, "q6_k", "int8", epilogue="swiglu"),
+            *_cases(1, 32, 1, "q8_0", dtype="f32", epilogue="residual"),
+            *_cases(9, 288, 48, "q8_0", "int8", dtype="f16"),
+            *_cases(64, 288, 31, "q4_0"),
+            *_cases(3, 96, 2, "q4_0", "int8", dtype="f32", epilogue="swiglu", scales="extreme"),
+            *_cases(16, 288, 64, "bf16", epilogue="residual"),
+            *_cases(1, 288, 65, "f16", dtype="f32"),
+            *_cases(15, 64, 30, "f32", dtype="f32"),
+            *_cases(65, 512, 64, "q4_k", dtype="f32", scales="extreme"),
+        ),
+        "qwen35": (
+            *(
+                one
+                for K, N, format in _LAYERS
+                for precision in ("exact", "int8")
+                if format != "f32" or precision == "exact"
+                for one in _cases((1, 23), K, N, format, precision)
+            ),
+            *_cases((1, 23), 5120, 2 * 17408, "q4_k", epilogue="swiglu"),
+            *_cases((1, 23), 17408, 5120, "q6_k", epilogue="residual"),
+            *_cases(1, 5120, 248320, "q6_k"),
+        ),
+        "perf": (
+            *(
+                one
+                for K, N, format in _TIMED
+                for precision in ("exact", "int8")
+                for one in _cases(_WIDTHS, K, N, format, precision)
+            ),
+            *(one for K, N, format in _TIMED[:3] for one in _cases(512, K, N, format)),
+        ),
+    },
+    cost=_cost,
+    tolerance=_tolerance,
+    nonfinite=("x",),
+    cold=("weight",),
+    illegal=_illegal,
+    baselines={"torch": _torch},
+)
