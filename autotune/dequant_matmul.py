@@ -9,11 +9,39 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "block_m": (16, 32, 64),
     "int8_dot": (False, True),
     "num_warps": (1, 2, 4, 8),
-    "num_stages": (1, 2, 3),
+    "num_stages": (1, 2, 3, 4),
+    "split": (1, 2, 3, 4, 8),
+    "tile_m": (8, 16, 32, 64, 128, 256),
+    "tile_rows": (16, 32, 64),
 }
+# knobs that the other layout does not read
+TILES = {"split", "tile_m", "tile_rows", "num_stages"}
 
 
 def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
+    idle = set(SPACE) - TILES if case["layout"] == "tiles" else TILES - {"num_stages"}
+    for knob in idle & set(config):
+        if config[knob] != SPACE[knob][0]:
+            return f"{knob} has no effect on weights as {case['layout']}"
+    return _legal_tiles(config, case) if case["layout"] == "tiles" else _legal_blocks(config, case, gpu)
+
+
+def _legal_tiles(config: dict[str, Any], case: Case) -> str | None:
+    if config["split"] > case["K"] // 256:
+        return f"{case['K'] // 256} records of 256 columns cannot be split over {config['split']} programs"
+    if case["precision"] == "int8":
+        return None if config["tile_m"] == 8 else "one row needs no tile of rows"
+    if config["tile_rows"] != 16:
+        return "tile_rows is for one row in int8"
+    rows = max(8, 1 << (case["M"] - 1).bit_length())
+    if config["tile_m"] > rows or config["tile_m"] < min(rows, 64):
+        return f"{case['M']} rows take a tile of {min(rows, 64)} rows or more, up to {rows}, not of {config['tile_m']}"
+    if config["tile_m"] >= 128 and config["num_stages"] > 3:
+        return "a tile of 128 rows and more leaves shared memory for three stages"
+    return None
+
+
+def _legal_blocks(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     one_row = case["M"] == 1
     if not one_row and config["block_n"] < 16:
         return f"tl.dot takes at least 16 columns, not {config['block_n']}"

@@ -11,7 +11,8 @@ weights are rounded to it, and f16 reaches to 65504. precision "int8": one launc
 
     y = sum over groups of  scale * d * (q_w · q_x)  -  minimum * d * sum(q_x)          (· in integers, the rest in f32)
 
-Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
+Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K. Weights
+rearranged once (layout "tiles") need no such conversion: `lib/tiled.py`, and `lib/tiled_int8.py` for one row in int8.
 """
 
 from dataclasses import dataclass
@@ -20,16 +21,26 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference.dequant_matmul import GROUP, SMALLEST
+from ..reference.dequant_matmul import GROUP, LAYOUTS, SMALLEST
 from ..reference.formats import find, row_bytes
+from ..reference.tiles import COLUMNS, RECORD, ROWS
 from .config import pick
 from .lib.blocks import CHUNK, dequantise, unpack
+from .lib.device import has_ptx
+from .lib.tiled import tiled
+from .lib.tiled_int8 import quantise, tiled_int8
+from .lib.tiles import D, SCALES
+from .lib.workspace import counters
 
 
 @dataclass(frozen=True)
 class Config:
     block_n: int = 32
     block_m: int = 32
+    # layout "tiles": programs that share a tile's columns, rows of x a program, and rows of W for one row in int8
+    split: int = 2
+    tile_m: int = 64
+    tile_rows: int = 64
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
     num_warps: int = 4
@@ -175,9 +186,76 @@ def _check(
         raise ValueError(f"dequant_matmul takes x f32, bf16 or f16 of unit stride in K, not {x.dtype} {x.stride()}")
     if precision not in ("exact", "int8") or (precision == "int8" and plain is not None):
         raise ValueError(f"dequant_matmul takes exact, or int8 with a quantised format, not {precision} with {format}")
-    if residual is not None and (residual.shape != (x.shape[0], columns) or residual.stride(1) != 1):
+    _check_residual(residual, x.shape[0], columns)
+
+
+def _check_residual(residual: torch.Tensor | None, M: int, N: int) -> None:
+    if residual is not None and (residual.shape != (M, N) or residual.stride(1) != 1):
         found = f"{tuple(residual.shape)} of stride {residual.stride()}"
-        raise ValueError(f"dequant_matmul takes a residual {(x.shape[0], columns)} of unit stride in N, not {found}")
+        raise ValueError(f"dequant_matmul takes a residual {(M, N)} of unit stride in N, not {found}")
+
+
+def _check_tiles(x: torch.Tensor, weight: torch.Tensor, format: str, precision: str, swiglu: bool) -> None:
+    K, dense = x.shape[1], weight.dim() == 3 and weight.is_contiguous()
+    if format not in RECORD or weight.dtype != torch.uint8 or not dense or weight.shape[2] != RECORD[format]:
+        found = f"{format} as {weight.dtype} {tuple(weight.shape)}"
+        raise ValueError(f"dequant_matmul takes tiles u8 [N/64, K/256, bytes] of {', '.join(RECORD)}, not {found}")
+    if weight.shape[1] * COLUMNS != K or x.stride(1) != 1 or (swiglu and weight.shape[0] % 2):
+        raise ValueError(f"dequant_matmul takes x of K = {weight.shape[1] * COLUMNS} and whole tiles, not {tuple(x.shape)}")
+    if precision not in ("exact", "int8") or (precision == "int8" and (x.shape[0] > 1 or swiglu)):
+        raise ValueError(f"over tiles int8 takes one row and no swiglu, not {x.shape[0]} rows in {precision}")
+    if precision == "exact" and x.dtype not in (torch.float16, torch.bfloat16):
+        raise ValueError(f"exact over tiles takes x f16 or bf16, not {x.dtype}")
+
+
+def _on_tiles(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    precision: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out_dtype: torch.dtype | None,
+    config: Config | None,
+) -> torch.Tensor:
+    _check_tiles(x, weight, format, precision, swiglu)
+    (M, K), rows = x.shape, weight.shape[0] * ROWS
+    N = rows // 2 if swiglu else rows
+    _check_residual(residual, M, N)
+    dims = {"M": M, "N": rows, "K": K, "format": format, "precision": precision, "layout": "tiles"}
+    config = config or pick("dequant_matmul", Config(), x.device, **dims)
+    out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
+    split = min(config.split, K // COLUMNS)
+    meta = {"FORMAT": format, "RECORD": RECORD[format], "SCALES": SCALES[format], "D": D[format], "SPLIT": split > 1}
+    options = {"ASM": has_ptx(x.device), "STAGES": config.num_stages, "num_warps": 4}
+    partial = torch.empty(split * M * N * (2 if swiglu else 1) if split > 1 else 0, dtype=torch.float32, device=x.device)
+    words, wide = weight.view(torch.int16), weight.view(torch.int32)
+    if precision == "int8":
+        x_words, x_d, x_sums = _quantised_words(x)
+        grid, arrived = (N // config.tile_rows, split), counters(x.device, N // config.tile_rows)
+        tiled_int8[grid](
+            x_words, x_d, x_sums, words, wide, residual, out, partial, arrived,
+            N, K, **meta, ROWS=config.tile_rows, PDL=False, **options,
+        )  # fmt: skip
+        return out
+    BM = min(config.tile_m, max(8, triton.next_power_of_2(M)))
+    blocks = (N // ROWS, split, triton.cdiv(M, BM))
+    s_residual_m = 0 if residual is None else residual.stride(0)
+    tiled[blocks](
+        x, x.stride(0), words, wide, residual, s_residual_m, out, partial, counters(x.device, blocks[0] * blocks[2]),
+        M, N, K, **meta, SWIGLU=swiglu, BM=BM, **options,
+    )  # fmt: skip
+    return out
+
+
+def _quantised_words(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """One row as `tiled_int8` reads it: words i32 [K/4], d f32 [K/32], d * sum(q) f32 [K/16]."""
+    K = x.shape[1]
+    words = torch.empty(K // 4, dtype=torch.int32, device=x.device)
+    d = torch.empty(K // GROUP, dtype=torch.float32, device=x.device)
+    sums = torch.empty(K // 16, dtype=torch.float32, device=x.device)
+    quantise[(K // COLUMNS,)](x, words, d, sums, SMALLEST, PDL=False, num_warps=2, enable_fp_fusion=False)
+    return words, d, sums
 
 
 def dequant_matmul(
@@ -188,14 +266,19 @@ def dequant_matmul(
     residual: torch.Tensor | None = None,
     swiglu: bool = False,
     out_dtype: torch.dtype | None = None,
+    layout: str = "gguf",
     config: Config | None = None,
 ) -> torch.Tensor:
+    if layout not in LAYOUTS:
+        raise ValueError(f"dequant_matmul takes weights as {', '.join(LAYOUTS)}, not '{layout}'")
+    if layout == "tiles":
+        return _on_tiles(x, weight, format, precision, residual, swiglu, out_dtype, config)
     (M, K), rows = x.shape, weight.shape[0]
     N = rows // 2 if swiglu else rows
     if swiglu and rows % 2:
         raise ValueError(f"dequant_matmul takes an even number of rows with swiglu, not {rows}")
     _check(x, weight, format, precision, residual, N)
-    config = config or pick("dequant_matmul", Config(), x.device, M=M, N=rows, K=K, format=format, precision=precision)
+    config = config or pick("dequant_matmul", Config(), x.device, M=M, N=rows, K=K, format=format, precision=precision, layout=layout)
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
     d = d_sum = None
     if precision == "int8":

@@ -14,6 +14,7 @@ import torch
 
 from ..autotune import timer
 from ..kernels import config
+from ..lab.oracles import draw
 from ..reference.ops import Op
 from ..reference.spec import Case, Inputs, map_tensors
 
@@ -22,7 +23,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 
 def operands(op: Op, case: Case, device: torch.device, seed: int = 0) -> list[Inputs]:
     """Copies of the case's inputs on the device: enough that what is cold in a step is cold here."""
-    inputs = map_tensors(op.spec.inputs(case, torch.Generator().manual_seed(seed)), lambda t: t.to(device))
+    inputs = draw(op.spec, case, seed, device)
     cold = {name: inputs[name] for name in {*op.spec.cold, *op.spec.updates}}
     cold_bytes: list[int] = []
     map_tensors(cold, lambda t: cold_bytes.append(t.numel() * t.element_size()) or t)  # type: ignore[func-returns-value]

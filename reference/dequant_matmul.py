@@ -6,8 +6,10 @@ import torch
 
 from .formats import FORMATS, dequantise, draw, row_bytes
 from .spec import DTYPES, Calibrated, Case, Cost, Dim, Inputs, Spec, accumulator, case
+from .tiles import COLUMNS, RECORD, ROWS, from_tiles, to_tiles
 
 GROUP = 32
+LAYOUTS = ("gguf", "tiles")
 # a group of activations below this counts as zero: 127 / amax would leave f32's range
 SMALLEST = 1e-30
 # weights dequantised at a time, so that a vocabulary of rows need not exist in f64 at once
@@ -22,15 +24,21 @@ def dequant_matmul(
     residual: torch.Tensor | None = None,
     swiglu: bool = False,
     out_dtype: torch.dtype | None = None,
+    layout: str = "gguf",
 ) -> torch.Tensor:
     """x: [M, K]; weight: u8 [N, row_bytes] of GGUF blocks, or [N, K] f32, f16 or bf16 -> [M, N] of out_dtype or x's.
 
+    layout: "gguf", or "tiles" for u8 [N/64, K/256, bytes] as `tiles.to_tiles` rearranges the blocks, without loss.
     precision: "exact" takes the activations as they are, "int8" rounds them to 8 bits per 32 (`quantise_activations`).
     swiglu: the first half of the rows is the gate, the other half up: silu(x gateᵀ) * (x upᵀ), [M, N/2].
     residual: [M, N or N/2], added before the result is rounded.
     """
     wide = accumulator(x)
     K = x.shape[1]
+    if layout not in LAYOUTS:
+        raise ValueError(f"dequant_matmul takes weights as {', '.join(LAYOUTS)}, not '{layout}'")
+    if layout == "tiles":
+        weight = from_tiles(weight, format)
     match precision:
         case "exact":
             values = x.to(wide)
@@ -74,6 +82,8 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
     weight = draw(case["format"], N, K, generator, low, high)
     if (plain := FORMATS[case["format"]].dtype) is not None:
         weight = weight.view(plain)
+    if case["layout"] == "tiles":
+        weight = to_tiles(weight, case["format"])
     residual = torch.randn(M, N, generator=generator).to(dtype) if case["epilogue"] == "residual" else None
     return {
         "x": x.to(dtype),
@@ -82,6 +92,7 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
         "precision": case["precision"],
         "residual": residual,
         "swiglu": case["epilogue"] == "swiglu",
+        "layout": case["layout"],
     }
 
 
@@ -96,6 +107,7 @@ def _cost(case: Case) -> Cost:
     M, N, K, size = case["M"], case["N"], case["K"], DTYPES[case["dtype"]].itemsize
     out = M * (N // 2 if case["epilogue"] == "swiglu" else N)
     activations = M * K + out * (2 if case["epilogue"] == "residual" else 1)
+    # the blocks' own bytes in either layout: what a tile adds counts against the kernel
     return Cost(bytes=N * row_bytes(case["format"], K) + activations * size, flops=2 * M * N * K)
 
 
@@ -109,12 +121,26 @@ def _illegal(case: Case) -> str | None:
         return "extreme scales leave the range of f16"
     if case["epilogue"] == "swiglu" and case["N"] % 2:
         return f"swiglu takes an even N, gate rows and up rows, not {case['N']}"
+    return _illegal_tiles(case) if case["layout"] == "tiles" else None
+
+
+def _illegal_tiles(case: Case) -> str | None:
+    rows = case["N"] // 2 if case["epilogue"] == "swiglu" else case["N"]
+    if case["format"] not in RECORD:
+        return f"tiles hold {', '.join(RECORD)}, not {case['format']}"
+    if rows % ROWS or case["K"] % COLUMNS:
+        return f"tiles take rows in steps of {ROWS} and columns in steps of {COLUMNS}, not {rows} x {case['K']}"
+    if case["precision"] == "int8" and (case["M"] > 1 or case["epilogue"] == "swiglu"):
+        return f"int8 over tiles takes one row and no swiglu, not {case['M']} rows with {case['epilogue']}"
+    if case["precision"] == "exact" and (case["dtype"] == "f32" or case["scales"] == "extreme"):
+        return f"exact over tiles takes f16 or bf16 and scales in f16's range, not {case['dtype']}, {case['scales']}"
     return None
 
 
 def _torch(inputs: Inputs) -> Callable[[], torch.Tensor]:
     x, residual = inputs["x"].to(torch.bfloat16), inputs["residual"]
-    weight = torch.cat([dequantise(part, inputs["format"]).to(x.dtype) for part in inputs["weight"].split(4096)])
+    rows = inputs["weight"] if inputs["layout"] == "gguf" else from_tiles(inputs["weight"], inputs["format"])
+    weight = torch.cat([dequantise(part, inputs["format"]).to(x.dtype) for part in rows.split(4096)])
 
     def run() -> torch.Tensor:
         y = x @ weight.T
@@ -129,7 +155,7 @@ def _torch(inputs: Inputs) -> Callable[[], torch.Tensor]:
 def _cases(
     M: int | tuple[int, ...], K: int, N: int, format: str, precision: str = "exact", **but: str
 ) -> tuple[Case, ...]:
-    base: dict[str, str] = {"dtype": "bf16", "epilogue": "none", "scales": "usual", **but}
+    base: dict[str, str] = {"dtype": "bf16", "epilogue": "none", "scales": "usual", "layout": "gguf", **but}
     return tuple(
         case(M=m, N=N, K=K, format=format, precision=precision, **base) for m in (M if isinstance(M, tuple) else (M,))
     )
@@ -170,6 +196,7 @@ SPEC = Spec(
         "dtype": ("f32", "bf16", "f16"),
         "epilogue": ("none", "residual", "swiglu"),
         "scales": ("usual", "extreme"),
+        "layout": LAYOUTS,
     },
     inputs=_inputs,
     cases={
@@ -177,6 +204,8 @@ SPEC = Spec(
             *_cases(1, 512, 40, "q4_k"),
             *_cases(5, 512, 40, "q4_k", "int8", epilogue="residual"),
             *_cases(23, 256, 48, "q6_k", dtype="f32", epilogue="swiglu"),
+            *_cases(9, 768, 64, "q4_k", dtype="f16", layout="tiles"),
+            *_cases(1, 768, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
         ),
         "edge": (
             *_cases(1, 256, 63, "q5_k", "int8", dtype="f32"),
@@ -191,6 +220,11 @@ SPEC = Spec(
             *_cases(1, 288, 65, "f16", dtype="f32"),
             *_cases(15, 64, 30, "f32", dtype="f32"),
             *_cases(65, 512, 64, "q4_k", dtype="f32", scales="extreme"),
+            *_cases(1, 256, 128, "q5_k", dtype="f16", layout="tiles", epilogue="residual"),
+            *_cases(17, 512, 128, "q6_k", layout="tiles", epilogue="swiglu"),
+            *_cases(33, 256, 64, "q8_0", dtype="f16", layout="tiles"),
+            *_cases(65, 256, 64, "q4_0", layout="tiles"),
+            *(one for f in ("q5_k", "q6_k", "q8_0", "q4_0") for one in _cases(1, 1280, 64, f, "int8", layout="tiles")),
         ),
         "qwen35": (
             *(
@@ -203,20 +237,21 @@ SPEC = Spec(
             *_cases((1, 23), 5120, 2 * 17408, "q4_k", epilogue="swiglu"),
             *_cases((1, 23), 17408, 5120, "q6_k", epilogue="residual"),
             *_cases(1, 5120, 248320, "q6_k"),
+            *(one for K, N, f in _TIMED for one in _cases((1, 9, 23, 64), K, N, f, dtype="f16", layout="tiles")),
+            *(one for K, N, f in _TIMED for one in _cases(1, K, N, f, "int8", dtype="f16", layout="tiles")),
+            *_cases((1, 23), 5120, 2 * 17408, "q4_k", dtype="f16", epilogue="swiglu", layout="tiles"),
         ),
         "perf": (
-            *(
-                one
-                for K, N, format in _TIMED
-                for precision in ("exact", "int8")
-                for one in _cases(_WIDTHS, K, N, format, precision)
-            ),
-            *(one for K, N, format in _TIMED[:3] for one in _cases(512, K, N, format)),
+            *(one for K, N, f in _TIMED for one in _cases(_WIDTHS, K, N, f, dtype="f16", layout="tiles")),
+            *(one for K, N, f in _TIMED for one in _cases(1, K, N, f, "int8", dtype="f16", layout="tiles")),
+            *(one for K, N, f in _TIMED[:3] for one in _cases((512, 2048), K, N, f, dtype="f16", layout="tiles")),
+            *(one for p in ("exact", "int8") for one in _cases((1, 23), 5120, 17408, "q4_k", p)),
         ),
     },
     cost=_cost,
     tolerance=_tolerance,
-    nonfinite=("x",),
+    # a weight that cancels to zero in f16 makes NaN of an infinity
+    nonfinite=lambda case: ("x:nan",) if case["layout"] == "tiles" and case["precision"] == "exact" else ("x",),
     cold=("weight",),
     illegal=_illegal,
     baselines={"torch": _torch},

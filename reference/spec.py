@@ -125,8 +125,8 @@ class Spec:
     outputs: tuple[str, ...] = ("out",)
     # inputs that the op changes in place; they are compared like outputs
     updates: tuple[str, ...] = ()
-    # float inputs into which the lab plants NaN and infinities
-    nonfinite: tuple[str, ...] = ()
+    # float inputs into which the lab plants NaN and infinities; "x:nan" is NaN alone
+    nonfinite: tuple[str, ...] | Callable[[Case], tuple[str, ...]] = ()
     # inputs that a step reads cold from memory; the timer rotates these past the L2, the rest stays warm as in life
     cold: tuple[str, ...] = ()
     # a sentence for a combination of dims that the op does not support, else None
@@ -147,6 +147,12 @@ class Spec:
             if isinstance(rule, (Bitwise, Calibrated))
             else {name: rule[name] for name in names}
         )
+
+    def planted(self, case: Case) -> dict[str, tuple[float, ...]]:
+        """The values that are planted in each float input of this case, one at a time."""
+        entries = self.nonfinite(case) if callable(self.nonfinite) else self.nonfinite
+        every = (float("nan"), float("inf"), float("-inf"))
+        return {entry.split(":")[0]: every[:1] if entry.endswith(":nan") else every for entry in entries}
 
     def dim(self, name: str) -> Dim:
         return next(dim for dim in self.dims if dim.name == name)

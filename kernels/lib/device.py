@@ -4,6 +4,8 @@ import functools
 import re
 
 import torch
+import triton
+from triton.runtime.interpreter import InterpretedFunction
 
 _NOISE = ("nvidia", "amd", "geforce", "tesla", "instinct", "radeon", "graphics", "generation")
 
@@ -25,3 +27,13 @@ def slug(name: str) -> str:
 @functools.cache
 def folder(device: torch.device) -> str:
     return f"{arch(device)}-{slug(torch.cuda.get_device_name(device))}"
+
+
+def has_ptx(device: torch.device) -> bool:
+    """Whether kernels on this device are compiled for NVIDIA: inline PTX runs there, and not on AMD or in the interpreter."""
+    return device.type == "cuda" and torch.version.hip is None and not isinstance(_probe, InterpretedFunction)
+
+
+@triton.jit
+def _probe():
+    pass

@@ -79,9 +79,10 @@ def named(spec: Spec, inputs: Inputs, result: Any) -> dict[str, torch.Tensor]:
     return {**dict(zip(spec.outputs, values, strict=True)), **{name: inputs[name] for name in spec.updates}}
 
 
-def draw(spec: Spec, case: Case, seed: int) -> Inputs:
-    """The inputs of a case, on the CPU."""
-    return spec.inputs(case, torch.Generator().manual_seed(seed))
+def draw(spec: Spec, case: Case, seed: int, device: torch.device) -> Inputs:
+    """The inputs of a case, made where they are used: a GPU draws other numbers from a seed than a CPU does."""
+    with torch.device(device):
+        return spec.inputs(case, torch.Generator(device).manual_seed(seed))
 
 
 def names(spec: Spec) -> tuple[str, ...]:
@@ -113,7 +114,7 @@ class Trial:
     def __post_init__(self) -> None:
         self.spec = self.op.spec
         self.device = self.subject.device
-        self.inputs = draw(self.spec, self.case, self.seed)
+        self.inputs = draw(self.spec, self.case, self.seed, self.device)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
 
@@ -180,8 +181,10 @@ class Trial:
                     if first.watch
                     else None
                 )
-        mismatches = self.spec.oracles[name](self.subject.call, self._placed(self.inputs), self.case, self.seed)
-        found = next(iter(mismatches), None)
+        # watched, so that a stray write of the implementation stays without effect
+        with interpreter.watching(races=False) if interpreter.active() else nullcontext():
+            mismatches = self.spec.oracles[name](self.subject.call, self._placed(self.inputs), self.case, self.seed)
+            found = next(iter(mismatches), None)
         return f"at {found.where}: got {found.got!r}, want {found.want!r}" if found else None
 
     def _worst(
@@ -193,13 +196,13 @@ class Trial:
 
     def _nonfinite(self) -> str | None:
         """Plant NaN, +inf and -inf, one kind at a time, in each float input that the SPEC names."""
-        for number, target in enumerate(self.spec.nonfinite):
-            for shift, value in enumerate((float("nan"), float("inf"), float("-inf"))):
+        for number, (target, values) in enumerate(self.spec.planted(self.case).items()):
+            for shift, value in enumerate(values):
                 planted = map_tensors(self.inputs, torch.clone)
-                flat = planted[target].view(-1) if planted[target].is_contiguous() else None
-                if flat is None or not flat.numel():
+                if not (count := planted[target].numel()):
                     continue
-                flat[(self.seed + 7919 * number + 104729 * shift) % flat.numel()] = value
+                at = torch.tensor((self.seed + 7919 * number + 104729 * shift) % count)
+                planted[target][torch.unravel_index(at, planted[target].shape)] = value
                 native, exact = self._expected(planted)
                 if worst := self._worst(self._run(planted).outputs, native, exact):
                     return f"{value} planted in {target}: {worst}"
@@ -220,7 +223,7 @@ class Trial:
                 continue
             after = guarded[name]
             pairs = zip(_tensors(before), _tensors(after), strict=True)
-            if any(not same_bits(a, b.cpu()) for a, b in pairs):
+            if any(not same_bits(a, b) for a, b in pairs):
                 return f"input {name} was changed"
         return None
 
