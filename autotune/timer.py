@@ -1,9 +1,10 @@
 """The one timer, of bench and tuner alike.
 
-A GPU time is the median over replays of a CUDA graph that holds one launch per copy of the operands. The copies rotate what a real
-step reads cold (SPEC.cold: weights, caches, states) over `ROTATE` bytes, so that the L2 serves none of it; the rest stays warm, as in
-life. The graph's time over the number of launches is a sample; p20, p50 and p80 are taken over `REPLAYS` samples.
-On a CPU there is no graph: `perf_counter` around single calls, marked `mode: cpu`. Such times say nothing about a GPU.
+A GPU time is the median over replays of a CUDA graph that holds one launch per copy of the operands. The copies rotate
+what a real step reads cold (SPEC.cold: weights, caches, states) over `ROTATE` bytes, so that the L2 serves none of it;
+the rest stays warm, as in life. The graph's time over the number of launches is a sample; p20, p50 and p80 are taken
+over `REPLAYS` samples. On a CPU there is no graph: `perf_counter` around single calls, marked `mode: cpu`. Such times
+say nothing about a GPU.
 """
 
 import functools
@@ -12,7 +13,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -51,8 +52,9 @@ def copies(cold_bytes: int) -> int:
     return max(2, min(MOST_COPIES, math.ceil(ROTATE / cold_bytes))) if cold_bytes else 16
 
 
-def time_cuda(calls: list[Callable[[], Any]], replays: int = REPLAYS, budget_s: float = 1.0) -> Timing:
-    """`calls` do the same on different operands. They are captured in one graph, in turn, until it is long enough to time."""
+def samples_cuda(calls: Sequence[Callable[[], Any]], replays: int = REPLAYS, budget_s: float = 1.0) -> list[float]:
+    """`calls` do the same on different operands. They are captured in one graph, in turn, until it is long enough to
+    time."""
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
         for call in calls[:2]:
@@ -85,21 +87,26 @@ def time_cuda(calls: list[Callable[[], Any]], replays: int = REPLAYS, budget_s: 
             end.synchronize()
             samples.append(begin.elapsed_time(end) * 1000 / launches)
     del graph
-    return _quantiles(samples, "cuda-graph")
+    return samples
 
 
-def time_cpu(call: Callable[[], Any], replays: int = 5, budget_s: float = 1.0) -> Timing:
+def samples_cpu(call: Callable[[], Any], replays: int = 5, budget_s: float = 1.0) -> list[float]:
     samples: list[float] = []
     started = time.perf_counter()
     while not samples or (len(samples) < replays and time.perf_counter() - started < budget_s):
         before = time.perf_counter()
         call()
         samples.append((time.perf_counter() - before) * 1e6)
-    return _quantiles(samples, "cpu")
+    return samples
 
 
-def measure(calls: list[Callable[[], Any]], device: torch.device, **limits: Any) -> Timing:
-    return time_cuda(calls, **limits) if device.type == "cuda" else time_cpu(calls[0], **limits)
+def samples(calls: Sequence[Callable[[], Any]], device: torch.device, **limits: Any) -> list[float]:
+    """Microseconds a call, one a replay; on a CPU one a call of the first."""
+    return samples_cuda(calls, **limits) if device.type == "cuda" else samples_cpu(calls[0], **limits)
+
+
+def measure(calls: Sequence[Callable[[], Any]], device: torch.device, **limits: Any) -> Timing:
+    return _quantiles(samples(calls, device, **limits), "cuda-graph" if device.type == "cuda" else "cpu")
 
 
 @functools.cache

@@ -1,9 +1,9 @@
 """Which config a kernel runs with here.
 
-    exact GPU (autotune/configs/sm90-h200)  ->  same architecture (sm90-*)  ->  the kernel's own defaults, which run everywhere
+    exact GPU (autotune/configs/sm90-h200)  ->  same architecture (sm90-*)  ->  the kernel's defaults, which run anywhere
 
-A config file is JSON: {"schema": 1, "op": ..., "entries": [{"case": {...}, "config": {...}, ...}]}. Of the entries whose names and
-formats equal the launch's, the one with the nearest sizes is taken.
+A config file is JSON: {"schema": 1, "op": ..., "entries": [{"case": {...}, "config": {...}, ...}]}. Of the entries
+whose names and formats equal the launch's, the one with the nearest sizes is taken.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ def pick(op: str, default: C, device: torch.device, **dims: int | str) -> C:
     """The tuned config of the nearest case on this GPU, else `default`."""
     chosen = default if device.type != "cuda" else _nearest(op, default, folder(device), tuple(dims.items()))
     if _record is not None:
-        _record[op] = dataclasses.asdict(chosen)  # type: ignore[call-overload]
+        _record[op] = dict(vars(chosen))
     return chosen
 
 

@@ -39,9 +39,8 @@ def _rms_norm(
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6, config: Config | None = None) -> torch.Tensor:
     M, D = x.shape
     if x.stride(1) != 1 or weight.shape != (D,) or not weight.is_contiguous():
-        raise ValueError(
-            f"rms_norm takes x [M, D] with unit stride in D and weight [D], not {tuple(x.shape)} strides {x.stride()}, {tuple(weight.shape)}"
-        )
+        found = f"{tuple(x.shape)} strides {x.stride()}, {tuple(weight.shape)}"
+        raise ValueError(f"rms_norm takes x [M, D] of unit stride in D and weight [D], not {found}")
     config = config or pick("rms_norm", Config(), x.device, M=M, D=D)
     out = torch.empty((M, D), dtype=x.dtype, device=x.device)
     _rms_norm[(M,)](x, x.stride(0), weight, out, D, eps, D, BD=triton.next_power_of_2(D), num_warps=config.num_warps)

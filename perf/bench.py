@@ -5,6 +5,7 @@ Results go to perf/results/<gpu>/<op>.json, one entry a line, sorted by case:
 `roof` is the share of the device's measured read bandwidth that the op's least bytes would need in the time it took.
 """
 
+import functools
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -31,19 +32,24 @@ def operands(op: Op, case: Case, device: torch.device, seed: int = 0) -> list[In
     return [inputs, *({**inputs, **map_tensors(cold, torch.clone)} for _ in range(count - 1))]
 
 
-def entry(
-    op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True, chosen: Any = None
-) -> dict[str, Any]:
-    """Time one op on one case. `chosen` overrides the config that would be picked."""
-    spec, function = op.spec, op.function(impl)
-    sets = operands(op, case, device)
+def calls(
+    op: Op, case: Case, device: torch.device, impl: str = "kernels", chosen: Any = None
+) -> tuple[list[Callable[[], Any]], list[Inputs]]:
+    """The op on each set of operands, and the sets. `chosen` overrides the config that would be picked."""
+    sets, function = operands(op, case, device), op.function(impl)
     extra = {"config": chosen} if chosen is not None else {}
-    calls: list[Callable[[], Any]] = [lambda i=inputs: function(**i, **extra) for inputs in sets]  # type: ignore[misc]
+    return [functools.partial(function, **inputs, **extra) for inputs in sets], sets
+
+
+def entry(op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True) -> dict[str, Any]:
+    """Time one op on one case."""
+    spec = op.spec
+    runs, sets = calls(op, case, device, impl)
     with config.recording() as picked:
-        timing = timer.measure(calls, device)
+        timing = timer.measure(runs, device)
     cost = spec.cost(case)
     gb_s = cost.bytes / timing.p50 / 1e3
-    row = {
+    row: dict[str, Any] = {
         "case": case.as_dict(),
         "impl": impl if timing.mode != "cpu" else f"{impl} (cpu)",
         "config": picked.get(op.name, {}),
@@ -57,8 +63,8 @@ def entry(
         row["tflop_s"] = round(cost.flops / timing.p50 / 1e6, 3)
     if baselines:
         for name, prepare in spec.baselines.items():
-            runs = [prepare(inputs) for inputs in sets[:8]]
-            row["baselines"][name] = round(timer.measure(runs, device).p50, 3)
+            others = [prepare(inputs) for inputs in sets[:8]]
+            row["baselines"][name] = round(timer.measure(others, device).p50, 3)
     return row
 
 
@@ -84,14 +90,13 @@ def save(op: str, machine: timer.Machine, command: str, rows: Iterable[dict[str,
 
 
 def compare(rows: Iterable[dict[str, Any]], file: Path, slack: float) -> list[str]:
-    """A sentence for every row that is slower than the committed one by more than `slack` and more than both spreads."""
+    """A sentence for every row slower than the committed one by more than `slack` and by more than both spreads."""
     committed = {_key(row): row for row in load(file)["entries"]}
     worse = []
     for row in rows:
         old = committed.get(_key(row))
         if old and row["us"]["p50"] > old["us"]["p50"] * (1 + slack) and row["us"]["p20"] > old["us"]["p80"]:
             case = ",".join(f"{k}={v}" for k, v in row["case"].items())
-            worse.append(
-                f"{case}: {row['us']['p50']} us, committed {old['us']['p50']} us ({row['us']['p50'] / old['us']['p50']:.2f}x)"
-            )
+            now, then = row["us"]["p50"], old["us"]["p50"]
+            worse.append(f"{case}: {now} us, committed {then} us ({now / then:.2f}x)")
     return worse

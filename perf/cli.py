@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from . import tables
+
 if TYPE_CHECKING:
     from ..lab.check import Plan
     from ..lab.oracles import Verdict
@@ -21,7 +23,8 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-out = Console()
+# a pipe has no width: tables keep their columns there
+out = Console(width=None if sys.stdout.isatty() else 200)
 err = Console(stderr=True)
 
 Ops = Annotated[
@@ -87,7 +90,8 @@ def check(
     sources: Sources = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
-    """Hold every op against its meaning: numbers, NaN, poison, red zones, determinism, order, bounds, races, ancestor paths.
+    """Hold every op against its meaning: numbers, NaN, poison, red zones, determinism, order, bounds, races, ancestor
+    paths.
 
     Without a GPU the kernels run in Triton's interpreter. The exit code is 1 if anything failed.
     """
@@ -116,7 +120,7 @@ def check(
         work = lab.jobs(chosen, groups, sources, seed)
     started = time.perf_counter()
     verdicts: list[Verdict] = []
-    for _, found in _progress(lab.run(work, plan, jobs), len(work), "checking", not as_json):
+    for _, found in tables.progress(lab.run(work, plan, jobs), len(work), "checking", None if as_json else err):
         verdicts += found
         for verdict in found:
             if verdict.status in ("fail", "error"):
@@ -125,34 +129,12 @@ def check(
     if as_json:
         print(json.dumps([vars(verdict) for verdict in verdicts], indent=0))
     else:
-        out.print(_table(chosen, verdicts))
+        out.print(tables.verdicts(chosen, verdicts))
         where = "Triton's interpreter on the CPU" if plan.device == "cpu" and impl is Impl.kernels else plan.device
-        out.print(
-            f"{len(verdicts)} verdicts on {len(work)} cases in {time.perf_counter() - started:.0f} s, {where}: {failed} failed",
-            highlight=False,
-        )
+        seconds = time.perf_counter() - started
+        summary = f"{len(verdicts)} verdicts on {len(work)} cases in {seconds:.0f} s, {where}: {failed} failed"
+        out.print(summary, highlight=False)
     raise typer.Exit(1 if failed or not verdicts else 0)
-
-
-def _table(ops: list[str], verdicts: "list[Verdict]") -> Table:
-    """Ops down, oracles across; a cell is passed/tried, or a dash where the oracle does not apply."""
-    from ..lab.oracles import GENERAL
-
-    table = Table(title="passed / tried", title_justify="left")
-    oracles = [*GENERAL, *sorted({v.oracle for v in verdicts} - set(GENERAL))]
-    table.add_column("op", no_wrap=True)
-    for name in oracles:
-        table.add_column(name, justify="right", no_wrap=True)
-    for op in ops:
-        cells = []
-        for name in oracles:
-            tried = [v.status for v in verdicts if v.op == op and v.oracle == name]
-            ran = [status for status in tried if status != "skip"]
-            good = ran.count("pass")
-            color = "green" if good == len(ran) else "red"
-            cells.append(f"[{color}]{good}/{len(ran)}[/{color}]" if ran else "skip" if tried else "–")
-        table.add_row(op, *cells)
-    return table
 
 
 def _mutants(ops: list[str] | None, plan: "Plan", jobs: int, as_json: bool) -> int:
@@ -163,7 +145,7 @@ def _mutants(ops: list[str] | None, plan: "Plan", jobs: int, as_json: bool) -> i
     if not work:
         raise fail("no mutants for these ops")
     rows = []
-    for job, killers in _progress(lab.run(work, plan, jobs), len(work), "hunting", not as_json):
+    for job, killers in tables.progress(lab.run(work, plan, jobs), len(work), "hunting", None if as_json else err):
         assert job.mutant is not None
         killer = killers[0] if killers else None
         rows.append(
@@ -192,34 +174,6 @@ def _mutants(ops: list[str] | None, plan: "Plan", jobs: int, as_json: bool) -> i
     return 0 if rate >= 0.95 else 1
 
 
-def _progress(items: Any, total: int, what: str, shown: bool) -> Any:
-    """The items as they come, with a bar on standard error."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    if not shown:
-        yield from items
-        return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True) as bar:
-        task = bar.add_task(what, total=total)
-        for item in items:
-            bar.update(task, advance=1, description=f"{what} {item[0].op}")
-            yield item
-
-
 @app.command("list")
 def list_(
     ops: Ops = None,
@@ -231,7 +185,7 @@ def list_(
     from ..reference.ops import registered
 
     found = registered(sources)
-    rows = []
+    rows: list[dict[str, Any]] = []
     for name in choose(ops, sources):
         spec = found[name].spec
         rows.append(
@@ -283,7 +237,8 @@ def bench(
 ) -> None:
     """Time ops: microseconds, GB/s, share of the measured bandwidth, times faster than torch.
 
-    On a GPU: CUDA-graph replay, operands rotated past the L2. On a CPU the references are timed and marked as such, and nothing is saved.
+    On a GPU: CUDA-graph replay, operands rotated past the L2. On a CPU the references are timed and marked as such, and
+    nothing is saved.
     """
     from ..lab import check as lab
 
@@ -312,7 +267,7 @@ def bench(
     rows: dict[str, list[dict[str, Any]]] = {}
     timed = ((job, benching.entry(found[job.op], job.case, device, impl.value, baselines)) for job in work if job.case)
     worse: list[str] = []
-    for job, row in _progress(timed, len(work), "timing", not as_json):
+    for job, row in tables.progress(timed, len(work), "timing", None if as_json else err):
         rows.setdefault(job.op, []).append(row)
         if regress:
             worse += [
@@ -326,43 +281,19 @@ def bench(
             json.dumps({"machine": machine.as_dict(), "bandwidth": timer.bandwidth(device), "results": rows}, indent=1)
         )
     else:
-        out.print(_bench_table(rows))
+        out.print(tables.timings(rows))
         rates = timer.bandwidth(device)
-        out.print(
-            f"{machine.name} ({machine.gpu}), torch {machine.torch}, triton {machine.triton}; measured read {rates['read']} GB/s, copy {rates['copy']} GB/s",
-            highlight=False,
-        )
+        made_with = f"{machine.name} ({machine.gpu}), torch {machine.torch}, triton {machine.triton}"
+        out.print(f"{made_with}; measured read {rates['read']} GB/s, copy {rates['copy']} GB/s", highlight=False)
     for text in worse:
         err.print(f"[red]slower:[/red] {text}", highlight=False)
     raise typer.Exit(1 if worse else 0)
 
 
-def _bench_table(rows: dict[str, list[dict[str, Any]]]) -> Table:
-    table = Table(title_justify="left")
-    for column in ("op", "case"):
-        table.add_column(column, overflow="fold")
-    for column in ("us", "p20–p80", "GB/s", "roof", "x torch"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for op, entries in rows.items():
-        for row in entries:
-            us, torch_us = row["us"], row["baselines"].get("torch")
-            ratio = f"{torch_us / us['p50']:.2f}" if torch_us else "–"
-            case = " ".join(f"{name}={value}" for name, value in row["case"].items())
-            table.add_row(
-                op,
-                case,
-                f"{us['p50']:.2f}",
-                f"{us['p20']:.2f}–{us['p80']:.2f}",
-                f"{row['gb_s']:.0f}",
-                f"{row['roof']:.1%}",
-                ratio,
-            )
-    return table
-
-
 @app.command()
 def doctor(sources: Sources = [], as_json: Json = False) -> None:  # noqa: B006
-    """Say what this machine can run: GPU, versions, shadowed packages, configs in use, results that are missing or stale."""
+    """Say what this machine can run: GPU, versions, shadowed packages, configs in use, results that are missing or
+    stale."""
     from ..lab import check as lab
 
     lab.interpret_without_gpu()

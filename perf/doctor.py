@@ -15,7 +15,8 @@ from ..reference.ops import registered
 from . import bench
 
 PACKAGES = ("torch", "triton", "numpy", "gguf", "optuna", "hypothesis", "pytest", "rich", "typer")
-# names that must never be importable on their own: another distribution owns `kernels`, and all four are ours under draftwood
+# names that must never be importable on their own: another distribution owns `kernels`, and all four are ours under
+# draftwood
 BARE = ("kernels", "reference", "autotune", "models")
 
 

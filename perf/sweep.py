@@ -1,12 +1,14 @@
-"""Time every legal config of an op's space on its cases and write the winners: `python -m draftwood.perf.sweep OP [--cases perf]`.
+"""Time every legal config of an op's space on its cases and write the winners: `python -m draftwood.perf.sweep OP
+[--cases perf]`.
 
-A config is first compared with the reference on the case's own inputs; one that is wrong is named and never timed. The winner of a
-case is the fastest by p50, unless the op's default is within both spreads of it: then the default stays.
+A config is first compared with the reference on the case's own inputs; one that is wrong is named and never timed. The
+winner of a case is the fastest by p50, unless the op's default is within both spreads of it: then the default stays.
 Results go to autotune/configs/<gpu>/<op>.json after each case, so that a run that is stopped loses one case at most.
 """
 
 import argparse
 import dataclasses
+import functools
 import itertools
 import json
 from typing import Any
@@ -52,10 +54,12 @@ def sweep_case(op: Op, case: Case, device: torch.device, gpu: str) -> dict[str, 
             if worst := next((w for n in native if (w := compare(n, got[n], native[n], exact[n], rules[n]))), None):
                 console.print(f"[red]wrong[/red] {op.name} {case.id} {point}: {worst}", highlight=False)
                 continue
-            calls = [lambda i=inputs, c=config: function(**i, config=c) for inputs in sets]  # type: ignore[misc]
+            calls = [functools.partial(function, **inputs, config=config) for inputs in sets]
             timed.append((timer.measure(calls, device, replays=15, budget_s=0.15), config))
         except Exception as error:  # a config may fail to compile or launch in any way: it is out
-            console.print(f"refused {op.name} {case.id} {point}: {type(error).__name__}: {str(error)[:100]}", highlight=False)
+            console.print(
+                f"refused {op.name} {case.id} {point}: {type(error).__name__}: {str(error)[:100]}", highlight=False
+            )
     if not timed:
         return None
     best, config = min(timed, key=lambda pair: pair[0].p50)
@@ -102,7 +106,10 @@ def main() -> None:
             if entry := sweep_case(op, case, device, machine.gpu):
                 entries.append(entry)
                 save(op, machine, entries)
-                print(f"{name} {case.id}: {entry['us']['p50']} us ({entry['default_us']} default) {entry['roof']:.1%}", flush=True)
+                print(
+                    f"{name} {case.id}: {entry['us']['p50']} us ({entry['default_us']} default) {entry['roof']:.1%}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

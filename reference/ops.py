@@ -1,12 +1,14 @@
 """The registry: names, and where each op's files are found. No decorators, no import-time registration.
 
-An op is a module `reference/<op>.py` with a function `<op>` and a `SPEC`, and beside it `kernels/<op>.py` and, where it is tunable,
-`autotune/<op>.py`. The repository's own ops are the tuple below. Others live in a folder or package of the same layout:
+An op is a module `reference/<op>.py` with a function `<op>` and a `SPEC`, and beside it `kernels/<op>.py` and, where it
+is tunable, `autotune/<op>.py`. The repository's own ops are the tuple below. Others live in a folder or package of the
+same layout:
 
     my_ops/reference/scale_rows.py   SPEC, scale_rows()
     my_ops/kernels/scale_rows.py     scale_rows(..., config=None)
 
-named by `--ops PATH_OR_PACKAGE`, the environment variable DRAFTWOOD_OPS, or an entry point of the group `draftwood.ops`.
+named by `--ops PATH_OR_PACKAGE`, the environment variable DRAFTWOOD_OPS, or an entry point of the group
+`draftwood.ops`.
 """
 
 import importlib

@@ -1,12 +1,15 @@
 """y = x * rsqrt(mean(x^2) + eps) * weight, row by row."""
 
+from collections.abc import Callable
+
 import torch
 
 from .spec import DTYPES, Case, Cost, Dim, Inputs, Spec, accumulator, case, product
 
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float = 1e-6) -> torch.Tensor:
-    """x: [M, D], rows at any stride; weight: [D] f32 as multiplied (GGUF has HF's 1 + w folded in) -> [M, D] of x's dtype."""
+    """x: [M, D], rows at any stride; weight: [D] f32 as multiplied (GGUF has HF's 1 + w folded in) -> [M, D] of x's
+    dtype."""
     wide = x.to(accumulator(x))
     y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps) * weight
     return y.to(x.dtype)
@@ -29,7 +32,7 @@ def _cost(case: Case) -> Cost:
     return Cost(bytes=2 * elements * DTYPES[case["dtype"]].itemsize + 4 * case["D"], flops=4 * elements)
 
 
-def _torch(inputs: Inputs):  # type: ignore[no-untyped-def]
+def _torch(inputs: Inputs) -> Callable[[], torch.Tensor]:
     weight = inputs["weight"].to(inputs["x"].dtype)
     return lambda: torch.nn.functional.rms_norm(inputs["x"], weight.shape, weight, inputs["eps"])
 

@@ -2,12 +2,13 @@
 
     dims + choices  -> hypothesis strategies, tuner buckets, the op's page
     inputs          -> the only maker of inputs: case, generator -> keyword arguments of the op
-    cases           -> named lists: smoke (seconds in the interpreter), edge (bounds), qwen35 (the 27B's shapes), perf (timed)
+    cases           -> named lists: smoke (seconds in the interpreter), edge (bounds), qwen35 (27B shapes), perf (timed)
     tolerance       -> Bitwise, or Calibrated against the error of the same arithmetic in torch
     cost            -> least bytes moved and flops done, for rooflines
 
-Reference and kernel take the same keyword arguments; the kernel takes `config=None` besides. A reference computes in f32, or in f64
-where its inputs are f64: so the lab gets its ground truth by handing the same function inputs raised to f64.
+Reference and kernel take the same keyword arguments; the kernel takes `config=None` besides. A reference computes in
+f32, or in f64 where its inputs are f64: so the lab gets its ground truth by handing the same function inputs raised to
+f64.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -82,8 +83,8 @@ class Bitwise:
 class Calibrated:
     """error(kernel) <= factor * error(torch at the same precision) + slack, both errors against the f64 reference.
 
-    Held element by element and in the root mean square. The slack is `ulps` units of `compute`, the precision of the op's
-    inner sums, at the element's size plus the tensor's rms, and one unit of the output's own dtype.
+    Held element by element and in the root mean square. The slack is `ulps` units of `compute`, the precision of the
+    op's inner sums, at the element's size plus the tensor's rms, and one unit of the output's own dtype.
     """
 
     factor: float = 2.0
@@ -131,7 +132,8 @@ class Spec:
     cold: tuple[str, ...] = ()
     # a sentence for a combination of dims that the op does not support, else None
     illegal: Callable[[Case], str | None] = lambda _case: None
-    # the op's own oracles: name -> (call, inputs, case, seed) -> mismatches; `call(op, **inputs)` runs the implementation under test
+    # the op's own oracles: name -> (call, inputs, case, seed) -> mismatches; `call(op, **inputs)` runs the
+    # implementation under test
     oracles: Mapping[str, Callable[[Callable[..., Any], Inputs, Case, int], Iterator[Mismatch]]] = field(
         default_factory=dict
     )

@@ -1,4 +1,5 @@
-"""A weight matrix rearranged once at load, without loss, so that a tensor core's operand is what a thread reads in a row.
+"""A weight matrix rearranged once at load, without loss, so that a tensor core's operand is what a thread reads in a
+row.
 
     u8 [N/64, K/256, bytes]: a record for every 64 rows x 256 columns
 
@@ -7,8 +8,9 @@
     q6_k  | codes 8192 | high pairs 4096 | scales 64 x 16 x (i8 + 128)       | d 64 x f16            |
     q8_0  | codes 16384 | d 64 x 8 x f16 |          q4_0  | codes 8192 | d 64 x 8 x f16 |
 
-Codes are 16-bit words of four nibbles (q8_0: two bytes). Nibble j of a word is column 64 j + kk; which row and kk a word
-is for follows the operand registers of m16n8k16: a lane holds rows l/4 and l/4 + 8, columns 2 (l % 4) and on of every 8.
+Codes are 16-bit words of four nibbles (q8_0: two bytes). Nibble j of a word is column 64 j + kk; which row and kk a
+word is for follows the operand registers of m16n8k16: a lane holds rows l/4 and l/4 + 8, columns 2 (l % 4) and on of
+every 8.
 
     word (c, w, lhi, llo, r1, r0, h)   ->   row 16 w + 8 r0 + lhi,   kk 16 c + 8 r1 + 2 llo + h
 """
@@ -112,7 +114,8 @@ def _columns(words: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _high(columns: torch.Tensor, bits: int) -> torch.Tensor:
-    """The bits above a nibble: i16 words for (w, lhi, llo, c, h), or (c/2, w, lhi, llo, c%2, r1, h) where there are two.
+    """The bits above a nibble: i16 words for (w, lhi, llo, c, h), or (c/2, w, lhi, llo, c%2, r1, h) where there are
+    two.
 
     Column group j of register pair v lies at 8 (j/2) + 4 (j%2) + bits v: the two nibbles of a byte apart by a byte.
     """

@@ -1,4 +1,5 @@
-"""Kernels run in the interpreter where there is no GPU; hypothesis is derandomised unless HYPOTHESIS_PROFILE says otherwise."""
+"""Kernels run in the interpreter where there is no GPU; hypothesis is derandomised unless HYPOTHESIS_PROFILE says
+otherwise."""
 
 import os
 import sys

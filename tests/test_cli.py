@@ -14,11 +14,19 @@ OUTSIDE = str(Path(__file__).parent / "outside")
 
 def draftwood(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
     settings = {**os.environ, "PYTHONPATH": str(ROOT / ".typings"), "COLUMNS": "200", **env}
-    return subprocess.run([sys.executable, "-m", "draftwood.perf.cli", *args], capture_output=True, text=True, env=settings, cwd=ROOT.parent)
+    return subprocess.run(
+        [sys.executable, "-m", "draftwood.perf.cli", *args],
+        capture_output=True,
+        text=True,
+        env=settings,
+        cwd=ROOT.parent,
+    )
 
 
 def test_help_names_the_commands_without_importing_torch():
-    code = "import sys; from draftwood.perf import cli; assert 'torch' not in sys.modules and 'triton' not in sys.modules"
+    code = (
+        "import sys; from draftwood.perf import cli; assert 'torch' not in sys.modules and 'triton' not in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / ".typings")})
     run = draftwood("--help")
     assert run.returncode == 0
@@ -60,7 +68,10 @@ def test_a_failing_op_prints_what_is_needed_to_see_it_again(tmp_path):
         (["check", "no_such_op"], "no op named 'no_such_op'; there are dequant_matmul"),
         (["check", "rms_norm", "--cases", "huge"], "no case list named 'huge'; there are smoke, edge, qwen35, perf"),
         (["check", "rms_norm", "--case", "M=0,D=8,gap=0,dtype=f32"], "rms_norm supports M from 1 to"),
-        (["check", "rms_norm", "--case", "M=1,D=8,gap=0,dtype=f8"], "rms_norm supports dtype in f32, bf16, f16, not f8"),
+        (
+            ["check", "rms_norm", "--case", "M=1,D=8,gap=0,dtype=f8"],
+            "rms_norm supports dtype in f32, bf16, f16, not f8",
+        ),
         (["check", "rms_norm", "--case", "M=1"], "the case names M"),
         (["check", "--case", "M=1"], "--case needs exactly one op"),
         (["check", "--ops", "/nowhere"], "'/nowhere' is neither a folder nor an importable package"),

@@ -1,7 +1,8 @@
-"""The interpreter tells the truth here: each of its known lies, mended or watched. A new Triton that brings one back fails a test.
+"""The interpreter tells the truth here: each of its known lies, mended or watched. A new Triton that brings one back
+fails a test.
 
-What each lie was, unmended: bf16 dot multiplies bit patterns, bf16 arithmetic is garbage, f32 -> bf16 truncates, device_assert never
-fires, an address out of bounds is read.
+What each lie was, unmended: bf16 dot multiplies bit patterns, bf16 arithmetic is garbage, f32 -> bf16 truncates,
+device_assert never fires, an address out of bounds is read.
 """
 
 import pytest
@@ -10,7 +11,9 @@ import triton
 import triton.language as tl
 from draftwood.lab import interpreter
 
-pytestmark = pytest.mark.skipif(not interpreter.active(), reason="about Triton's interpreter; kernels are compiled here")
+pytestmark = pytest.mark.skipif(
+    not interpreter.active(), reason="about Triton's interpreter; kernels are compiled here"
+)
 
 
 @triton.jit
@@ -58,7 +61,12 @@ def _narrow(x, out, N: tl.constexpr):
 
 
 def test_f32_to_bf16_rounds_to_nearest_even():
-    x = torch.cat([torch.randn(4088) * 100, torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1e-40, 3.4e38, float("inf"), -float("inf"), 0.0, -0.0])])
+    x = torch.cat(
+        [
+            torch.randn(4088) * 100,
+            torch.tensor([1 + 2**-8, 1 + 3 * 2**-8, 1e-40, 3.4e38, float("inf"), -float("inf"), 0.0, -0.0]),
+        ]
+    )
     out = torch.empty(4096, dtype=torch.bfloat16)
     _narrow[(1,)](x, out, N=4096)
     assert torch.equal(out.view(torch.int16), x.bfloat16().view(torch.int16))

@@ -31,7 +31,11 @@ def test_a_wheel_holds_only_draftwood(tmp_path):
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"draftwood"}
     assert "draftwood/kernels/rms_norm.py" in names and "draftwood/reference/rms_norm.py" in names
-    assert "draftwood/lab/oracles.py" in names and "draftwood/perf/cli.py" in names and "draftwood/kernels/py.typed" in names
+    assert (
+        "draftwood/lab/oracles.py" in names
+        and "draftwood/perf/cli.py" in names
+        and "draftwood/kernels/py.typed" in names
+    )
 
 
 def test_transformers_imports_from_the_repositorys_root():
@@ -43,7 +47,8 @@ def test_transformers_imports_from_the_repositorys_root():
 
 @pytest.mark.parametrize("way", [["-c", "import importlib.util as u; print(u.find_spec('kernels') is not None)"]])
 def test_kernels_from_the_root_is_a_bare_namespace_at_most(way):
-    """`python -c` puts the root on the path: the folder may be seen there, but as a namespace without __version__ or code."""
+    """`python -c` puts the root on the path: the folder may be seen there, but as a namespace without __version__ or
+    code."""
     code = "import kernels; print(getattr(kernels, '__version__', None), getattr(kernels, '__file__', None))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert run.returncode != 0 or run.stdout.strip() == "None None"

@@ -30,7 +30,8 @@ def folder(device: torch.device) -> str:
 
 
 def has_ptx(device: torch.device) -> bool:
-    """Whether kernels on this device are compiled for NVIDIA: inline PTX runs there, and not on AMD or in the interpreter."""
+    """Whether kernels on this device are compiled for NVIDIA: inline PTX runs there, and not on AMD or in the
+    interpreter."""
     return device.type == "cuda" and torch.version.hip is None and not isinstance(_probe, InterpretedFunction)
 
 

@@ -1,7 +1,7 @@
 """Counters that are zero between launches: what a kernel counts up it must count down again.
 
-They outlive a call, so that a launch needs no memset before it; one set a device and stream, since launches on one stream follow
-each other. The first call on a stream makes them: make it before a graph is captured.
+They outlive a call, so that a launch needs no memset before it; one set a device and stream, since launches on one
+stream follow each other. The first call on a stream makes them: make it before a graph is captured.
 """
 
 import torch

@@ -84,7 +84,8 @@ def parse_case(op: str, text: str, sources: Sequence[str] = ()) -> Case:
 
 
 def run(work: Sequence[Job], plan: Plan, workers: int = 0) -> Iterator[tuple[Job, list[Verdict]]]:
-    """The verdicts of each job as it ends. In the interpreter several processes share the work; on a GPU one does it in order."""
+    """The verdicts of each job as it ends. In the interpreter several processes share the work; on a GPU one does it in
+    order."""
     workers = workers or (min(len(os.sched_getaffinity(0)), len(work)) if plan.device == "cpu" else 1)
     if workers <= 1:
         yield from ((job, perform(job, plan)) for job in work)

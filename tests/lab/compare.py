@@ -1,4 +1,5 @@
-"""Is this output right? Element by element, against the f64 reference and the error that torch makes at the same precision.
+"""Is this output right? Element by element, against the f64 reference and the error that torch makes at the same
+precision.
 
     bound = factor * max|torch - f64|  +  ulps * eps(compute) * (|f64| + rms)  +  eps(out) * |f64|
 

@@ -2,8 +2,9 @@
 
     |<- 4096 bytes of red zone ->|  tensor  |<- 4096 bytes or more ->|
 
-Red zones and poison are 0xFF in float tensors (a NaN in every float type: what a stray read picks up shows in the output) and
-0x7B in the others (2,071,690,107 as an i32: no index, id or parent). An output element still holding poison was never written.
+Red zones and poison are 0xFF in float tensors (a NaN in every float type: what a stray read picks up shows in the
+output) and 0x7B in the others (2,071,690,107 as an i32: no index, id or parent). An output element still holding poison
+was never written.
 """
 
 import math
@@ -52,7 +53,8 @@ class Guarded:
 
 
 class Allocations(TorchFunctionMode):
-    """While active, every fresh tensor lies between red zones and `empty` memory is poisoned (zeroed when `poison` is off)."""
+    """While active, every fresh tensor lies between red zones and `empty` memory is poisoned (zeroed when `poison` is
+    off)."""
 
     FRESH = (torch.empty, torch.empty_like, torch.Tensor.new_empty)
     FILLED = (

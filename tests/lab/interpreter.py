@@ -1,13 +1,15 @@
 """Triton's interpreter, made honest and watched.
 
-Honest: on its own it multiplies bf16 as the integers that hold it, truncates f32 -> bf16, never fires `tl.device_assert` and performs
-loads and stores out of bounds. `install()` mends the first three once per process; a `Watch` sees the rest:
+Honest: on its own it multiplies bf16 as the integers that hold it, truncates f32 -> bf16, never fires
+`tl.device_assert` and performs loads and stores out of bounds. `install()` mends the first three once per process; a
+`Watch` sees the rest:
 
     bounds   every address a launch touches lies inside a tensor it was given, and is a multiple of its element's size
     race     no two programs touch the same bytes with a plain store among them, unless an atomic orders them
     order    the programs run in a chosen order
 
-These reach into private names of triton.runtime.interpreter; tests/test_interpreter.py fails when a new Triton changes what they mean.
+These reach into private names of triton.runtime.interpreter; tests/test_interpreter.py fails when a new Triton changes
+what they mean.
 """
 
 import dataclasses
@@ -227,11 +229,8 @@ class Watch:
         if outside.any():
             self._stray("bounds", builder, f"{kind} of {size} bytes, {self._nearest(addresses[outside].flat[0], size)}")
         if (crooked := wanted & (addresses % np.uint64(size) != 0)).any():
-            self._stray(
-                "bounds",
-                builder,
-                f"{kind} of {size} bytes at an address that is {int(addresses[crooked].flat[0]) % size} past a multiple of {size}",
-            )
+            past = int(addresses[crooked].flat[0]) % size
+            self._stray("bounds", builder, f"{kind} of {size} bytes at an address {past} past a multiple of {size}")
         allowed = wanted & inside
         if self.races:
             self._touched.append(

@@ -1,8 +1,9 @@
 """Seeded bugs: does the lab catch them?
 
-A mutant is a copy of `reference/` and `kernels/` with one bug written in, imported as a package of its own and put through the same
-trials as the real thing. A change in a kernel is held against the sound reference; where a bug is written into the reference and
-the kernel alike, only an oracle that needs no reference can see it. A mutant nobody kills names a hole in the lab.
+A mutant is a copy of `reference/` and `kernels/` with one bug written in, imported as a package of its own and put
+through the same trials as the real thing. A change in a kernel is held against the sound reference; where a bug is
+written into the reference and the kernel alike, only an oracle that needs no reference can see it. A mutant nobody
+kills names a hole in the lab.
 """
 
 import importlib

@@ -214,7 +214,8 @@ class Trial:
                 continue
             mask = _poisoned(tensor) & ~_poisoned(native[name])
             if mask.any():
-                return f"{name}: {int(mask.sum())} of {mask.numel()} elements never written, first {mask.nonzero()[0].tolist()}"
+                first = mask.nonzero()[0].tolist()
+                return f"{name}: {int(mask.sum())} of {mask.numel()} elements never written, first {first}"
         return None
 
     def _unchanged(self, guarded: Inputs) -> str | None:
@@ -242,7 +243,8 @@ class Trial:
         return None
 
     def _verdict(self, oracle: str, status: str, detail: str) -> Verdict:
-        command = f"draftwood check {self.op.name} --case '{self.case.id}' --seed {self.seed} --oracle {oracle}{self.subject.flags}"
+        where = f"--case '{self.case.id}' --seed {self.seed} --oracle {oracle}{self.subject.flags}"
+        command = f"draftwood check {self.op.name} {where}"
         return Verdict(
             self.op.name,
             self.case.id,

@@ -1,8 +1,8 @@
 """A second opinion on memory, from checkers that are not ours.
 
-On a GPU the smoke cases run again under compute-sanitizer (memcheck, then racecheck). Elsewhere they run under triton-viz, which
-proves bounds symbolically; it needs triton 3.6 and numpy < 2.4, so it gets an environment of its own, made once under the user's
-cache directory.
+On a GPU the smoke cases run again under compute-sanitizer (memcheck, then racecheck). Elsewhere they run under
+triton-viz, which proves bounds symbolically; it needs triton 3.6 and numpy < 2.4, so it gets an environment of its own,
+made once under the user's cache directory.
 """
 
 import os
@@ -40,7 +40,11 @@ def _compute_sanitizer(ops: list[str], extra: list[str], console: "Console") -> 
     env = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     for name in TOOLS:
         command = [tool, "--tool", name, "--error-exitcode", "9", sys.executable, "-m", "draftwood.perf.cli", "check"]
-        code = subprocess.call([*command, *ops, *extra, "--cases", "smoke", "--oracle", "numeric", "--json"], env=env, stdout=subprocess.DEVNULL)
+        code = subprocess.call(
+            [*command, *ops, *extra, "--cases", "smoke", "--oracle", "numeric", "--json"],
+            env=env,
+            stdout=subprocess.DEVNULL,
+        )
         console.print(f"compute-sanitizer {name}: {'clean' if code == 0 else f'exit code {code}'}", highlight=False)
         worst = max(worst, code)
     return 1 if worst else 0

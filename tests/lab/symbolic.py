@@ -1,11 +1,13 @@
-"""Run smoke cases under triton-viz's symbolic sanitizer: `python -m draftwood.lab.symbolic [OP …]`, in its own environment.
+"""Run smoke cases under triton-viz's symbolic sanitizer: `python -m draftwood.lab.symbolic [OP …]`, in its own
+environment.
 
-The sanitizer does not execute a kernel: it asks a solver whether any address can leave its tensor. Outputs stay as they were, so
-nothing is compared here. A kernel that uses what it does not model is named, not passed.
+The sanitizer does not execute a kernel: it asks a solver whether any address can leave its tensor. Outputs stay as they
+were, so nothing is compared here. A kernel that uses what it does not model is named, not passed.
 """
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 import triton
@@ -16,7 +18,7 @@ _jit = triton.jit
 _watching: list[Sanitizer] = []
 
 
-def _watched_jit(fn=None, **options):  # type: ignore[no-untyped-def]
+def _watched_jit(fn: Any = None, **options: Any) -> Any:
     """triton.jit whose kernels are traced; put in place before any kernel is imported."""
     if fn is None:
         return lambda inner: _watched_jit(inner, **options)

@@ -1,0 +1,74 @@
+"""What the commands print: tables on standard output, progress on standard error."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from ..lab.oracles import Verdict
+
+
+def verdicts(ops: list[str], found: "list[Verdict]") -> Table:
+    """Ops down, oracles across; a cell is passed/tried, or a dash where the oracle does not apply."""
+    from ..lab.oracles import GENERAL
+
+    table = Table(title="passed / tried", title_justify="left")
+    oracles = [*GENERAL, *sorted({v.oracle for v in found} - set(GENERAL))]
+    table.add_column("op", no_wrap=True)
+    for name in oracles:
+        table.add_column(name, justify="right", no_wrap=True)
+    for op in ops:
+        cells = []
+        for name in oracles:
+            tried = [v.status for v in found if v.op == op and v.oracle == name]
+            ran = [status for status in tried if status != "skip"]
+            good = ran.count("pass")
+            color = "green" if good == len(ran) else "red"
+            cells.append(f"[{color}]{good}/{len(ran)}[/{color}]" if ran else "skip" if tried else "–")
+        table.add_row(op, *cells)
+    return table
+
+
+def timings(rows: dict[str, list[dict[str, Any]]]) -> Table:
+    table = Table(title_justify="left")
+    for column in ("op", "case"):
+        table.add_column(column, overflow="fold")
+    for column in ("us", "p20–p80", "GB/s", "roof", "x torch"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for op, entries in rows.items():
+        for row in entries:
+            us, torch_us = row["us"], row["baselines"].get("torch")
+            ratio = f"{torch_us / us['p50']:.2f}" if torch_us else "–"
+            case = " ".join(f"{name}={value}" for name, value in row["case"].items())
+            table.add_row(
+                op,
+                case,
+                f"{us['p50']:.2f}",
+                f"{us['p20']:.2f}–{us['p80']:.2f}",
+                f"{row['gb_s']:.0f}",
+                f"{row['roof']:.1%}",
+                ratio,
+            )
+    return table
+
+
+def progress(items: Any, total: int, what: str, console: Console | None) -> Iterator[Any]:
+    """The items as they come, with a bar on standard error."""
+    if console is None:
+        yield from items
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=total)
+        for item in items:
+            bar.update(task, advance=1, description=f"{what} {item[0].op}")
+            yield item

@@ -1,0 +1,50 @@
+"""Seeded bugs of conv_commit."""
+
+from ..mutation import Mutant
+
+KERNEL = "kernels/conv_commit.py"
+
+MUTANTS = (
+    Mutant(
+        name="conv_commit-slots-not-path",
+        op="conv_commit",
+        bug="rows of u are taken by depth, not by the path",
+        changes=(
+            (
+                KERNEL,
+                "node = tl.load(path + i_b * D + source - (W - 1)).to(tl.int64)",
+                "node = (source - (W - 1)).to(tl.int64)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="conv_commit-one-short",
+        op="conv_commit",
+        bug="the last accepted node is left out",
+        changes=((KERNEL, "source = b_length + row", "source = tl.maximum(b_length - 1, 0) + row"),),
+    ),
+    Mutant(
+        name="conv_commit-no-history",
+        op="conv_commit",
+        bug="with fewer accepted than W-1 the old rows stay where they were",
+        changes=((KERNEL, "p_state + source * C", "p_state + row * C"),),
+    ),
+    Mutant(
+        name="conv_commit-newest-first",
+        op="conv_commit",
+        bug="rows are stored newest first",
+        changes=((KERNEL, "tl.store(p_state + row * C", "tl.store(p_state + (W - 2 - row) * C"),),
+    ),
+    Mutant(
+        name="conv_commit-one-length",
+        op="conv_commit",
+        bug="every sequence takes the first one's length",
+        changes=((KERNEL, "tl.load(length + i_b)", "tl.load(length)"),),
+    ),
+    Mutant(
+        name="conv_commit-channels-unmasked",
+        op="conv_commit",
+        bug="channels past the last are written: bounds, race or order must see it",
+        changes=((KERNEL, "tl.store(p_state + row * C, b_row, mask=m_c)", "tl.store(p_state + row * C, b_row)"),),
+    ),
+)
