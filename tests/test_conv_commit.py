@@ -18,9 +18,13 @@ def drawn(T: int, C: int = 20, W: int = 4, seed: int = 0) -> tuple[torch.Tensor,
     return u.to(target()), state.to(target())
 
 
-def after(commit, u: torch.Tensor, state: torch.Tensor, path: list[int], length: int | None = None, **extra) -> torch.Tensor:
+def after(
+    commit, u: torch.Tensor, state: torch.Tensor, path: list[int], length: int | None = None, **extra
+) -> torch.Tensor:
     state = state.clone()
-    ints = [torch.tensor(x, dtype=torch.int32, device=target()) for x in ([path], [len(path) if length is None else length])]
+    ints = [
+        torch.tensor(x, dtype=torch.int32, device=target()) for x in ([path], [len(path) if length is None else length])
+    ]
     commit(u, state, *ints, **extra)
     return state
 

@@ -29,7 +29,9 @@ def drawn(seed: int = 0, **changes: Any) -> dict[str, Any]:
 
 
 def along(x: dict[str, Any], path: list[int], length: int | None = None) -> dict[str, Any]:
-    ints = [torch.tensor(v, dtype=torch.int32, device=target()) for v in ([path], [len(path) if length is None else length])]
+    ints = [
+        torch.tensor(v, dtype=torch.int32, device=target()) for v in ([path], [len(path) if length is None else length])
+    ]
     return x | {"path": ints[0], "length": ints[1]}
 
 
@@ -46,7 +48,8 @@ def close(got: torch.Tensor, want: torch.Tensor, eps: float = 2e-5) -> None:
 @either
 @strategies
 def test_flash_linear_attention_ends_in_the_same_state_at_every_node(commit, strategy):
-    x = {name: torch.from_numpy(GOLDEN[name]).to(target()) for name in ("q", "k", "v", "a", "b", "A", "dt_bias", "state")}
+    names = ("q", "k", "v", "a", "b", "A", "dt_bias", "state")
+    x: dict[str, Any] = {name: torch.from_numpy(GOLDEN[name]).to(target()) for name in names}
     parents = torch.from_numpy(GOLDEN["parents"]).int().to(target())
     _, saved = tree_gdn(**x, parents=parents, ancestors=tree_mask(parents)[0], strategy=strategy)
     nodes = (0, 6, 15, 20)

@@ -1,6 +1,7 @@
 """Properties of tree_conv."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ GOLDEN = np.load(Path(__file__).parent / "golden" / "gdn_transformers.npz")
 either = pytest.mark.parametrize("conv", [reference, kernel], ids=["reference", "kernel"])
 
 
-def drawn(shape: str, T: int, seed: int = 0, B: int = 1, C: int = 24, W: int = 4) -> dict[str, torch.Tensor]:
+def drawn(shape: str, T: int, seed: int = 0, B: int = 1, C: int = 24, W: int = 4) -> dict[str, Any]:
     case = SPEC.cases["smoke"][0].but(B=B, T=T, C=C, W=W, shape=shape)
     inputs = SPEC.inputs(case, torch.Generator().manual_seed(seed))
     return {name: tensor.to(target()) for name, tensor in inputs.items()}
@@ -40,7 +41,12 @@ def test_transformers_convolves_a_chain_from_nothing_to_the_same(conv):
 
 @either
 @settings(max_examples=8)
-@given(shape=st.sampled_from(("random", "forest", "binary")), T=st.integers(1, 14), W=st.integers(2, 5), seed=st.integers(0, 999))
+@given(
+    shape=st.sampled_from(("random", "forest", "binary")),
+    T=st.integers(1, 14),
+    W=st.integers(2, 5),
+    seed=st.integers(0, 999),
+)
 def test_a_node_is_the_last_output_of_a_plain_convolution_down_its_path(conv, shape, T, W, seed):
     x = drawn(shape, T, seed, W=W)
     y, node = conv(**x), T - 1
@@ -96,7 +102,11 @@ def test_what_lies_in_padding_is_not_seen_and_its_output_is_zero(conv):
 @either
 def test_channels_do_not_meet(conv):
     x = drawn("random", 7, C=40)
-    half = {"u": x["u"][..., 9:20].contiguous(), "weight": x["weight"][9:20], "state": x["state"][..., 9:20].contiguous()}
+    half = {
+        "u": x["u"][..., 9:20].contiguous(),
+        "weight": x["weight"][9:20],
+        "state": x["state"][..., 9:20].contiguous(),
+    }
     close(conv(**half, parents=x["parents"]), conv(**x)[..., 9:20])
 
 

@@ -28,7 +28,7 @@ TOKENS = ("q", "k", "v", "a", "b")
 
 
 def drawn(shape: str, T: int, seed: int = 0, **changes: Any) -> dict[str, Any]:
-    sizes = {"Hk": 1, "Hv": 2, "K": 16, "V": 16}
+    sizes: dict[str, Any] = {"Hk": 1, "Hv": 2, "K": 16, "V": 16}
     case = SPEC.cases["smoke"][0].but(**sizes | {"T": T, "shape": shape} | changes)
     inputs = SPEC.inputs(case, torch.Generator().manual_seed(seed))
     return map_tensors(inputs, lambda tensor: tensor.to(target()))

@@ -3,10 +3,10 @@
     python tests/golden/make_gdn.py transformers
     python tests/golden/make_gdn.py fla
 
-gdn_transformers.npz   transformers 5.23.0, torch 2.13.0: one Qwen3_5GatedDeltaNet layer (conv, gates, chunked rule, value heads
-                       grouped) on 70 tokens, and the state its recurrent rule ends in
-gdn_fla.npz            flash-linear-attention 0.6.0, torch 2.13.0: naive_recurrent_gated_delta_rule down the path of every node of
-                       a tree of 24, from a given state
+gdn_transformers.npz   transformers 5.23.0, torch 2.13.0: one Qwen3_5GatedDeltaNet layer (conv, gates, chunked rule,
+                       value heads grouped) on 70 tokens, and the state its recurrent rule ends in
+gdn_fla.npz            flash-linear-attention 0.6.0, torch 2.13.0: naive_recurrent_gated_delta_rule down the path of
+                       every node of a tree of 24, from a given state
 
 transformers falls back to torch only where flash-linear-attention is absent: give it an environment of its own.
 """
@@ -22,7 +22,9 @@ PARENTS = [-1, 0, 1, 2, 0, 4, 3, 1, 7, 6, 9, 5, 10, 8, 12, 12, 2, 16, 14, 18, 15
 
 
 def save(name: str, **tensors: torch.Tensor) -> None:
-    np.savez_compressed(HERE / name, **{key: value.detach().float().contiguous().numpy() for key, value in tensors.items()})
+    np.savez_compressed(
+        HERE / name, **{key: value.detach().float().contiguous().numpy() for key, value in tensors.items()}
+    )
 
 
 def from_transformers() -> None:

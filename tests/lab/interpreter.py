@@ -331,20 +331,19 @@ def _hook_memory() -> None:
     rmw, cas = Builder.create_atomic_rmw, Builder.create_atomic_cas
     grid_idx, init_args, run = Builder.set_grid_idx, machine.GridExecutor._init_args_hst, machine.GridExecutor.__call__
 
+    def allowed(kind: str, builder: Any, ptrs: Any, mask: Any) -> Any:
+        # a scalar mask joined with a block's arrives as i32
+        lanes = mask.data.astype(bool) if _current is None else _current.access(kind, builder, ptrs, mask.data)
+        return Handle(lanes, tl.int1)
+
     def create_masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
-        if _current is not None:
-            mask = Handle(_current.access("load", self, ptrs, mask.data), tl.int1)
-        return load(self, ptrs, mask, other, *rest)
+        return load(self, ptrs, allowed("load", self, ptrs, mask), other, *rest)
 
     def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        if _current is not None:
-            mask = Handle(_current.access("store", self, ptrs, mask.data), tl.int1)
-        return store(self, ptrs, value, mask, *rest)
+        return store(self, ptrs, value, allowed("store", self, ptrs, mask), *rest)
 
     def create_atomic_rmw(self: Any, op: Any, ptr: Any, val: Any, mask: Any, *rest: Any) -> Any:
-        if _current is not None:
-            mask = Handle(_current.access("atomic", self, ptr, mask.data), tl.int1)
-        return rmw(self, op, ptr, val, mask, *rest)
+        return rmw(self, op, ptr, val, allowed("atomic", self, ptr, mask), *rest)
 
     def create_atomic_cas(self: Any, ptr: Any, *rest: Any) -> Any:
         if _current is not None:
