@@ -40,16 +40,18 @@ def sweep_case(op: Op, case: Case, device: torch.device, gpu: str) -> dict[str, 
     spec, function = op.spec, op.function("kernels")
     default = op.module("kernels").Config()
     sets = bench.operands(op, case, device)
-    native_in = map_tensors(sets[0], torch.clone)
+    # timing an op that works in place changes its operands
+    pristine = map_tensors(sets[0], torch.clone)
+    native_in = map_tensors(pristine, torch.clone)
     native = named(spec, native_in, op.function("reference")(**native_in))
-    exact_in = raised(sets[0])
+    exact_in = raised(pristine)
     exact = named(spec, exact_in, op.function("reference")(**exact_in))
     rules = spec.tolerances(case)
     timed: list[tuple[timer.Timing, Any]] = []
     for point in [{}, *candidates(op, case, gpu)]:
         config = dataclasses.replace(default, **point)
         try:
-            inputs = map_tensors(sets[0], torch.clone)
+            inputs = map_tensors(pristine, torch.clone)
             got = named(spec, inputs, function(**inputs, config=config))
             if worst := next((w for n in native if (w := compare(n, got[n], native[n], exact[n], rules[n]))), None):
                 console.print(f"[red]wrong[/red] {op.name} {case.id} {point}: {worst}", highlight=False)
