@@ -1,7 +1,7 @@
 """Timings of every op's perf cases through pytest-benchmark, for its --benchmark-compare and --benchmark-histogram.
 
     pytest perf/bench_ops.py --benchmark-enable --benchmark-save=base
-    pytest perf/bench_ops.py --benchmark-enable --benchmark-compare=0001 --benchmark-compare-fail=median:10% -k rms_norm
+    pytest perf/bench_ops.py --benchmark-enable --benchmark-compare=0001 --benchmark-compare-fail=median:10%
 
 The samples are those of the project's own timer (CUDA-graph replay, cold operands): the fixture is fed, it does not measure.
 """

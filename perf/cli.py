@@ -13,7 +13,6 @@ from rich.table import Table
 from . import tables
 
 if TYPE_CHECKING:
-    from ..lab.check import Plan
     from ..lab.oracles import Verdict
 
 app = typer.Typer(
@@ -79,6 +78,10 @@ def check(
             "--mutants", help="Try seeded bugs instead: each must be caught. Prints the kill rate and the survivors."
         ),
     ] = False,
+    ablate: Annotated[
+        bool,
+        typer.Option("--ablate", help="With --mutants: which bugs only one oracle sees, and the kill rate without it."),
+    ] = False,
     sanitize: Annotated[
         bool,
         typer.Option(
@@ -108,7 +111,12 @@ def check(
         raise typer.Exit(outside(chosen, sources, err))
     plan = lab.Plan(tuple(sources), tuple(oracle) or None, frozenset(without), impl.value, lab.target())
     if mutants:
-        raise typer.Exit(_mutants(chosen if ops else None, plan, jobs, as_json))
+        from . import hunt
+
+        if not hunt.seeded(chosen):
+            raise fail("no seeded bugs for these ops")
+        work = hunt.ablate if ablate else hunt.kill
+        raise typer.Exit(work(chosen, plan, jobs, out, None if as_json else err))
     if case:
         if len(chosen) != 1:
             raise fail("--case needs exactly one op")
@@ -135,43 +143,6 @@ def check(
         summary = f"{len(verdicts)} verdicts on {len(work)} cases in {seconds:.0f} s, {where}: {failed} failed"
         out.print(summary, highlight=False)
     raise typer.Exit(1 if failed or not verdicts else 0)
-
-
-def _mutants(ops: list[str] | None, plan: "Plan", jobs: int, as_json: bool) -> int:
-    from ..lab import check as lab
-    from ..lab import mutation
-
-    work = [lab.Job(mutant.op, mutant=mutant) for mutant in mutation.seeded(ops)]
-    if not work:
-        raise fail("no mutants for these ops")
-    rows = []
-    for job, killers in tables.progress(lab.run(work, plan, jobs), len(work), "hunting", None if as_json else err):
-        assert job.mutant is not None
-        killer = killers[0] if killers else None
-        rows.append(
-            {
-                "mutant": job.mutant.name,
-                "op": job.op,
-                "bug": job.mutant.bug,
-                "killed_by": killer.oracle if killer else None,
-                "case": killer.case if killer else None,
-            }
-        )
-    rows.sort(key=lambda row: (str(row["op"]), str(row["mutant"])))
-    survivors = [row for row in rows if row["killed_by"] is None]
-    rate = 1 - len(survivors) / len(rows)
-    if as_json:
-        print(json.dumps({"rate": rate, "mutants": rows}, indent=0))
-    else:
-        table = Table(title="seeded bugs", title_justify="left")
-        for name in ("mutant", "killed by", "bug"):
-            table.add_column(name, overflow="fold")
-        for row in rows:
-            table.add_row(row["mutant"], row["killed_by"] or "[red]survived[/red]", row["bug"])
-        out.print(table)
-        named = "; survivors: " + ", ".join(str(row["mutant"]) for row in survivors) if survivors else ""
-        out.print(f"kill rate {rate:.1%}: {len(rows) - len(survivors)} of {len(rows)}{named}", highlight=False)
-    return 0 if rate >= 0.95 else 1
 
 
 @app.command("list")

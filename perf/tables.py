@@ -32,6 +32,26 @@ def verdicts(ops: list[str], found: "list[Verdict]") -> Table:
     return table
 
 
+def hunted(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="seeded bugs", title_justify="left")
+    for column in ("mutant", "killed by", "bug"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(row["mutant"], row["killed_by"] or "[red]survived[/red]", row["bug"])
+    return table
+
+
+def ablation(rows: list[dict[str, Any]], mutants: int) -> Table:
+    """What each oracle is needed for: bugs that no other one sees."""
+    table = Table(title=f"{mutants} seeded bugs, one oracle left out at a time", title_justify="left")
+    for column in ("oracle", "kills", "kill rate without it"):
+        table.add_column(column, justify="right" if column != "oracle" else "left", no_wrap=True)
+    table.add_column("bugs only it sees", overflow="fold")
+    for row in rows:
+        table.add_row(row["oracle"], str(row["kills"]), f"{row['rate_without']:.1%}", ", ".join(row["only_it"]))
+    return table
+
+
 def timings(rows: dict[str, list[dict[str, Any]]]) -> Table:
     table = Table(title_justify="left")
     for column in ("op", "case"):

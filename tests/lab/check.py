@@ -24,6 +24,7 @@ class Job:
     case: Case | None = None
     seed: int = 0
     mutant: mutation.Mutant | None = None
+    ablate: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,6 +114,10 @@ def _start_worker() -> None:
 def perform(job: Job, plan: Plan) -> list[Verdict]:
     interpreter.install()
     device = torch.device(plan.device)
+    if job.mutant is not None and job.ablate:
+        poisoned, zeroed = mutation.killers(job.mutant, device)
+        oracles = (*poisoned, *(f"zeroed {name}" for name in zeroed))
+        return [Verdict(job.op, job.mutant.name, 0, oracle, "fail") for oracle in oracles]
     if job.mutant is not None:
         fate = mutation.fate(job.mutant, device, plan.off)
         return [fate.killer] if fate.killer else []

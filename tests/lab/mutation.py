@@ -11,7 +11,7 @@ import pkgutil
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -71,22 +71,29 @@ def planted(mutant: Mutant, folder: Path) -> str:
     return package
 
 
-def fate(
-    mutant: Mutant, device: torch.device, off: frozenset[str] = frozenset(), groups: Sequence[str] = ("smoke", "edge")
-) -> Fate:
+def fate(mutant: Mutant, device: torch.device, off: frozenset[str] = frozenset()) -> Fate:
     """Try the mutant on the op's cases until an oracle objects."""
+    return Fate(mutant, next(objections(mutant, device, off), None))
+
+
+def killers(mutant: Mutant, device: torch.device) -> tuple[set[str], set[str]]:
+    """The oracles that object on any case; and those that do when fresh memory is zero instead of poison."""
+    seen = {verdict.oracle for verdict in objections(mutant, device, frozenset())}
+    return seen, {v.oracle for v in objections(mutant, device, frozenset({"poison"}))} if "poison" in seen else seen
+
+
+def objections(mutant: Mutant, device: torch.device, off: frozenset[str]) -> Iterator[Verdict]:
+    """Every failure of the mutant on the op's smoke and edge cases, as it is found."""
     with tempfile.TemporaryDirectory(prefix="draftwood-mutant-") as name:
         package = planted(mutant, Path(name))
         try:
             siblings = {op: ops.Op(op, package) for op in ops.OPS}
             op = siblings[mutant.op]
             subject = Subject(implementation(op, "kernels", siblings), device)
-            for group in groups:
-                for case in op.spec.cases[group]:
-                    for verdict in Trial(op, case, 0, subject, off).verdicts():
-                        if verdict.status in ("fail", "error"):
-                            return Fate(mutant, verdict)
-            return Fate(mutant, None)
+            for case in (*op.spec.cases["smoke"], *op.spec.cases["edge"]):
+                for verdict in Trial(op, case, 0, subject, off).verdicts():
+                    if verdict.status in ("fail", "error"):
+                        yield verdict
         finally:
             for loaded in [module for module in sys.modules if module.split(".")[0] == package]:
                 del sys.modules[loaded]

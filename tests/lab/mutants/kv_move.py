@@ -1,0 +1,36 @@
+"""Seeded bugs of kv_move."""
+
+from ..mutation import Mutant
+
+MUTANTS = (
+    Mutant(
+        name="kv_move-source-off-by-one",
+        op="kv_move",
+        bug="the row before the accepted node moves",
+        changes=(("kernels/kv_move.py", "p + (first + b_path).to(tl.int64)", "p + (first + b_path - 1).to(tl.int64)"),),
+    ),
+    Mutant(
+        name="kv_move-no-start",
+        op="kv_move",
+        bug="rows move to the head of the cache",
+        changes=(("kernels/kv_move.py", "p + (first + o_d)", "p + (0 * first + o_d)"),),
+    ),
+    Mutant(
+        name="kv_move-width-of-k",
+        op="kv_move",
+        bug="rows of V are taken to be as wide as those of K",
+        changes=(("kernels/kv_move.py", "length, start, S, columns_v", "length, start, S, columns_k"),),
+    ),
+    Mutant(
+        name="kv_move-wide",
+        op="kv_move",
+        bug="the last program of a row moves columns of the next row too",
+        changes=(("kernels/kv_move.py", "(o_c < COLUMNS)", "(o_c < COLUMNS + BC)"),),
+    ),
+    Mutant(
+        name="kv_move-one-head",
+        op="kv_move",
+        bug="all programs move the first head",
+        changes=(("kernels/kv_move.py", "tl.program_id(0).to(tl.int64) * s_h", "tl.program_id(0).to(tl.int64) * 0"),),
+    ),
+)
