@@ -115,8 +115,8 @@ def check(
 
         if not hunt.seeded(chosen):
             raise fail("no seeded bugs for these ops")
-        work = hunt.ablate if ablate else hunt.kill
-        raise typer.Exit(work(chosen, plan, jobs, out, None if as_json else err))
+        run = hunt.ablate if ablate else hunt.kill
+        raise typer.Exit(run(chosen, plan, jobs, out, None if as_json else err))
     if case:
         if len(chosen) != 1:
             raise fail("--case needs exactly one op")
