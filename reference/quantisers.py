@@ -21,8 +21,8 @@ def q8_0(blocks: torch.Tensor) -> Fields:
 
 
 def q4_0(blocks: torch.Tensor) -> Fields:
-    # the value of largest magnitude, the first of equals, with its sign
-    d = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))[..., 0] / -8
+    # the value of largest magnitude, the first of equals, with its sign; +0 where all are zeros of either sign
+    d = (blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True))[..., 0] + 0.0) / -8
     q = (blocks * _inverse(d) + 8.5).trunc().clamp(0, 15)
     return {"d": d.half(), "q": q.to(torch.uint8)}
 

@@ -125,7 +125,8 @@ def install() -> None:
         return
     _installed = True
     # NaN and infinities are inputs like any other here
-    warnings.filterwarnings("ignore", category=RuntimeWarning, module="triton.runtime.interpreter")
+    for module in ("triton.runtime.interpreter", "numpy._core.fromnumeric"):
+        warnings.filterwarnings("ignore", category=RuntimeWarning, module=module)
     for name in ("binary_op", "unary_op", "create_fma", "create_rsqrt", "create_erf", "create_clampf"):
         if hasattr(Builder, name):
             setattr(Builder, name, _through_f32(getattr(Builder, name)))

@@ -197,6 +197,8 @@ class Trial:
     def _nonfinite(self) -> str | None:
         """Plant NaN, +inf and -inf, one kind at a time, in each float input that the SPEC names."""
         for number, (target, values) in enumerate(self.spec.planted(self.case).items()):
+            if not isinstance(self.inputs[target], torch.Tensor) or not self.inputs[target].is_floating_point():
+                continue
             for shift, value in enumerate(values):
                 planted = map_tensors(self.inputs, torch.clone)
                 if not (count := planted[target].numel()):

@@ -1,0 +1,37 @@
+"""Knobs of tree_attention: rows of the cache and of queries in a tile, and how many programs share the cache."""
+
+from typing import Any
+
+from ..reference.spec import Case
+
+SPACE: dict[str, tuple[Any, ...]] = {
+    "BLOCK_S": (16, 32, 64, 128),
+    "BLOCK_M": (16, 32, 64, 128),
+    "programs": (66, 132, 264, 528, 1056),
+    "least_tiles": (1, 2, 4),
+    "num_warps": (2, 4, 8),
+    "num_stages": (1, 2, 3, 4),
+}
+# KB of shared memory a program can have, by the start of the GPU's folder name
+SHARED_KB = {"sm75": 64, "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm10": 227, "sm12": 99, "gfx": 64}
+
+
+def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
+    rows = case["T"] * (case["H"] // case["Hkv"])
+    if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
+        return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
+    return fits(config, case, gpu)
+
+
+def fits(config: dict[str, Any], case: Case, gpu: str) -> str | None:
+    """A sentence where q, K and V do not fit the shared memory or the sums do not fit the registers, else None."""
+    size = 4 if case["dtype"] == "f32" else 2
+    stages = max(1, config["num_stages"] - 1)
+    need = case["D"] * size * (config["BLOCK_M"] + 2 * config["BLOCK_S"] * stages) // 1024
+    most = next((kb for start, kb in SHARED_KB.items() if gpu.startswith(start)), 64)
+    if need > most:
+        return f"needs {need} KB of shared memory, {gpu} has {most} KB"
+    sums = config["BLOCK_M"] * (case["D"] + config["BLOCK_S"]) // (32 * config["num_warps"])
+    if sums > 256:
+        return f"{sums} sums a thread do not fit 255 registers"
+    return None
