@@ -1,6 +1,6 @@
 """Which config a kernel runs with here.
 
-    exact GPU (autotune/configs/sm90-h200)  ->  same architecture (sm90-*)  ->  the kernel's defaults, which run anywhere
+    exact GPU (autotune/configs/sm90-h200)  ->  same architecture (sm90-*)  ->  the kernel's defaults, safe anywhere
 
 A config file is JSON: {"schema": 1, "op": ..., "entries": [{"case": {...}, "config": {...}, ...}]}. Of the entries
 whose names and formats equal the launch's, the one with the nearest sizes is taken.

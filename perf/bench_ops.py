@@ -3,7 +3,7 @@
     pytest perf/bench_ops.py --benchmark-enable --benchmark-save=base
     pytest perf/bench_ops.py --benchmark-enable --benchmark-compare=0001 --benchmark-compare-fail=median:10%
 
-The samples are those of the project's own timer (CUDA-graph replay, cold operands): the fixture is fed, it does not measure.
+The samples are those of the project's own timer (CUDA-graph replay, cold operands): the fixture is fed with them.
 """
 
 from collections.abc import Iterator
