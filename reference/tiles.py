@@ -31,6 +31,23 @@ def to_tiles(weight: torch.Tensor, format: str) -> torch.Tensor:
     N, K = weight.shape[0], weight.shape[1] // find(format).bytes * find(format).elements
     if N % ROWS or K % COLUMNS:
         raise ValueError(f"tiles take rows in steps of {ROWS} and columns in steps of {COLUMNS}, not {N} x {K}")
+    return torch.cat([_to_tiles(part, format) for part in weight.split(_rows_at_once(K))])
+
+
+def from_tiles(tiles: torch.Tensor, format: str) -> torch.Tensor:
+    """The inverse of `to_tiles`."""
+    return torch.cat(
+        [_from_tiles(part, format) for part in tiles.split(_rows_at_once(tiles.shape[1] * COLUMNS) // ROWS)]
+    )
+
+
+def _rows_at_once(K: int) -> int:
+    """Whole tiles of about 2^25 weights: a vocabulary's codes need not exist as integers at once."""
+    return max(1, (1 << 25) // (K * ROWS)) * ROWS
+
+
+def _to_tiles(weight: torch.Tensor, format: str) -> torch.Tensor:
+    N, K = weight.shape[0], weight.shape[1] // find(format).bytes * find(format).elements
     fields = {name: _by_tile(field.reshape(N, K // COLUMNS, -1)) for name, field in unpack(weight, format).items()}
     q = fields["q"].view(torch.uint8)
     if format == "q8_0":
@@ -50,8 +67,7 @@ def to_tiles(weight: torch.Tensor, format: str) -> torch.Tensor:
     return torch.cat(planes, -1)
 
 
-def from_tiles(tiles: torch.Tensor, format: str) -> torch.Tensor:
-    """The inverse of `to_tiles`."""
+def _from_tiles(tiles: torch.Tensor, format: str) -> torch.Tensor:
     widths = {"q4_k": (8192, 1024, 256), "q5_k": (8192, 2048, 1024, 256), "q6_k": (8192, 4096, 1024, 128)}
     planes = tiles.split(widths.get(format, (RECORD[format] - 1024, 1024)), -1)
     fields: Fields = {}

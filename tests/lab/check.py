@@ -114,6 +114,18 @@ def _start_worker() -> None:
 def perform(job: Job, plan: Plan) -> list[Verdict]:
     interpreter.install()
     device = torch.device(plan.device)
+    try:
+        return _perform(job, plan, device)
+    except Exception as error:  # one case out of memory, say, must not end the run
+        name = job.case.id if job.case else job.op
+        return [Verdict(job.op, name, job.seed, "case", "error", f"{type(error).__name__}: {error}")]
+    finally:
+        if device.type == "cuda":
+            # other processes share the card
+            torch.cuda.empty_cache()
+
+
+def _perform(job: Job, plan: Plan, device: torch.device) -> list[Verdict]:
     if job.mutant is not None and job.ablate:
         poisoned, zeroed = mutation.killers(job.mutant, device)
         oracles = (*poisoned, *(f"zeroed {name}" for name in zeroed))
