@@ -90,6 +90,21 @@ def samples_cuda(calls: Sequence[Callable[[], Any]], replays: int = REPLAYS, bud
     return samples
 
 
+def samples_eager(calls: Sequence[Callable[[], Any]], replays: int = REPLAYS, budget_s: float = 1.0) -> list[float]:
+    """For what a graph cannot hold: host work counts, as it does in life."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    found: list[float] = []
+    started = time.perf_counter()
+    while len(found) < replays and (len(found) < 3 or time.perf_counter() - started < budget_s):
+        begin.record()
+        for call in calls:
+            call()
+        end.record()
+        end.synchronize()
+        found.append(begin.elapsed_time(end) * 1000 / len(calls))
+    return found[1:]
+
+
 def samples_cpu(call: Callable[[], Any], replays: int = 5, budget_s: float = 1.0) -> list[float]:
     samples: list[float] = []
     started = time.perf_counter()
@@ -103,6 +118,15 @@ def samples_cpu(call: Callable[[], Any], replays: int = 5, budget_s: float = 1.0
 def samples(calls: Sequence[Callable[[], Any]], device: torch.device, **limits: Any) -> list[float]:
     """Microseconds a call, one a replay; on a CPU one a call of the first."""
     return samples_cuda(calls, **limits) if device.type == "cuda" else samples_cpu(calls[0], **limits)
+
+
+def measure_baseline(calls: Sequence[Callable[[], Any]], device: torch.device) -> Timing:
+    """As `measure`, but what synchronises with the host is timed without a graph, and says so."""
+    try:
+        return measure(calls, device)
+    except RuntimeError:
+        torch.cuda.synchronize()
+        return _quantiles(samples_eager(calls), "cuda-eager")
 
 
 def measure(calls: Sequence[Callable[[], Any]], device: torch.device, **limits: Any) -> Timing:

@@ -60,7 +60,8 @@ def timings(rows: dict[str, list[dict[str, Any]]]) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     for op, entries in rows.items():
         for row in entries:
-            us, torch_us = row["us"], row["baselines"].get("torch")
+            us, others = row["us"], row["baselines"]
+            torch_us = others.get("torch", others.get("torch (eager)"))
             ratio = f"{torch_us / us['p50']:.2f}" if torch_us else "–"
             case = " ".join(f"{name}={value}" for name, value in row["case"].items())
             table.add_row(
