@@ -56,6 +56,8 @@ def samples_cuda(calls: Sequence[Callable[[], Any]], replays: int = REPLAYS, bud
     """`calls` do the same on different operands. They are captured in one graph, in turn, until it is long enough to
     time."""
     stream = torch.cuda.Stream()
+    # the operands were made on the current stream
+    stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for call in calls[:2]:
             call()
