@@ -73,6 +73,12 @@ def _key(row: dict[str, Any]) -> str:
     return json.dumps({**row["case"], "impl": row["impl"]}, sort_keys=True)
 
 
+def _order(row: dict[str, Any]) -> list[tuple[str, int, float, str]]:
+    """Sizes by number, names by letter."""
+    values = {**row["case"], "impl": row["impl"]}
+    return [(k, 0, v, "") if isinstance(v, (int, float)) else (k, 1, 0, v) for k, v in sorted(values.items())]
+
+
 def load(file: Path) -> dict[str, Any]:
     if not file.exists():
         return {"entries": []}
@@ -84,7 +90,7 @@ def save(op: str, machine: timer.Machine, command: str, rows: Iterable[dict[str,
     file = home / machine.gpu / f"{op}.json"
     merged = {_key(row): row for row in (*load(file)["entries"], *rows)}
     head = {"schema": 1, "op": op, "gpu": machine.gpu, "versions": machine.as_dict(), "command": command}
-    lines = ",\n".join(json.dumps(merged[key]) for key in sorted(merged))
+    lines = ",\n".join(json.dumps(row) for row in sorted(merged.values(), key=_order))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
     return file
