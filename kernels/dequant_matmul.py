@@ -11,8 +11,9 @@ weights are rounded to it, and f16 reaches to 65504. precision "int8": one launc
 
     y = sum over groups of  scale * d * (q_w · q_x)  -  minimum * d * sum(q_x)          (· in integers, the rest in f32)
 
-Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K. Weights
-rearranged once (layout "tiles") need no such conversion: `lib/tiled.py`, and `lib/tiled_int8.py` for one row in int8.
+Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
+Weights rearranged once (layout "tiles") need no such conversion: `lib/tiled.py`, and `lib/tiled_int8.py` for one row in
+int8.
 """
 
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from .lib.blocks import CHUNK, dequantise, unpack
 from .lib.device import has_ptx
 from .lib.tiled import tiled
 from .lib.tiled_int8 import quantise, tiled_int8
-from .lib.tiles import D, SCALES
+from .lib.tiles import SCALES, D
 from .lib.workspace import counters
 
 
@@ -201,7 +202,9 @@ def _check_tiles(x: torch.Tensor, weight: torch.Tensor, format: str, precision: 
         found = f"{format} as {weight.dtype} {tuple(weight.shape)}"
         raise ValueError(f"dequant_matmul takes tiles u8 [N/64, K/256, bytes] of {', '.join(RECORD)}, not {found}")
     if weight.shape[1] * COLUMNS != K or x.stride(1) != 1 or (swiglu and weight.shape[0] % 2):
-        raise ValueError(f"dequant_matmul takes x of K = {weight.shape[1] * COLUMNS} and whole tiles, not {tuple(x.shape)}")
+        raise ValueError(
+            f"dequant_matmul takes x of K = {weight.shape[1] * COLUMNS} and whole tiles, not {tuple(x.shape)}"
+        )
     if precision not in ("exact", "int8") or (precision == "int8" and (x.shape[0] > 1 or swiglu)):
         raise ValueError(f"over tiles int8 takes one row and no swiglu, not {x.shape[0]} rows in {precision}")
     if precision == "exact" and x.dtype not in (torch.float16, torch.bfloat16):
@@ -222,13 +225,15 @@ def _on_tiles(
     (M, K), rows = x.shape, weight.shape[0] * ROWS
     N = rows // 2 if swiglu else rows
     _check_residual(residual, M, N)
-    dims = {"M": M, "N": rows, "K": K, "format": format, "precision": precision, "layout": "tiles"}
-    config = config or pick("dequant_matmul", Config(), x.device, **dims)
+    dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
+    config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout="tiles")
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
     split = min(config.split, K // COLUMNS)
     meta = {"FORMAT": format, "RECORD": RECORD[format], "SCALES": SCALES[format], "D": D[format], "SPLIT": split > 1}
     options = {"ASM": has_ptx(x.device), "STAGES": config.num_stages, "num_warps": 4}
-    partial = torch.empty(split * M * N * (2 if swiglu else 1) if split > 1 else 0, dtype=torch.float32, device=x.device)
+    partial = torch.empty(
+        split * M * N * (2 if swiglu else 1) if split > 1 else 0, dtype=torch.float32, device=x.device
+    )
     words, wide = weight.view(torch.int16), weight.view(torch.int32)
     if precision == "int8":
         x_words, x_d, x_sums = _quantised_words(x)
@@ -278,7 +283,9 @@ def dequant_matmul(
     if swiglu and rows % 2:
         raise ValueError(f"dequant_matmul takes an even number of rows with swiglu, not {rows}")
     _check(x, weight, format, precision, residual, N)
-    config = config or pick("dequant_matmul", Config(), x.device, M=M, N=rows, K=K, format=format, precision=precision, layout=layout)
+    config = config or pick(
+        "dequant_matmul", Config(), x.device, M=M, N=rows, K=K, format=format, precision=precision, layout=layout
+    )
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
     d = d_sum = None
     if precision == "int8":

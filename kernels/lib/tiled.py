@@ -5,8 +5,8 @@
     record ──cp.async──> shared ──> registers ──codes──> f16 A operand ──wgmma──> f32 [64, BM]
     x      ──cp.async──> shared ─────────────────────────────B operand──┘
 
-Dequantised weights never touch shared memory: a lane's loads are its own operand registers. SPLIT programs share a tile;
-the last to arrive adds their partial sums in order, so the result does not depend on who that was.
+Dequantised weights never touch shared memory: a lane's loads are its own operand registers. SPLIT programs share a
+tile; the last to arrive adds their partial sums in order, so the result does not depend on who that was.
 """
 
 import triton

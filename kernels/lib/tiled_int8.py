@@ -176,12 +176,21 @@ def tiled_int8(
         if FORMAT == "q6_k":
             o_h = tl.arange(0, 1024)
             o_hr = o_h // (128 * WR) % KW
-            p_h = wide + (p + _HIGH + o_hr * RECORD) // 4 + o_h // 512 * 512 + (block + o_h // 128 % WR) * 128 + o_h % 128
+            p_h = (
+                wide + (p + _HIGH + o_hr * RECORD) // 4 + o_h // 512 * 512 + (block + o_h // 128 % WR) * 128 + o_h % 128
+            )
             b_high = tl.load(p_h, mask=i_r + o_hr < records, other=0, eviction_policy="evict_first")
         m_s = (i_r + o_s // 8 < records)[None, :]
-        p_s = words + (p + (o_s // 8) * RECORD + SCALES)[None, :] // 2 + (block * 16 + o_r)[:, None] * 8 + (o_s % 8)[None, :]
+        p_s = (
+            words
+            + (p + (o_s // 8) * RECORD + SCALES)[None, :] // 2
+            + (block * 16 + o_r)[:, None] * 8
+            + (o_s % 8)[None, :]
+        )
         b_scales = tl.load(p_s, mask=m_s, other=0, eviction_policy="evict_first")  # [ROWS, KW 8]
-        b_xw = tl.load(x_words + i_r * 64 + tl.arange(0, 64 * KW), mask=i_r + tl.arange(0, 64 * KW) // 64 < records, other=0)
+        b_xw = tl.load(
+            x_words + i_r * 64 + tl.arange(0, 64 * KW), mask=i_r + tl.arange(0, 64 * KW) // 64 < records, other=0
+        )
         b_xd = tl.load(x_d + i_r * 8 + o_s, mask=i_r + o_s // 8 < records, other=0.0)
         o_16 = tl.arange(0, KW * 16)
         b_sum = tl.load(x_sums + i_r * 16 + o_16, mask=i_r + o_16 // 16 < records, other=0.0)

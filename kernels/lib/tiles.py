@@ -54,8 +54,13 @@ def _above(shift: int, low: str, up: str) -> str:
 # 1024 and -64, in f16 pairs; 1032 and -72 take 8 off a code, 1056 and -96 take 32
 _Q4 = tl.constexpr(_NIBBLES.format(one="0x64006400", other="0xD400D400", high=""))
 _Q4_0 = tl.constexpr(_NIBBLES.format(one="0x64086408", other="0xD480D480", high=""))
-_Q5 = [_NIBBLES.format(one="0x64006400", other="0xD400D400", high=_above(v, "0x00100010", "0x01000100")) for v in range(4)]
-_Q6 = [_NIBBLES.format(one="0x64206420", other="0xD600D600", high=_above(2 * r, "0x00300030", "0x03000300")) for r in (0, 1)]
+_Q5 = [
+    _NIBBLES.format(one="0x64006400", other="0xD400D400", high=_above(v, "0x00100010", "0x01000100")) for v in range(4)
+]
+_Q6 = [
+    _NIBBLES.format(one="0x64206420", other="0xD600D600", high=_above(2 * r, "0x00300030", "0x03000300"))
+    for r in (0, 1)
+]
 _Q5_0, _Q5_1, _Q5_2, _Q5_3 = (tl.constexpr(text) for text in _Q5)
 _Q6_0, _Q6_1 = (tl.constexpr(text) for text in _Q6)
 # two bytes of a word: 1024 + byte, the top bit flipped where they are signed
@@ -95,7 +100,12 @@ def wider(w, high, SHIFT: tl.constexpr, BITS: tl.constexpr, TEXT: tl.constexpr, 
     """As `nibbles`, with BITS more bits a code in `high`: column group j's at 8 (j / 2) + 4 (j % 2) + SHIFT."""
     if ASM:
         a, b, c, d = tl.inline_asm_elementwise(
-            TEXT, "=&r,=&r,=&r,=&r,r,r", [w, high], (tl.float16, tl.float16, tl.float16, tl.float16), is_pure=True, pack=2
+            TEXT,
+            "=&r,=&r,=&r,=&r,r,r",
+            [w, high],
+            (tl.float16, tl.float16, tl.float16, tl.float16),
+            is_pure=True,
+            pack=2,
         )
     else:
         MASK: tl.constexpr = (1 << BITS) - 1
