@@ -25,14 +25,12 @@ def kill(ops: list[str], plan: lab.Plan, jobs: int, out: Console, err: Console |
         print(json.dumps({"rate": rate, "mutants": rows}, indent=0))
     else:
         out.print(tables.hunted(rows))
-        named = "; survivors: " + ", ".join(survivors) if survivors else ""
-        killed = f"{len(rows) - len(survivors)} of {len(rows)}"
-        out.print(f"kill rate {rate:.1%}: {killed}{named}", highlight=False)
+        out.print(_rate(rate, len(rows), survivors), highlight=False)
     return 0 if rate >= 0.95 else 1
 
 
 def ablate(ops: list[str], plan: lab.Plan, jobs: int, out: Console, err: Console | None) -> int:
-    """Put every bug before every oracle, and print what would survive without each."""
+    """Put every bug before every oracle, and print what would survive without each; exit code as of `kill`."""
     work = [lab.Job(mutant.op, mutant=mutant, ablate=True) for mutant in seeded(ops)]
     seen: dict[str, set[str]] = {}
     zeroed: dict[str, set[str]] = {}
@@ -52,8 +50,16 @@ def ablate(ops: list[str], plan: lab.Plan, jobs: int, out: Console, err: Console
                 "only_it": sorted(name for name in seen if seen[name] and not left[name]),
             }
         )
+    survivors = sorted(name for name in seen if not seen[name])
+    rate = 1 - len(survivors) / len(seen)
     if err is None:
-        print(json.dumps({"mutants": len(seen), "oracles": rows}, indent=0))
+        print(json.dumps({"mutants": len(seen), "rate": rate, "survivors": survivors, "oracles": rows}, indent=0))
     else:
         out.print(tables.ablation(rows, len(seen)))
-    return 0
+        out.print(_rate(rate, len(seen), survivors), highlight=False)
+    return 0 if rate >= 0.95 else 1
+
+
+def _rate(rate: float, tried: int, survivors: list[str]) -> str:
+    named = "; survivors: " + ", ".join(survivors) if survivors else ""
+    return f"kill rate {rate:.1%}: {tried - len(survivors)} of {tried}{named}"

@@ -34,13 +34,22 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
     accepted = path_of(parents, leaf)[:depth] if case["leaf"] != "none" else []
     path = torch.tensor([*accepted, *[-1] * (depth - len(accepted))], dtype=torch.int32)
     S = start + T + case["spare"]
+    keys = filled(draw_keys(Hkv, T, D, generator), case["format_k"], start, S)
+    values = filled(draw_values(Hkv, T, D, generator), case["format_v"], start, S)
     return {
-        "cache_k": filled(draw_keys(Hkv, T, D, generator), case["format_k"], start, S),
-        "cache_v": filled(draw_values(Hkv, T, D, generator), case["format_v"], start, S),
+        # a cache with rows to spare is cut from a pool, where rows of others lie between its own
+        "cache_k": _apart(keys, 16) if case["spare"] else keys,
+        "cache_v": _apart(values, 32) if case["spare"] else values,
         "path": path,
         "length": torch.tensor([len(accepted)], dtype=torch.int32),
         "start": torch.tensor([start], dtype=torch.int32),
     }
+
+
+def _apart(cache: torch.Tensor, gap: int) -> torch.Tensor:
+    """The same rows, `gap` elements between them."""
+    Hkv, S, row = cache.shape
+    return torch.empty_strided((Hkv, S, row), (S * (row + gap), row + gap, 1), dtype=cache.dtype).copy_(cache)
 
 
 def _cost(case: Case) -> Cost:

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from draftwood.lab import interpreter
 from draftwood.lab.compare import compare
+from draftwood.lab.guard import guard_inputs
 from draftwood.lab.oracles import GENERAL, Subject, Trial
 from draftwood.reference import ops
 from draftwood.reference.spec import Bitwise, Calibrated
@@ -98,6 +99,17 @@ def test_redzone_sees_a_byte_past_the_end():
     assert set(judge(spills)) == {"redzone"}
 
 
+def test_redzone_sees_what_moves_between_rows():
+    rows = torch.empty_strided((3, 4), (7, 1)).copy_(torch.randn(3, 4))
+    guarded, (zone,) = guard_inputs({"x": rows}, CPU)
+    assert zone.damage() is None
+    guarded["x"][1] = 0.0
+    assert zone.damage() is None
+    wide = guarded["x"].as_strided((2, 7), (7, 1))
+    wide[0] = wide[1].clone()
+    assert zone.damage() == "input x: element 4, in a gap, was overwritten"
+
+
 def test_unchanged_sees_a_written_input():
     def scribbles(x, s):
         out = sound(x, s)
@@ -115,6 +127,26 @@ def test_repeat_sees_what_a_first_call_left_behind():
         return sound(x, s) * (1 + 1e-7 * (len(calls) % 2))
 
     assert "repeat" in judge(remembers)
+
+
+def test_repeat_sees_a_result_that_a_second_call_writes_over():
+    kept: dict[torch.Size, torch.Tensor] = {}
+
+    def keeps(x, s):
+        return torch.mul(x, s[:, None], out=kept.setdefault(x.shape, torch.empty_like(x)))
+
+    assert set(judge(keeps)) == {"repeat"}
+
+
+def test_what_only_a_first_call_does_is_not_put_on_the_order_of_programs():
+    seen = set()
+
+    def warms_up(x, s):
+        late = x.shape in seen
+        seen.add(x.shape)
+        return sound(x, s) * (1 + 1.2e-7 * late)
+
+    assert set(judge(warms_up)) == {"repeat"}
 
 
 def test_an_exception_is_a_verdict_with_its_command():

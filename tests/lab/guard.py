@@ -4,7 +4,7 @@
 
 Red zones and poison are 0xFF in float tensors (a NaN in every float type: what a stray read picks up shows in the
 output) and 0x7B in the others (2,071,690,107 as an i32: no index, id or parent). An output element still holding poison
-was never written.
+was never written. Between the rows of a strided input lies the same, each element's lowest byte its own.
 """
 
 import math
@@ -40,16 +40,33 @@ class Guarded:
         padded = -(-self.bytes // 16) * 16
         self.raw = torch.full((ZONE + padded + ZONE,), _fill(dtype), dtype=torch.uint8, device=device)
         self.tensor = self.raw[ZONE : ZONE + padded].view(dtype).as_strided(shape, stride)
+        self.marks: torch.Tensor | None = None
 
     def damage(self) -> str | None:
-        """Where the red zones were written, in a sentence, or None."""
+        """Where the red zones or the gaps between rows were written, in a sentence, or None."""
         fill = _fill(self.tensor.dtype)
         before, after = self.raw[:ZONE] != fill, self.raw[ZONE + self.bytes :] != fill
         if before.any():
             return f"{self.name}: byte {int(before.nonzero()[-1]) - ZONE} before its start was overwritten"
         if after.any():
             return f"{self.name}: byte {int(after.nonzero()[0])} past its end was overwritten"
-        return None
+        if self.marks is None:
+            return None
+        gaps = (self._elements() != self.marks).any(1)
+        gaps.as_strided(self.tensor.shape, self.tensor.stride()).fill_(False)
+        return f"{self.name}: element {int(gaps.nonzero()[0])}, in a gap, was overwritten" if gaps.any() else None
+
+    def mark_gaps(self) -> None:
+        """Before the rows are filled: what lies between them differs from element to element, so that a row that moves
+        with its gap shows. A float is still a NaN."""
+        if not self.tensor.is_contiguous():
+            elements = self._elements()
+            elements[:, 0] = 0x81 + torch.arange(len(elements), device=self.raw.device) % 127
+            self.marks = elements.clone()
+
+    def _elements(self) -> torch.Tensor:
+        """The bytes from the first element to the last, gaps included: [elements, bytes of one]."""
+        return self.raw[ZONE : ZONE + self.bytes].view(-1, self.tensor.element_size())
 
 
 class Allocations(TorchFunctionMode):
@@ -94,6 +111,7 @@ def guard_inputs(inputs: dict[str, Any], device: torch.device) -> tuple[dict[str
     def copy(value: Any, name: str) -> Any:
         if isinstance(value, torch.Tensor):
             guarded = Guarded(tuple(value.shape), value.stride(), value.dtype, device, f"input {name}")
+            guarded.mark_gaps()
             guarded.tensor.copy_(value)
             kept.append(guarded)
             return guarded.tensor

@@ -3,9 +3,9 @@
     numeric      agrees with the f64 reference as well as torch at the same precision does
     nonfinite    NaN and infinities planted in the inputs come out where the reference puts them
     poison       every element of every output is written
-    redzone      not a byte next to an output, buffer or input is written
+    redzone      not a byte next to an output, buffer or input is written, nor between its rows
     unchanged    inputs are as they were, but for those that the op updates
-    repeat       the same inputs give the same bits, again and again
+    repeat       the same inputs give the same bits, again and again, and a call leaves earlier results alone
     order        the order in which programs run changes no bit         (interpreter)
     bounds       no address outside the tensors of a launch is touched  (interpreter)
     race         no two programs touch the same bytes unordered         (interpreter)
@@ -17,6 +17,7 @@ A failure carries what is needed to see it again: op, case, seed, worst element,
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -136,6 +137,11 @@ class Trial:
             result = self.subject.call(self.op.name, **guarded)
         return Run(named(self.spec, guarded, result), guarded, [*zones, *allocations.made], watch)
 
+    @cached_property
+    def _again(self) -> "Run":
+        """A run after the first: what a first call alone does is not in it."""
+        return self._run(self.inputs)
+
     # -- the oracles ---------------------------------------------------------------------------------------------------
 
     def verdicts(self, wanted: Sequence[str] | None = None) -> list[Verdict]:
@@ -172,9 +178,9 @@ class Trial:
             case "unchanged":
                 return self._unchanged(first.inputs)
             case "repeat":
-                return self._same(first.outputs, [self._run(self.inputs) for _ in range(REPEATS)])
+                return self._repeat(first.outputs)
             case "order":
-                return self._order(first.outputs) if first.watch else None
+                return self._order() if first.watch else None
             case "bounds" | "race":
                 return (
                     next((str(stray) for stray in first.watch.strays if stray.kind == name), None)
@@ -230,6 +236,12 @@ class Trial:
                 return f"input {name} was changed"
         return None
 
+    def _repeat(self, outputs: dict[str, torch.Tensor]) -> str | None:
+        for name, tensor in outputs.items():
+            if tensor.numel() and tensor.data_ptr() == self._again.outputs[name].data_ptr():
+                return f"{name}: a second call writes into the memory of the first one's result"
+        return self._same(outputs, [self._again, *(self._run(self.inputs) for _ in range(REPEATS - 1))])
+
     def _same(self, outputs: dict[str, torch.Tensor], others: list[Run]) -> str | None:
         for other in others:
             for name, tensor in outputs.items():
@@ -238,9 +250,9 @@ class Trial:
                     return f"{name}: {int(apart.sum())} of {apart.numel()} elements changed on the same inputs"
         return None
 
-    def _order(self, outputs: dict[str, torch.Tensor]) -> str | None:
+    def _order(self) -> str | None:
         for order in ("reverse", self.seed + 1):
-            if text := self._same(outputs, [self._run(self.inputs, order=order)]):
+            if text := self._same(self._again.outputs, [self._run(self.inputs, order=order)]):
                 return f"programs run in {'reverse' if order == 'reverse' else 'shuffled'} order: {text}"
         return None
 

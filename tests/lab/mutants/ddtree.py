@@ -52,4 +52,12 @@ MUTANTS = (
             (KERNEL, "order(weight + lp_child)", "order(lp_child)"),
         ),
     ),
+    Mutant(
+        name="ddtree-tail-token-unwritten",
+        op="ddtree",
+        bug="where the candidates run out the token is left to the memory: where that held zeros, only poison tells",
+        changes=(
+            (KERNEL, "tl.load(p_id + i_d * K + i_r, mask=live, other=0))", "tl.load(p_id + i_d * K + i_r), mask=live)"),
+        ),
+    ),
 )

@@ -47,4 +47,10 @@ MUTANTS = (
             (KERNEL, "(b_token == wanted)", "(b_token == tl.load(posterior + i_b * T + o_t, mask=m_t, other=0))"),
         ),
     ),
+    Mutant(
+        name="ddtree_walk-padding-turned-into-roots",
+        op="ddtree_walk",
+        bug="padding becomes -1 in the caller's parents, which ends no walk here: only the unchanged oracle sees it",
+        changes=((KERNEL, "    path = torch.empty(", "    parents.clamp_(min=-1)\n    path = torch.empty("),),
+    ),
 )

@@ -47,4 +47,10 @@ MUTANTS = (
         bug="the minimum is added, not subtracted",
         changes=((BLOCKS, "b_w = b_w - b_min", "b_w = b_w + b_min"),),
     ),
+    Mutant(
+        name="embed-no-row-unwritten",
+        op="embed",
+        bug="zeros for an id that names no row are left to the memory: where that held zeros, only poison tells",
+        changes=((KERNEL, "mask=o_e < E)", "mask=m_c[:, None] & (o_e < E))"),),
+    ),
 )

@@ -33,4 +33,17 @@ MUTANTS = (
         bug="all programs move the first head",
         changes=(("kernels/kv_move.py", "tl.program_id(0).to(tl.int64) * s_h", "tl.program_id(0).to(tl.int64) * 0"),),
     ),
+    Mutant(
+        name="kv_move-stride-for-width",
+        op="kv_move",
+        bug="a row is taken to be as wide as rows lie apart, and what lies between moves too: only redzone sees it",
+        changes=(
+            (
+                "kernels/kv_move.py",
+                "(Hkv, S, columns_k), columns_v, depth = cache_k.shape, cache_v.shape[2], path.shape[0]",
+                "(Hkv, S), columns_k, columns_v = cache_k.shape[:2], cache_k.stride(1), cache_v.stride(1)\n"
+                "    depth = path.shape[0]",
+            ),
+        ),
+    ),
 )

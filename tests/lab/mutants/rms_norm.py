@@ -33,4 +33,14 @@ MUTANTS = (
         bug="the mean divides by the block, not the row",
         changes=(("kernels/rms_norm.py", "tl.sum(b_x * b_x) / D", "tl.sum(b_x * b_x) / BD"),),
     ),
+    Mutant(
+        name="rms_norm-output-kept",
+        op="rms_norm",
+        bug="the output is made once a shape, so a second call writes over the first one's result: only repeat sees it",
+        changes=(
+            ("kernels/rms_norm.py", "\n\ndef rms_norm(", "\n\n_made: dict = {}\n\n\ndef rms_norm("),
+            ("kernels/rms_norm.py", "out = torch.empty(", "out = _made.setdefault((M, D, x.dtype), torch.empty("),
+            ("kernels/rms_norm.py", "device=x.device)\n    _rms_norm", "device=x.device))\n    _rms_norm"),
+        ),
+    ),
 )

@@ -35,4 +35,28 @@ MUTANTS = (
         bug="blocks of a row are counted rounding down: the tail is never written, which the poison oracle names",
         changes=((KERNEL, "triton.cdiv(F, config.BLOCK_F)", "max(1, F // config.BLOCK_F)"),),
     ),
+    Mutant(
+        name="swiglu-over-its-gate",
+        op="swiglu",
+        bug="the output is written over a gate without gaps, which nobody offered: only the unchanged oracle sees it",
+        changes=(
+            (
+                KERNEL,
+                "out = torch.empty((M, F), dtype=gate.dtype, device=gate.device)",
+                "out = gate if gate.is_contiguous() else torch.empty((M, F), dtype=gate.dtype, device=gate.device)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="swiglu-last-block-moved-back",
+        op="swiglu",
+        bug="the last block of a row moves back to be whole, so two programs store the same bits: only race sees it",
+        changes=(
+            (
+                KERNEL,
+                "(tl.program_id(0) % NF).to(tl.int64) * BF + tl.arange(0, BF)",
+                "tl.maximum(tl.minimum((tl.program_id(0) % NF) * BF, F - BF), 0) + tl.arange(0, BF)",
+            ),
+        ),
+    ),
 )

@@ -68,4 +68,57 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        name="topk_logprobs-in-order-of-arrival",
+        op="topk_logprobs",
+        bug="small chunks lie in the order they end in, and their sums are added so: only the order oracle sees it",
+        changes=(
+            (KERNEL, "GROUPS: int = 128", "GROUPS: int = 16"),
+            (KERNEL, "    mass,\n    V, NC,", "    mass,\n    ended,\n    V, NC,"),
+            (
+                KERNEL,
+                "    tl.store(top + i_r * NC + i_c, x_max)\n    tl.store(mass + i_r * NC + i_c,",
+                "    place = tl.atomic_add(ended + i_r, 1)\n"
+                "    tl.store(top + i_r * NC + place, x_max)\n    tl.store(mass + i_r * NC + place,",
+            ),
+            (KERNEL, "keys, top, mass, V,", "keys, top, mass, torch.zeros_like(ids[:, 0]), V,"),
+        ),
+    ),
+    Mutant(
+        name="topk_logprobs-peak-without-atomic",
+        op="topk_logprobs",
+        bug="chunks raise a row's maximum by a load and a store, and lose one another's: only the race oracle sees it",
+        changes=(
+            (KERNEL, "    mass,\n    V, NC,", "    mass,\n    peak,\n    V, NC,"),
+            (
+                KERNEL,
+                "    tl.store(top + i_r * NC + i_c, x_max)\n",
+                "    tl.store(top + i_r * NC + i_c, x_max)\n"
+                "    tl.store(peak + i_r, tl.maximum(tl.load(peak + i_r), x_max))\n",
+            ),
+            (KERNEL, "    mass,\n    ids,", "    mass,\n    peak,\n    ids,"),
+            (KERNEL, "_finite(tl.max(b_top))", "_finite(tl.load(peak + i_r))"),
+            (
+                KERNEL,
+                "    _chunks[(chunks, R)](\n",
+                '    peak = torch.full((R,), float("-inf"), device=logits.device)\n    _chunks[(chunks, R)](\n',
+            ),
+            (KERNEL, "keys, top, mass, V,", "keys, top, mass, peak, V,"),
+            (KERNEL, "keys, top, mass, ids,", "keys, top, mass, peak, ids,"),
+        ),
+    ),
+    Mutant(
+        name="topk_logprobs-tuned-between-calls",
+        op="topk_logprobs",
+        bug="a shape's second call takes other chunks than its first, so sums round otherwise: only repeat sees it",
+        changes=(
+            (KERNEL, "\n\ndef topk_logprobs(", "\n\n_seen: set = set()\n\n\ndef topk_logprobs("),
+            (
+                KERNEL,
+                "    config = config or pick(",
+                "    tuned = Config(GROUPS=16) if (R, V, k) in _seen else None\n    _seen.add((R, V, k))\n"
+                "    config = config or tuned or pick(",
+            ),
+        ),
+    ),
 )

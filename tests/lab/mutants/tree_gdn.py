@@ -115,4 +115,15 @@ MUTANTS = (
             ),
         ),
     ),
+    Mutant(
+        name="tree_gdn-shared-unrounded-branch",
+        op="tree_gdn",
+        bug="store_f16: a branch continues a state that is not rounded yet, in the reference too: only branches "
+        "sees it",
+        changes=(
+            (KERNEL, "saved = torch.empty((B, T, Hv, V, K), dtype=dtype", "saved = torch.empty((B, T, Hv, V, K)"),
+            (KERNEL, "        return o, saved\n", "        return o, saved.to(dtype)\n"),
+            ("reference/tree_gdn.py", "where(parent != node - 1, S.float().half().to(wide), S)", "S"),
+        ),
+    ),
 )
