@@ -99,9 +99,11 @@ def check(
 
     Without a GPU the kernels run in Triton's interpreter. The exit code is 1 if anything failed.
     """
+    from ..lab.device import interpret_without_gpu
+
+    interpret_without_gpu()
     from ..lab import check as lab
 
-    lab.interpret_without_gpu()
     chosen = choose(ops, sources)
     groups = cases.split(",")
     if unknown := [group for group in groups if group not in lab.GROUPS]:
@@ -212,9 +214,11 @@ def bench(
     On a GPU: CUDA-graph replay, operands rotated past the L2. On a CPU the references are timed and marked as such, and
     nothing is saved.
     """
+    from ..lab.device import interpret_without_gpu
+
+    interpret_without_gpu()
     from ..lab import check as lab
 
-    lab.interpret_without_gpu()
     import torch
 
     from ..autotune import timer
@@ -401,9 +405,9 @@ def verify(
 def doctor(sources: Sources = [], as_json: Json = False) -> None:  # noqa: B006
     """Say what this machine can run: GPU, versions, shadowed packages, configs in use, results that are missing or
     stale."""
-    from ..lab import check as lab
+    from ..lab.device import interpret_without_gpu
 
-    lab.interpret_without_gpu()
+    interpret_without_gpu()
     from .doctor import examine
 
     report = examine(sources)

@@ -34,6 +34,12 @@ def test_help_names_the_commands_without_importing_torch():
         assert command in run.stdout
 
 
+def test_one_case_runs_in_this_process_with_the_interpreter_found_necessary_by_itself():
+    run = draftwood("check", "rms_norm", "--case", "M=3,D=256,gap=0,dtype=f32", "--json", TRITON_INTERPRET="")
+    assert run.returncode == 0, run.stderr
+    assert {verdict["status"] for verdict in json.loads(run.stdout)} <= {"pass", "skip"}
+
+
 def test_an_op_of_ones_own_is_checked_listed_and_timed():
     listed = json.loads(draftwood("list", "--ops", OUTSIDE, "--json").stdout)
     assert "scale_rows" in {row["op"] for row in listed}

@@ -50,12 +50,6 @@ def target() -> str:
     return "cpu" if interpreter.active() or not torch.cuda.is_available() else "cuda"
 
 
-def interpret_without_gpu() -> None:
-    """Turn Triton's interpreter on where there is no GPU. Call before any kernel module is imported."""
-    if not torch.cuda.is_available():
-        os.environ["TRITON_INTERPRET"] = "1"
-
-
 def jobs(ops: Sequence[str], groups: Sequence[str], sources: Sequence[str] = (), seed: int = 0) -> list[Job]:
     """The cases of the named groups, a case that stands in several of them once."""
     found: dict[tuple[str, Case], Job] = {}
