@@ -217,11 +217,10 @@ def bench(
     from ..lab.device import interpret_without_gpu
 
     interpret_without_gpu()
-    from ..lab import check as lab
-
     import torch
 
     from ..autotune import timer
+    from ..lab import check as lab
     from ..reference.ops import registered
     from . import bench as benching
 
