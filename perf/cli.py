@@ -350,9 +350,10 @@ def export(
     sources: Sources = [],  # noqa: B006
 ) -> None:
     """Write inputs and reference results of every case."""
-    from ..lab import check as lab
+    from ..lab.device import interpret_without_gpu
 
-    lab.interpret_without_gpu()
+    interpret_without_gpu()
+    from ..lab import check as lab
     from . import golden as bundles
 
     work = lab.jobs(choose(ops, sources), cases.split(","), sources, seed)
@@ -370,9 +371,10 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Hold the kernels on this machine against a bundle. The exit code is 1 if anything differs."""
-    from ..lab import check as lab
+    from ..lab.device import interpret_without_gpu
 
-    lab.interpret_without_gpu()
+    interpret_without_gpu()
+    from ..lab import check as lab
     from ..lab import interpreter
     from . import golden as bundles
 
