@@ -333,6 +333,41 @@ def ports(
     raise typer.Exit(1 if worse or (broken and not diff) else 0)
 
 
+@app.command()
+def port(
+    ops: Ops = None,
+    tune: Annotated[int, typer.Option(help="Seconds of tuning; 0 leaves it out.")] = 600,
+    jobs: Annotated[int, typer.Option(help="Processes that check at the same time; their kernels share the GPU.")] = 4,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do finished steps again.")] = False,
+    to: Annotated[str, typer.Option(help="Where the report goes; perf/results/<gpu>/PORT.md by default.")] = "",
+) -> None:
+    """Bring draftwood up on the GPU at hand: doctor, check, tune, bench, and a report for a pull request.
+
+    Configs and results land in autotune/configs/<gpu>/ and perf/results/<gpu>/. Stop it at any time: a finished step is
+    not done twice.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise fail("no GPU here to bring up; `draftwood ports` compiles for GPUs that are not here")
+    from ..kernels.lib.device import folder
+    from . import port as bringing
+
+    gpu = folder(torch.device("cuda"))
+    finished: list[bringing.Done] = []
+    plan = bringing.steps(choose(ops, []) if ops else [], tune, jobs)
+    for step, done in bringing.run(plan, gpu, fresh):
+        finished.append(done)
+        err.print(f"{step.name}: exit code {done.code}, {done.seconds:.0f} s", highlight=False)
+        if done.code not in step.goes_on:
+            raise fail(f"`draftwood {' '.join(step.command)}` ended with {done.code}", done.code)
+    file = Path(to) if to else bringing.RESULTS / gpu / "PORT.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(bringing.report(finished))
+    out.print(f"{file}", highlight=False)
+    raise typer.Exit(max(done.code for done in finished))
+
+
 golden = typer.Typer(
     name="golden",
     help="Inputs and right results of every op in one file: check a port where the references do not run.",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from draftwood.autotune import gpu
-from draftwood.perf import ports
+from draftwood.perf import port, ports
 
 from .test_cli import OUTSIDE, draftwood
 
@@ -115,3 +115,51 @@ def test_a_bundle_verifies_and_a_changed_or_broken_one_does_not(tmp_path):
     assert run.returncode == 1 and "golden fail" in run.stderr
     file.write_bytes(file.read_bytes()[:100])
     assert "is no golden bundle" in draftwood("golden", "verify", str(file)).stderr.replace("\n", " ")
+
+
+def test_a_bring_up_without_a_gpu_is_refused_in_a_sentence():
+    import torch
+
+    if not torch.cuda.is_available():
+        assert "no GPU here to bring up" in draftwood("port").stderr
+
+
+def test_a_bring_up_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(port, "CACHE", tmp_path)
+    plan = port.steps(["rms_norm"], 0, 1)
+    assert [step.name for step in plan] == ["doctor", "check", "bench"]
+    performed: list[str] = []
+
+    def perform(step: port.Step) -> port.Done:
+        performed.append(step.name)
+        return port.Done(step, 3 if performed.count("check") == 1 and step.name == "check" else 0, 1.0, [])
+
+    monkeypatch.setattr(port, "perform", perform)
+    assert [done.code for _, done in port.run(plan, "sm90-h200", False)] == [0, 3]
+    assert [done.code for _, done in port.run(plan, "sm90-h200", False)] == [0, 0, 0]
+    assert performed == ["doctor", "check", "check", "bench"]
+
+
+def test_the_report_names_what_failed_and_how_fast_the_rest_is():
+    machine = {
+        "GPU": "NVIDIA H200",
+        "folder": "sm90-h200",
+        "driver": "580",
+        "multiprocessors": 132,
+        "memory": "140 GiB",
+    }
+    doctor = {"machine": {**machine, "bandwidth measured": "read 4500 GB/s"}, "packages": {"torch": "2", "triton": "3"}}
+    bad = {
+        "op": "rope",
+        "case": "T=1",
+        "oracle": "numeric",
+        "status": "fail",
+        "detail": "far off",
+        "command": "draftwood",
+    }
+    timed = {"case": {"T": 1}, "us": {"p50": 2.0}, "roof": 0.5, "baselines": {"torch": 8.0}}
+    plan = port.steps([], 0, 1)
+    outputs = [doctor, [bad], {"results": {"rope": [timed]}}]
+    text = port.report([port.Done(step, 0, 1.0, output) for step, output in zip(plan, outputs, strict=True)])
+    assert "1 failed" in text and "far off" in text
+    assert "| rope | T=1 | 2.0 | 50% | 4.0 |" in text
