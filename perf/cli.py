@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from enum import Enum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -262,6 +263,178 @@ def bench(
     for text in worse:
         err.print(f"[red]slower:[/red] {text}", highlight=False)
     raise typer.Exit(1 if worse else 0)
+
+
+@app.command()
+def ports(
+    ops: Ops = None,
+    arch: Annotated[
+        list[str], typer.Option(help="Only this architecture (sm90, gfx942); repeatable.", show_default=False)
+    ] = [],  # noqa: B006
+    cases: Annotated[str, typer.Option(help="Case lists, by comma.")] = "perf",
+    configs: Annotated[
+        str, typer.Option(help="By comma: default, tuned (committed winners), edge (both ends of every knob).")
+    ] = "default,tuned",
+    jobs: Annotated[int, typer.Option(help="Processes; 0 is one a core.")] = 0,
+    save: Annotated[bool, typer.Option(help="Write perf/results/ports.json and PORTS.md.")] = False,
+    diff: Annotated[
+        bool,
+        typer.Option(
+            "--diff", help="Exit 1 where a kernel stopped compiling or began to spill since the committed report."
+        ),
+    ] = False,
+    sources: Sources = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Compile every kernel for every architecture, on a machine that has none of them.
+
+    Registers, spills, shared memory, tensor-core use and occupancy come from the finished binaries. The first run takes
+    minutes; what has not changed is read from a cache afterwards. The exit code is 1 if a default config fails
+    anywhere.
+    """
+    import os
+    from dataclasses import asdict
+
+    # compile, even where a shell is set to interpret; and fuse multiply-adds as the GPU runs do
+    os.environ.pop("TRITON_INTERPRET", None)
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+    from ..autotune.gpu import ARCHS
+    from ..autotune.gpu import arch as known
+    from . import ports as porting
+
+    try:
+        wanted = [known(name).name for name in arch] or list(ARCHS)
+    except ValueError as error:
+        raise fail(str(error)) from error
+    kinds = configs.split(",")
+    if unknown := [kind for kind in kinds if kind not in porting.KINDS]:
+        raise fail(f"no configs named '{unknown[0]}'; there are {', '.join(porting.KINDS)}")
+    work = porting.tasks(choose(ops, sources), wanted, cases.split(","), kinds, sources)
+    started = time.perf_counter()
+    builds: list[porting.Build] = []
+    finished = porting.run(work, jobs or len(os.sched_getaffinity(0)))
+    for _, found in tables.progress(finished, len(work), "compiling", None if as_json else err):
+        builds += found
+    seconds = time.perf_counter() - started
+    worse = porting.worse(builds, porting.load()) if diff else []
+    if save:
+        porting.save(builds, seconds)
+        (porting.COMMITTED.parent.parent.parent / "PORTS.md").write_text(porting.page(builds, seconds))
+    if as_json:
+        print(json.dumps([asdict(build) for build in builds], indent=0))
+    else:
+        out.print(tables.ports(builds, wanted, porting.cell))
+        for build in (build for build in builds if build.error):
+            err.print(f"{build.op} on {build.arch}, {build.case}: {build.error}", highlight=False, markup=False)
+        out.print(f"{len(builds)} kernels for {len(wanted)} architectures in {seconds:.0f} s", highlight=False)
+    for text in worse:
+        err.print(f"[red]worse:[/red] {text}", highlight=False)
+    broken = [build for build in builds if build.error and not build.config]
+    raise typer.Exit(1 if worse or (broken and not diff) else 0)
+
+
+@app.command()
+def port(
+    ops: Ops = None,
+    tune: Annotated[int, typer.Option(help="Seconds of tuning; 0 leaves it out.")] = 600,
+    jobs: Annotated[int, typer.Option(help="Processes that check at the same time; their kernels share the GPU.")] = 4,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do finished steps again.")] = False,
+    to: Annotated[str, typer.Option(help="Where the report goes; perf/results/<gpu>/PORT.md by default.")] = "",
+) -> None:
+    """Bring draftwood up on the GPU at hand: doctor, check, tune, bench, and a report for a pull request.
+
+    Configs and results land in autotune/configs/<gpu>/ and perf/results/<gpu>/. Stop it at any time: a finished step is
+    not done twice.
+    """
+    import torch
+
+    if not torch.cuda.is_available():
+        raise fail("no GPU here to bring up; `draftwood ports` compiles for GPUs that are not here")
+    from ..kernels.lib.device import folder
+    from . import port as bringing
+
+    gpu = folder(torch.device("cuda"))
+    finished: list[bringing.Done] = []
+    plan = bringing.steps(choose(ops, []) if ops else [], tune, jobs)
+    for step, done in bringing.run(plan, gpu, fresh):
+        finished.append(done)
+        err.print(f"{step.name}: exit code {done.code}, {done.seconds:.0f} s", highlight=False)
+        if done.code not in step.goes_on:
+            raise fail(f"`draftwood {' '.join(step.command)}` ended with {done.code}", done.code)
+    file = Path(to) if to else bringing.RESULTS / gpu / "PORT.md"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(bringing.report(finished))
+    out.print(f"{file}", highlight=False)
+    raise typer.Exit(max(done.code for done in finished))
+
+
+golden = typer.Typer(
+    name="golden",
+    help="Inputs and right results of every op in one file: check a port where the references do not run.",
+    no_args_is_help=True,
+)
+app.add_typer(golden)
+
+
+@golden.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="The bundle to write (.safetensors).")],
+    ops: Ops = None,
+    cases: Annotated[str, typer.Option(help="Case lists, by comma.")] = "smoke,edge",
+    seed: Annotated[int, typer.Option(help="Seed of the inputs.")] = 0,
+    sources: Sources = [],  # noqa: B006
+) -> None:
+    """Write inputs and reference results of every case."""
+    from ..lab.device import interpret_without_gpu
+
+    interpret_without_gpu()
+    from ..lab import check as lab
+    from . import golden as bundles
+
+    work = lab.jobs(choose(ops, sources), cases.split(","), sources, seed)
+    size = 0
+    for _, added in tables.progress(bundles.export(work, file, sources), len(work), "running references", err):
+        size += added
+    out.print(f"{file}: {len(work)} cases, {size / 1e6:.1f} MB of tensors", highlight=False)
+
+
+@golden.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="A bundle that `draftwood golden export` wrote.")],
+    ops: Ops = None,
+    sources: Sources = [],  # noqa: B006
+    as_json: Json = False,
+) -> None:
+    """Hold the kernels on this machine against a bundle. The exit code is 1 if anything differs."""
+    from ..lab.device import interpret_without_gpu
+
+    interpret_without_gpu()
+    from ..lab import check as lab
+    from ..lab import interpreter
+    from . import golden as bundles
+
+    interpreter.install()
+    try:
+        made = bundles.opened(file)[1]
+    except ValueError as error:
+        raise fail(str(error)) from error
+    chosen = set(choose(ops, sources))
+    found: list[Verdict] = []
+    import torch
+
+    verdicts = bundles.verify(file, chosen, sources, torch.device(lab.target()))
+    total = sum(record["op"] in chosen for record in made["records"])
+    for (verdict,) in tables.progress(zip(verdicts, strict=False), total, "verifying", None if as_json else err):
+        found.append(verdict)
+        if verdict.status != "pass":
+            err.print(str(verdict), highlight=False, markup=False)
+    failed = sum(verdict.status != "pass" for verdict in found)
+    if as_json:
+        print(json.dumps([vars(verdict) for verdict in found], indent=0))
+    else:
+        origin = f"made with torch {made['torch']}, triton {made['triton']}"
+        out.print(f"{len(found)} cases of {file.name} ({origin}): {failed} differ", highlight=False)
+    raise typer.Exit(1 if failed or not found else 0)
 
 
 @app.command()

@@ -1,6 +1,6 @@
 """What the commands print: tables on standard output, progress on standard error."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -9,6 +9,7 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from ..lab.oracles import Verdict
+    from .ports import Build
 
 
 def verdicts(ops: list[str], found: "list[Verdict]") -> Table:
@@ -49,6 +50,22 @@ def ablation(rows: list[dict[str, Any]], mutants: int) -> Table:
     table.add_column("bugs only it sees", overflow="fold")
     for row in rows:
         table.add_row(row["oracle"], str(row["kills"]), f"{row['rate_without']:.1%}", ", ".join(row["only_it"]))
+    return table
+
+
+def ports(builds: "list[Build]", archs: list[str], cell: "Callable[[list[Build]], str]") -> Table:
+    """Ops down, architectures across; a cell is compiled/tried."""
+    table = Table(title="compiled / tried", title_justify="left")
+    table.add_column("op", no_wrap=True)
+    for arch in archs:
+        table.add_column(arch, justify="right")
+    for op in sorted({build.op for build in builds}):
+        cells = []
+        for arch in archs:
+            here = [build for build in builds if build.op == op and build.arch == arch]
+            color = "red" if any(b.error for b in here) else "yellow" if any(b.spills for b in here) else "green"
+            cells.append(f"[{color}]{cell(here)}[/{color}]")
+        table.add_row(op, *cells)
     return table
 
 

@@ -30,9 +30,12 @@ def folder(device: torch.device) -> str:
 
 
 def has_ptx(device: torch.device) -> bool:
-    """Whether kernels on this device are compiled for NVIDIA: inline PTX runs there, and not on AMD or in the
+    """Whether kernels launched now are compiled for NVIDIA: inline PTX runs there, and not on AMD or in the
     interpreter."""
-    return device.type == "cuda" and torch.version.hip is None and not isinstance(_probe, InterpretedFunction)
+    if device.type == "cpu" or isinstance(_probe, InterpretedFunction):
+        return False
+    # the driver, not the tensor: a launch may be compiled for a GPU that is not here
+    return triton.runtime.driver.active.get_current_target().backend == "cuda"
 
 
 @triton.jit
