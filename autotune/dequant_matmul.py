@@ -12,14 +12,21 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "num_stages": (1, 2, 3, 4),
     "split": (1, 2, 3, 4, 8),
     "tile_m": (8, 16, 32, 64, 128, 256),
-    "tile_rows": (16, 32, 64),
+    "warps": (4, 1, 2, 8, 16),
+    "warp_rows": (1, 2),
+    "pair": (False, True),
+    "apart": (False, True),
 }
 # knobs that the other layout does not read
-TILES = {"split", "tile_m", "tile_rows", "num_stages"}
+INT8_TILES = {"warps", "warp_rows", "pair", "apart", "num_stages"}
+TILES = {"split", "tile_m", *INT8_TILES}
 
 
 def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
-    idle = set(SPACE) - TILES if case["layout"] == "tiles" else TILES - {"num_stages"}
+    idle = TILES - {"num_stages"}
+    if case["layout"] == "tiles":
+        used = INT8_TILES if case["precision"] == "int8" else TILES - INT8_TILES | {"num_stages"}
+        idle = set(SPACE) - used
     for knob in idle & set(config):
         if config[knob] != SPACE[knob][0]:
             return f"{knob} has no effect on weights as {case['layout']}"
@@ -27,17 +34,28 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
 
 
 def _legal_tiles(config: dict[str, Any], case: Case) -> str | None:
-    if config["split"] > case["K"] // 256:
-        return f"{case['K'] // 256} records of 256 columns cannot be split over {config['split']} programs"
+    records = case["K"] // 256
     if case["precision"] == "int8":
-        return None if config["tile_m"] == 8 else "one row needs no tile of rows"
-    if config["tile_rows"] != 16:
-        return "tile_rows is for one row in int8"
+        return _legal_int8_tiles(config, case, records)
+    if config["split"] > records:
+        return f"{records} records of 256 columns cannot be split over {config['split']} programs"
     rows = max(8, 1 << (case["M"] - 1).bit_length())
     if config["tile_m"] > rows or config["tile_m"] < min(rows, 64):
         return f"{case['M']} rows take a tile of {min(rows, 64)} rows or more, up to {rows}, not of {config['tile_m']}"
     if config["tile_m"] >= 128 and config["num_stages"] > 3:
         return "a tile of 128 rows and more leaves shared memory for three stages"
+    return None
+
+
+def _legal_int8_tiles(config: dict[str, Any], case: Case, records: int) -> str | None:
+    if config["num_stages"] > 2:
+        return f"one row of int8 has one or two records in flight, not {config['num_stages']}"
+    if config["warps"] % config["warp_rows"]:
+        return f"{config['warps']} warps cannot take {config['warp_rows']} rows of warps"
+    if config["pair"] and case["epilogue"] == "swiglu":
+        return "swiglu has a pair of its own"
+    if config["warps"] // config["warp_rows"] * config["num_stages"] >= 2 * records:
+        return f"{records} records leave warps without work"
     return None
 
 

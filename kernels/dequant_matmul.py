@@ -6,8 +6,8 @@
                  n0+BN-1 | chunk | chunk | chunk | ...                       |     against BM rows of x
 
 One row of x is multiplied and added in f32. More rows go through `tl.dot` in tiles of at least 16, in x's own type:
-weights are rounded to it, and f16 reaches to 65504. precision "int8": one launch quantises x to q, d and d * sum(q) per
-32, then
+weights are rounded to it, and f16 reaches to 65504. precision "int8": one launch quantises x to q, with d and
+d * sum(q) for every 32 (against K-quants d is shared by 256), then
 
     y = sum over groups of  scale * d * (q_w · q_x)  -  minimum * d * sum(q_x)          (· in integers, the rest in f32)
 
@@ -22,12 +22,12 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference.dequant_matmul import GROUP, LAYOUTS, SMALLEST
+from ..reference.dequant_matmul import GROUP, LAYOUTS, SMALLEST, group_of
 from ..reference.formats import find, row_bytes
 from ..reference.tiles import COLUMNS, RECORD, ROWS
 from .config import pick
 from .lib.blocks import CHUNK, dequantise, unpack
-from .lib.device import has_ptx
+from .lib.device import has_imma, has_pdl, has_ptx
 from .lib.tiled import tiled
 from .lib.tiled_int8 import quantise, tiled_int8
 from .lib.tiles import SCALES, D
@@ -38,10 +38,15 @@ from .lib.workspace import counters
 class Config:
     block_n: int = 32
     block_m: int = 32
-    # layout "tiles": programs that share a tile's columns, rows of x a program, and rows of W for one row in int8
+    # layout "tiles": programs that share a tile's columns, rows of x a program
     split: int = 2
     tile_m: int = 64
-    tile_rows: int = 64
+    # one row in int8 over tiles: warps a program, of which `warp_rows` take other rows and the rest other columns; 32
+    # rows a warp instead of 16; x quantised by a launch of its own
+    warps: int = 4
+    warp_rows: int = 1
+    pair: bool = False
+    apart: bool = False
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
     num_warps: int = 4
@@ -54,6 +59,7 @@ def _quantise(
     q, d, d_sum,
     groups,
     SMALLEST: tl.constexpr,
+    SHARE: tl.constexpr,
     BG: tl.constexpr,
 ):  # fmt: skip
     i_m = tl.program_id(0).to(tl.int64)
@@ -61,13 +67,15 @@ def _quantise(
     m_g = o_g < groups
     o_k = o_g[:, None] * 32 + tl.arange(0, 32)[None, :]
     b_x = tl.load(x + i_m * s_x_m + o_k, mask=m_g[:, None], other=0.0).to(tl.float32)  # [BG, 32]
+    b_x = tl.reshape(b_x, (BG // SHARE, SHARE * 32))
     b_max = tl.max(tl.abs(b_x), 1)
-    b_inverse = tl.where(b_max >= SMALLEST, tl.div_rn(tl.full((BG,), 127.0, tl.float32), b_max), 0.0)
+    b_inverse = tl.where(b_max >= SMALLEST, tl.div_rn(tl.full((BG // SHARE,), 127.0, tl.float32), b_max), 0.0)
     # adding 1.5 * 2^23 leaves no fraction bits: to the nearest, halves to even
     b_q = (b_x * b_inverse[:, None] + 12582912.0) - 12582912.0
-    b_q = tl.where(tl.abs(b_q) <= 127.0, b_q, 0.0)
+    b_q = tl.reshape(tl.where(tl.abs(b_q) <= 127.0, b_q, 0.0), (BG, 32))
     # zero, or NaN where the group is not finite
-    b_d = tl.div_rn(b_max, tl.full((BG,), 127.0, tl.float32)) + tl.sum(b_x * 0.0, 1)
+    b_d = b_max * 0.007874015748031496 + tl.sum(b_x * 0.0, 1)
+    b_d = tl.reshape(tl.broadcast_to(b_d[:, None], (BG // SHARE, SHARE)), (BG,))
     tl.store(q + i_m * groups * 32 + o_k, b_q.to(tl.int8), mask=m_g[:, None])
     tl.store(d + i_m * groups + o_g, b_d, mask=m_g)
     tl.store(d_sum + i_m * groups + o_g, b_d * tl.sum(b_q, 1), mask=m_g)
@@ -161,7 +169,7 @@ def _dequant_matmul(
     tl.store(out + o_m[:, None] * N + o_n[None, :], b_acc.to(out.dtype.element_ty), mask=m_out)
 
 
-def _quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _quantised(x: torch.Tensor, format: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q [M, K] i8, d [M, K/32] and d * sum(q) [M, K/32] f32."""
     (M, K), BG = x.shape, 64
     q = torch.empty((M, K), dtype=torch.int8, device=x.device)
@@ -169,7 +177,9 @@ def _quantised(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tenso
     d_sum = torch.empty_like(d)
     grid = (M, triton.cdiv(K // GROUP, BG))
     # fused, the product would not be rounded before it is rounded to an integer
-    _quantise[grid](x, x.stride(0), q, d, d_sum, K // GROUP, SMALLEST, BG, enable_fp_fusion=False)
+    _quantise[grid](
+        x, x.stride(0), q, d, d_sum, K // GROUP, SMALLEST, group_of(format) // GROUP, BG, enable_fp_fusion=False
+    )
     return q, d, d_sum
 
 
@@ -205,8 +215,8 @@ def _check_tiles(x: torch.Tensor, weight: torch.Tensor, format: str, precision: 
         raise ValueError(
             f"dequant_matmul takes x of K = {weight.shape[1] * COLUMNS} and whole tiles, not {tuple(x.shape)}"
         )
-    if precision not in ("exact", "int8") or (precision == "int8" and (x.shape[0] > 1 or swiglu)):
-        raise ValueError(f"over tiles int8 takes one row and no swiglu, not {x.shape[0]} rows in {precision}")
+    if precision not in ("exact", "int8") or (precision == "int8" and x.shape[0] > 1):
+        raise ValueError(f"over tiles int8 takes one row, not {x.shape[0]} rows in {precision}")
     if precision == "exact" and x.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(f"exact over tiles takes x f16 or bf16, not {x.dtype}")
 
@@ -228,6 +238,8 @@ def _on_tiles(
     dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout="tiles")
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
+    if precision == "int8":
+        return _int8_on_tiles(x, weight.view(torch.int32), format, residual, swiglu, out, config)
     split = min(config.split, K // COLUMNS)
     meta = {"FORMAT": format, "RECORD": RECORD[format], "SCALES": SCALES[format], "D": D[format], "SPLIT": split > 1}
     options = {"ASM": has_ptx(x.device), "STAGES": config.num_stages, "num_warps": 4}
@@ -235,14 +247,6 @@ def _on_tiles(
         split * M * N * (2 if swiglu else 1) if split > 1 else 0, dtype=torch.float32, device=x.device
     )
     words, wide = weight.view(torch.int16), weight.view(torch.int32)
-    if precision == "int8":
-        x_words, x_d, x_sums = _quantised_words(x)
-        grid, arrived = (N // config.tile_rows, split), counters(x.device, N // config.tile_rows)
-        tiled_int8[grid](
-            x_words, x_d, x_sums, words, wide, residual, out, partial, arrived,
-            N, K, **meta, ROWS=config.tile_rows, PDL=False, **options,
-        )  # fmt: skip
-        return out
     BM = min(config.tile_m, max(8, triton.next_power_of_2(M)))
     blocks = (N // ROWS, split, triton.cdiv(M, BM))
     s_residual_m = 0 if residual is None else residual.stride(0)
@@ -253,14 +257,35 @@ def _on_tiles(
     return out
 
 
-def _quantised_words(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """One row as `tiled_int8` reads it: words i32 [K/4], d f32 [K/32], d * sum(q) f32 [K/16]."""
-    K = x.shape[1]
-    words = torch.empty(K // 4, dtype=torch.int32, device=x.device)
-    d = torch.empty(K // GROUP, dtype=torch.float32, device=x.device)
-    sums = torch.empty(K // 16, dtype=torch.float32, device=x.device)
-    quantise[(K // COLUMNS,)](x, words, d, sums, SMALLEST, PDL=False, num_warps=2, enable_fp_fusion=False)
-    return words, d, sums
+def _int8_on_tiles(
+    x: torch.Tensor,
+    wide: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> torch.Tensor:
+    N, K = out.shape[1], x.shape[1]
+    W, records = config.warps, K // COLUMNS
+    pair = swiglu or config.pair
+    rows = 16 * config.warp_rows * (2 if pair and not swiglu else 1)
+    stages = min(config.num_stages, 2)
+    pdl = config.apart and has_pdl(x.device)
+    meta = {"FORMAT": format, "SMALLEST": SMALLEST, "ASM": has_imma(x.device), "PDL": pdl}
+    words = d = None
+    if config.apart:
+        words = torch.empty(K // 2, dtype=torch.int32, device=x.device)
+        d = torch.empty(K // GROUP, dtype=torch.float32, device=x.device)
+        quantise[(records,)](x, words, d, **meta, num_warps=1, enable_fp_fusion=False)
+    tiled_int8[(N // rows,)](
+        x, words, d, wide, residual, out, N, K, **meta,
+        RECORD=RECORD[format], SCALES=SCALES[format], D=D[format], SWIGLU=swiglu, PAIR=pair,
+        W=W, WR=config.warp_rows, STAGES=stages, APART=config.apart,
+        WHOLE=records % (W // config.warp_rows * stages) == 0, EVICT="evict_first",
+        num_warps=W, num_stages=1, enable_fp_fusion=False, **({"launch_pdl": True} if pdl else {}),
+    )  # fmt: skip
+    return out
 
 
 def dequant_matmul(
@@ -289,7 +314,7 @@ def dequant_matmul(
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
     d = d_sum = None
     if precision == "int8":
-        x, d, d_sum = _quantised(x)
+        x, d, d_sum = _quantised(x, format)
     BM = 1 if M == 1 else min(config.block_m, max(16, triton.next_power_of_2(M)))
     grid = (triton.cdiv(N, config.block_n), triton.cdiv(M, BM))
     meta = {"FORMAT": format, "CHUNK_SIZE": CHUNK[format], "SWIGLU": swiglu, "INT8_DOT": config.int8_dot}

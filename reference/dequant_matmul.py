@@ -8,7 +8,8 @@ from .formats import FORMATS, dequantise, draw, row_bytes
 from .spec import DTYPES, Calibrated, Case, Cost, Dim, Inputs, Spec, accumulator, case
 from .tiles import COLUMNS, RECORD, ROWS, from_tiles, to_tiles
 
-GROUP = 32
+# activations that share a scale in int8: as llama.cpp has it, 256 against K-quants (its q8_K), 32 against the others
+GROUP, SUPER_GROUP = 32, 256
 LAYOUTS = ("gguf", "tiles")
 # a group of activations below this counts as zero: 127 / amax would leave f32's range
 SMALLEST = 1e-30
@@ -29,7 +30,8 @@ def dequant_matmul(
     """x: [M, K]; weight: u8 [N, row_bytes] of GGUF blocks, or [N, K] f32, f16 or bf16 -> [M, N] of out_dtype or x's.
 
     layout: "gguf", or "tiles" for u8 [N/64, K/256, bytes] as `tiles.to_tiles` rearranges the blocks, without loss.
-    precision: "exact" takes the activations as they are, "int8" rounds them to 8 bits per 32 (`quantise_activations`).
+    precision: "exact" takes the activations as they are, "int8" rounds them to 8 bits with a scale for every 32, or for
+    every 256 against q4_k, q5_k and q6_k, so that a block's products stay integers (`quantise_activations`).
     swiglu: the first half of the rows is the gate, the other half up: silu(x gateᵀ) * (x upᵀ), [M, N/2].
     residual: [M, N or N/2], added before the result is rounded.
     """
@@ -43,7 +45,7 @@ def dequant_matmul(
         case "exact":
             values = x.to(wide)
         case "int8" if FORMATS[format].dtype is None:
-            d, q = quantise_activations(x)
+            d, q = quantise_activations(x, group_of(format))
             values = (d.to(wide)[..., None] * q.to(wide)).flatten(-2)
         case _:
             raise ValueError(
@@ -59,16 +61,21 @@ def dequant_matmul(
     return y.to(torch.float64 if x.dtype == torch.float64 else out_dtype or x.dtype)
 
 
-def quantise_activations(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """x: [M, K] -> d [M, K/32] = amax/127 and q [M, K/32, 32] = x * (127/amax) to the nearest, halves to even.
+def group_of(format: str) -> int:
+    """How many activations share a scale in int8."""
+    return SUPER_GROUP if FORMATS[format].elements == SUPER_GROUP else GROUP
+
+
+def quantise_activations(x: torch.Tensor, group: int = GROUP) -> tuple[torch.Tensor, torch.Tensor]:
+    """x: [M, K] -> d [M, K/group] = amax * (1/127) and q [M, K/group, group] = x * (127/amax) to the nearest, halves to
+    even.
 
     Both in f32, one rounding an operation. A group that holds a NaN or an infinity is NaN throughout.
     """
-    groups = x.float().unflatten(-1, (-1, GROUP))
+    groups = x.float().unflatten(-1, (-1, group))
     amax = groups.abs().amax(-1)
-    full = torch.full_like(amax, 127)
-    inverse = torch.where(amax >= SMALLEST, full / amax, torch.where(amax.isnan(), amax, 0.0))
-    return amax / full, (groups * inverse[..., None]).round()
+    inverse = torch.where(amax >= SMALLEST, torch.full_like(amax, 127) / amax, torch.where(amax.isnan(), amax, 0.0))
+    return amax * torch.tensor(1 / 127, dtype=torch.float32), (groups * inverse[..., None]).round()
 
 
 def _inputs(case: Case, generator: torch.Generator) -> Inputs:
@@ -130,8 +137,8 @@ def _illegal_tiles(case: Case) -> str | None:
         return f"tiles hold {', '.join(RECORD)}, not {case['format']}"
     if rows % ROWS or case["K"] % COLUMNS:
         return f"tiles take rows in steps of {ROWS} and columns in steps of {COLUMNS}, not {rows} x {case['K']}"
-    if case["precision"] == "int8" and (case["M"] > 1 or case["epilogue"] == "swiglu"):
-        return f"int8 over tiles takes one row and no swiglu, not {case['M']} rows with {case['epilogue']}"
+    if case["precision"] == "int8" and case["M"] > 1:
+        return f"int8 over tiles takes one row, not {case['M']} rows"
     if case["precision"] == "exact" and (case["dtype"] == "f32" or case["scales"] == "extreme"):
         return f"exact over tiles takes f16 or bf16 and scales in f16's range, not {case['dtype']}, {case['scales']}"
     return None
@@ -205,7 +212,7 @@ SPEC = Spec(
             *_cases(5, 512, 40, "q4_k", "int8", epilogue="residual"),
             *_cases(23, 256, 48, "q6_k", dtype="f32", epilogue="swiglu"),
             *_cases(9, 768, 64, "q4_k", dtype="f16", layout="tiles"),
-            *_cases(1, 768, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
+            *_cases(1, 3328, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
         ),
         "edge": (
             *_cases(1, 256, 63, "q5_k", "int8", dtype="f32"),
@@ -224,7 +231,9 @@ SPEC = Spec(
             *_cases(17, 512, 128, "q6_k", layout="tiles", epilogue="swiglu"),
             *_cases(33, 256, 64, "q8_0", dtype="f16", layout="tiles"),
             *_cases(65, 256, 64, "q4_0", layout="tiles"),
-            *(one for f in ("q5_k", "q6_k", "q8_0", "q4_0") for one in _cases(1, 1280, 64, f, "int8", layout="tiles")),
+            *(one for f in ("q5_k", "q8_0", "q4_0") for one in _cases(1, 1280, 64, f, "int8", layout="tiles")),
+            *_cases(1, 1280, 64, "q6_k", "int8", dtype="f32", layout="tiles", scales="extreme"),
+            *_cases(1, 256, 128, "q4_k", "int8", layout="tiles", epilogue="swiglu"),
         ),
         "qwen35": (
             *(

@@ -9,6 +9,7 @@ import torch
 from draftwood.kernels.dequant_matmul import Config, dequant_matmul
 from draftwood.reference import dequant_matmul as meaning
 from draftwood.reference import formats
+from draftwood.reference.tiles import RECORD, to_tiles
 from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,6 +75,16 @@ def test_int8_activations_are_what_the_reference_rounds_to(M):
         assert torch.equal(y, (d[..., None] * q).flatten(-2))
 
 
+def test_activations_against_k_quants_are_those_of_ggml():
+    # ggml divides by the value of largest magnitude with its sign, so both q and d change theirs
+    golden, ggml = np.load(GOLDEN.parent / "quantisers.npz"), np.load(GOLDEN.parent / "activations.npz")
+    x = (golden["mantissa"].astype(np.uint32) << 16).view(np.float32) * golden["scale"]
+    d, q = meaning.quantise_activations(torch.from_numpy(x[: len(ggml["d"])]), meaning.group_of("q4_k"))
+    sign = np.where(np.signbit(ggml["d"]), -1, 1)
+    assert np.array_equal(q[:, 0].numpy(), ggml["q"] * sign[:, None])
+    assert np.allclose(d[:, 0].numpy(), ggml["d"] * sign, rtol=3e-7, atol=0)
+
+
 def test_int8_is_exact_on_integers_up_to_127():
     x, weight = drawn(3, 24, 256, "q4_k")
     x = (x * 40).round().clamp(-127, 127)
@@ -124,6 +135,21 @@ def test_tiles_change_nothing_but_the_order_of_sums():
         assert torch.allclose(
             dequant_matmul(x, weight, "q4_0", precision, config=Config(16, 16)), y, rtol=1e-5, atol=1e-5
         )
+
+
+# warps, rows of warps, pair, apart, records in flight
+PROGRAMS = ((1, 1, False, False, 1), (2, 2, True, False, 1), (4, 1, True, True, 2), (8, 2, False, True, 1))
+
+
+@pytest.mark.parametrize("name", RECORD)
+def test_one_row_over_tiles_is_the_same_however_programs_share_it(name):
+    x, weight = drawn(1, 64, 768, name)
+    tiles = to_tiles(weight.cpu(), name).to(DEVICE)
+    want = dequant_matmul(x, weight, name, "int8", config=WIDE)
+    for warps, warp_rows, pair, apart, stages in PROGRAMS:
+        config = Config(warps=warps, warp_rows=warp_rows, pair=pair, apart=apart, num_stages=stages)
+        y = dequant_matmul(x, tiles, name, "int8", layout="tiles", config=config)
+        assert torch.allclose(y, want, rtol=1e-5, atol=1e-5 * want.abs().max())
 
 
 def test_golden_tensors_multiply_as_numpy_does_with_the_numbers_of_gguf():

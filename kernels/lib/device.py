@@ -38,6 +38,16 @@ def has_ptx(device: torch.device) -> bool:
     return triton.runtime.driver.active.get_current_target().backend == "cuda"
 
 
+def has_pdl(device: torch.device) -> bool:
+    """Whether a kernel may start before the one it waits for has ended: NVIDIA's programmatic dependent launch."""
+    return has_ptx(device) and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
+def has_imma(device: torch.device) -> bool:
+    """Whether the integer tensor cores take m16n8k32."""
+    return has_ptx(device) and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
 @triton.jit
 def _probe():
     pass

@@ -3,6 +3,7 @@
 from ..mutation import Mutant
 
 KERNEL, BLOCKS = "kernels/dequant_matmul.py", "kernels/lib/blocks.py"
+TILED, IMMA = "kernels/lib/tiled_int8.py", "kernels/lib/imma.py"
 
 MUTANTS = (
     Mutant(
@@ -91,5 +92,68 @@ MUTANTS = (
         op="dequant_matmul",
         bug="a group of int8 activations with a NaN or infinity counts as zero: only the nonfinite oracle sees it",
         changes=((KERNEL, "+ tl.sum(b_x * 0.0, 1)\n", "\n    b_d = tl.where(b_d < 3e38, b_d, 0.0)\n"),),
+    ),
+    Mutant(
+        name="dequant_matmul-activations-per-32",
+        op="dequant_matmul",
+        bug="int8 activations have a scale for every 32 against K-quants too",
+        changes=((KERNEL, "group_of(format) // GROUP, BG", "1, BG"),),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-scale-row",
+        op="dequant_matmul",
+        bug="one row of int8 over tiles: rows 8 to 15 take the scales of rows 0 to 7",
+        changes=((TILED, "tl.load(p_s + 32, eviction_policy=EVICT)", "tl.load(p_s, eviction_policy=EVICT)"),),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-minimum",
+        op="dequant_matmul",
+        bug="one row of int8 over tiles: odd groups of 32 take the minimum of the group before",
+        changes=((TILED, "_byte(s, 3) * t1", "_byte(s, 1) * t1"),),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-record-twice",
+        op="dequant_matmul",
+        bug="one row of int8 over tiles: a warp with nothing left counts the last record again",
+        changes=((TILED, "xd0, xd1 = tl.where(m, xd0, 0.0), tl.where(m, xd1, 0.0)", "xd0, xd1 = xd0, xd1"),),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-past-the-last-record",
+        op="dequant_matmul",
+        bug="one row of int8 over tiles: a warp with nothing left reads past the last record and counts it zero times: "
+        "only the bounds oracle sees it",
+        changes=((TILED, "tl.minimum(i_r + o_kw, records - 1)", "tl.minimum(i_r + o_kw, records)"),),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-stale-x",
+        op="dequant_matmul",
+        bug="one row of int8 over tiles: of two records in flight the second meets the x of the first",
+        changes=(
+            (TILED, "x_b = _fetch_x(x, x_words, x_d, i_r + 2 * KW,", "x_b = _fetch_x(x, x_words, x_d, i_r + KW,"),
+        ),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-up-rows",
+        op="dequant_matmul",
+        bug="one row of int8 over tiles: SwiGLU's up rows are the gate's",
+        changes=((TILED, "(tile + N // 64) * records", "tile * records"),),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-fifth-bit",
+        op="dequant_matmul",
+        bug="one row of int8 over tiles: rows 8 to 15 take the fifth bits of rows 0 to 7",
+        changes=((IMMA, "place + 2 * r1 + r0", "place + 2 * r1"),),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-nan",
+        op="dequant_matmul",
+        bug="one row of int8 over tiles: a NaN or infinity in x gives a number: only the nonfinite oracle sees it",
+        changes=(
+            (
+                IMMA,
+                'tl.where(bits < 0x7F800000, b_max * 0.007874015748031496, float("nan"))',
+                "tl.where(bits < 0x7F800000, b_max * 0.007874015748031496, 0.0)",
+            ),
+        ),
     ),
 )
