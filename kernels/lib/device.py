@@ -32,20 +32,26 @@ def folder(device: torch.device) -> str:
 def has_ptx(device: torch.device) -> bool:
     """Whether kernels launched now are compiled for NVIDIA: inline PTX runs there, and not on AMD or in the
     interpreter."""
-    if device.type == "cpu" or isinstance(_probe, InterpretedFunction):
-        return False
-    # the driver, not the tensor: a launch may be compiled for a GPU that is not here
-    return triton.runtime.driver.active.get_current_target().backend == "cuda"
+    return _capability(device) > 0
 
 
 def has_pdl(device: torch.device) -> bool:
     """Whether a kernel may start before the one it waits for has ended: NVIDIA's programmatic dependent launch."""
-    return has_ptx(device) and torch.cuda.get_device_capability(device) >= (9, 0)
+    return _capability(device) >= 90
 
 
 def has_imma(device: torch.device) -> bool:
     """Whether the integer tensor cores take m16n8k32."""
-    return has_ptx(device) and torch.cuda.get_device_capability(device) >= (8, 0)
+    return _capability(device) >= 80
+
+
+def _capability(device: torch.device) -> int:
+    """90 for sm90; 0 where kernels are not compiled for NVIDIA. The driver is asked, not the tensor's device: a launch
+    may be compiled for a GPU that is not here."""
+    if device.type == "cpu" or isinstance(_probe, InterpretedFunction):
+        return 0
+    target = triton.runtime.driver.active.get_current_target()
+    return target.arch if target.backend == "cuda" else 0
 
 
 @triton.jit
