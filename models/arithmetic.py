@@ -1,0 +1,66 @@
+"""How a model's matrices meet its activations: the ops, the number types, the products every layer is made of."""
+
+from dataclasses import dataclass
+
+import torch
+
+from .ops import Ops
+from .weights import Weight
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype of the activations that meet weights; the residual stream's; whether single rows are rounded to int8."""
+
+    activations: torch.dtype
+    residual: torch.dtype
+    int8: bool = False
+
+    @property
+    def tiles(self) -> bool:
+        """Whether rearranged weights can be used: they take no f32 activations."""
+        return self.activations != torch.float32
+
+
+# f16 holds what a norm or a gate gives out; the residual stream grows past it
+PRECISIONS = {
+    "f32": Precision(torch.float32, torch.float32),
+    "exact": Precision(torch.float16, torch.float32),
+    "bf16": Precision(torch.bfloat16, torch.float32),
+    "int8": Precision(torch.float16, torch.float32, int8=True),
+}
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    ops: Ops
+    precision: Precision
+    eps: float
+
+    def normed(self, h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        """The residual stream h [T, E] as the next matrix takes it."""
+        return self.ops.rms_norm(h, weight, self.eps).to(self.precision.activations)
+
+    def linear(self, x: torch.Tensor, weight: Weight, residual: torch.Tensor | None = None) -> torch.Tensor:
+        """x: [T, K] -> [T, N], of the residual's dtype where one is added."""
+        dtype = None if residual is None else residual.dtype
+        how = "int8" if self._rounds(x, weight) else "exact"
+        y = self.ops.dequant_matmul(x, weight.data, weight.format, how, residual, out_dtype=dtype, layout=weight.layout)
+        return y if y.shape[1] == sum(weight.parts) else y[:, : sum(weight.parts)]
+
+    def _rounds(self, x: torch.Tensor, weight: Weight) -> bool:
+        blocks = weight.data.dtype == torch.uint8
+        return self.precision.int8 and blocks and (len(x) == 1 or weight.layout == "gguf")
+
+    def project(self, x: torch.Tensor, weights: tuple[Weight, ...]) -> list[torch.Tensor]:
+        """x: [T, K] times several matrices: one [T, rows] each, side by side in memory where they were joined."""
+        return [part for weight in weights for part in self.linear(x, weight).split(weight.parts, 1)]
+
+    def mlp(self, x: torch.Tensor, gate_up: tuple[Weight, ...], down: Weight, h: torch.Tensor) -> torch.Tensor:
+        """h + down(silu(gate x) * up x)."""
+        both = gate_up[0]
+        if len(gate_up) == 1 and not self._rounds(x, both):
+            y = self.ops.dequant_matmul(x, both.data, both.format, swiglu=True, layout=both.layout)
+        else:
+            y = self.ops.swiglu(*self.project(x, gate_up))
+        return self.linear(y, down, h)

@@ -1,0 +1,59 @@
+"""The benchmark of whole steps: what it replays, what it holds a step against, and how it takes one apart."""
+
+import pytest
+import torch
+from draftwood.models import qwen35
+from draftwood.models.decode import Plan, chain
+from draftwood.perf import model
+
+CPU = torch.device("cpu")
+TINY = qwen35.Config(4, 256, 256, 512, 4, 1, 4, False, qwen35.alternate(4), D=64, Hk=2, K=64, V=64, rotary=16)
+
+
+@pytest.mark.parametrize(
+    "plan, mean", [(Plan("tree", budget=22), 7.04), (chain(), 6.50), (Plan("tree", budget=40), 7.06)]
+)
+def test_accepted_lengths_are_replayed_with_the_published_mean(plan, mean):
+    found = model.lengths(plan)
+    assert abs(found.float().mean().item() - mean) < 0.25
+    assert found.min() == 1 and found.max() <= 16
+
+
+def test_no_walk_is_deeper_than_its_tree():
+    assert model.lengths(Plan("tree", budget=8)).max() == 9
+
+
+def test_every_kernel_has_its_op():
+    ops = model.kernel_ops()
+    assert ops["_tree_gdn_wy"] == "tree_gdn" and ops["tiled"] == "dequant_matmul" and ops["_rms_norm"] == "rms_norm"
+
+
+def test_a_waterfall_adds_up_to_its_step():
+    order = ["embed", "dequant_matmul", "topk_logprobs", "ddtree", "embed", "tree_gdn", "topk_logprobs", "ddtree_walk"]
+    order += ["gdn_commit", "torch"]
+    kernels = [(op, 10.0 * i, 8.0) for i, op in enumerate(order)]
+    fall = model.waterfall(kernels, 0.098)
+    assert fall["explained"] == 1.0 and fall["launches"] == 10 and fall["idle_us"] == 18
+    assert fall["ops"]["embed"] == [16.0, 2]
+    assert fall["phases_us"] == {"draft": 18.0, "tree": 20.0, "verify": 20.0, "choose": 10.0, "commit": 30.0}
+
+
+def test_a_tiny_model_is_timed_from_end_to_end():
+    setting = model.Setting(TINY, CPU, kv=("f16", "f16"), impl="reference")
+    rows = list(model.entries(setting, (8,), (3,), replays=1))
+    assert [row["case"]["step"] for row in rows] == ["ar", "draft", "tree 3", "chain 15"]
+    assert all(row["ms"]["p50"] > 0 and row["floor_ms"] > 0 for row in rows)
+    ar, draft, tree, _ = (row["floor_ms"] for row in rows)
+    assert ar < tree and draft < tree
+
+
+def test_a_step_with_replayed_lengths_commits_that_many_rows():
+    bench = model.build(model.Setting(TINY, CPU, kv=("f16", "f16"), impl="reference"))
+    held = bench.state(8)
+    plan = Plan("tree", budget=22)
+    choose, wanted = model.Replay(bench.model, plan, CPU), model.lengths(plan)
+    act = model.functools.partial(model.dflash.forward, bench.drafter, bench.model)
+    for step in range(3):
+        before = int(held.start)
+        model.decode.speculate(bench.model, act, held, plan, choose)
+        assert int(held.start) - before == wanted[step]
