@@ -23,6 +23,9 @@ import triton
 
 from ..kernels.lib import stream
 from ..kernels.lib.device import folder
+from ..lab.oracles import draw
+from ..reference.ops import Op
+from ..reference.spec import Case, Inputs, map_tensors
 
 ROTATE = 640 << 20
 MOST_COPIES = 256
@@ -52,44 +55,76 @@ def copies(cold_bytes: int) -> int:
     return max(2, min(MOST_COPIES, math.ceil(ROTATE / cold_bytes))) if cold_bytes else 16
 
 
+def operands(op: Op, case: Case, device: torch.device, seed: int = 0) -> list[Inputs]:
+    """Copies of the case's inputs on the device: enough that what is cold in a step is cold here."""
+    inputs = draw(op.spec, case, seed, device)
+    cold = {name: inputs[name] for name in {*op.spec.cold, *op.spec.updates}}
+    cold_bytes: list[int] = []
+    map_tensors(cold, lambda t: cold_bytes.append(t.numel() * t.element_size()) or t)  # type: ignore[func-returns-value]
+    count = copies(sum(cold_bytes)) if device.type == "cuda" else 1
+    return [inputs, *({**inputs, **map_tensors(cold, torch.clone)} for _ in range(count - 1))]
+
+
+class Replay:
+    """`calls`, which do the same on different operands, captured in turn in one graph until it is long enough to
+    time. `result` is what the first of them returned in the last replay."""
+
+    def __init__(self, calls: Sequence[Callable[[], Any]]) -> None:
+        self.stream = torch.cuda.Stream()
+        # the operands were made on the current stream
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            for call in calls[:2]:
+                call()
+            self.stream.synchronize()
+            self.begin, self.end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            eager_ms = self._milliseconds(lambda: [call() for call in calls])
+            # at least a millisecond of work a replay: event resolution is half a microsecond
+            rounds = max(1, min(64, math.ceil(1.0 / max(eager_ms, 1e-3))))
+            self.launches = rounds * len(calls)
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph, stream=self.stream):
+                for _ in range(rounds):
+                    self.result, *_ = [call() for call in calls]
+            for _ in range(3):
+                self.graph.replay()
+            self.stream.synchronize()
+
+    def _milliseconds(self, run: Callable[[], Any]) -> float:
+        self.begin.record()
+        run()
+        self.end.record()
+        self.end.synchronize()
+        return self.begin.elapsed_time(self.end)
+
+    def sample(self) -> float:
+        """Microseconds a call, of one replay."""
+        with torch.cuda.stream(self.stream):
+            return self._milliseconds(self.graph.replay) * 1000 / self.launches
+
+
+class Calls:
+    """The same of a CPU: the first of the calls, once a sample."""
+
+    launches = 1
+
+    def __init__(self, calls: Sequence[Callable[[], Any]]) -> None:
+        self.call = calls[0]
+        self.result = self.call()
+
+    def sample(self) -> float:
+        before = time.perf_counter()
+        self.result = self.call()
+        return (time.perf_counter() - before) * 1e6
+
+
 def samples_cuda(calls: Sequence[Callable[[], Any]], replays: int = REPLAYS, budget_s: float = 1.0) -> list[float]:
-    """`calls` do the same on different operands. They are captured in one graph, in turn, until it is long enough to
-    time."""
-    stream = torch.cuda.Stream()
-    # the operands were made on the current stream
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for call in calls[:2]:
-            call()
-        stream.synchronize()
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for call in calls:
-            call()
-        end.record()
-        end.synchronize()
-        eager_ms = begin.elapsed_time(end)
-        # at least a millisecond of work a replay: event resolution is half a microsecond
-        rounds = max(1, min(64, math.ceil(1.0 / max(eager_ms, 1e-3))))
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, stream=stream):
-            for _ in range(rounds):
-                for call in calls:
-                    call()
-        launches = rounds * len(calls)
-        for _ in range(3):
-            graph.replay()
-        stream.synchronize()
-        samples: list[float] = []
-        started = time.perf_counter()
-        while len(samples) < replays and (len(samples) < 5 or time.perf_counter() - started < budget_s):
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            samples.append(begin.elapsed_time(end) * 1000 / launches)
-    del graph
-    return samples
+    replay = Replay(calls)
+    found: list[float] = []
+    started = time.perf_counter()
+    while len(found) < replays and (len(found) < 5 or time.perf_counter() - started < budget_s):
+        found.append(replay.sample())
+    return found
 
 
 def samples_eager(calls: Sequence[Callable[[], Any]], replays: int = REPLAYS, budget_s: float = 1.0) -> list[float]:
@@ -164,6 +199,7 @@ class Machine:
         return asdict(self)
 
 
+@functools.cache
 def machine(device: torch.device) -> Machine:
     on_gpu = device.type == "cuda"
     return Machine(

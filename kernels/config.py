@@ -1,9 +1,13 @@
 """Which config a kernel runs with here.
 
-    exact GPU (autotune/configs/sm90-h200)  ->  same architecture (sm90-*)  ->  the kernel's defaults, safe anywhere
+    exact GPU              autotune/configs/sm90-h200
+    same architecture      sm90-*
+    older relative         sm89-*, sm86-*, … whose programs have no more shared memory than this GPU's
+    the kernel's defaults  safe anywhere
 
-A config file is JSON: {"schema": 1, "op": ..., "entries": [{"case": {...}, "config": {...}, ...}]}. Of the entries
-whose names and formats equal the launch's, the one with the nearest sizes is taken.
+A config file is JSON: {"schema": 2, "op": ..., "entries": [{"case": {...}, "config": {...}, ...}]}. Of the entries
+whose names and formats equal the launch's, the one with the nearest sizes is taken; where a folder has none, the next
+is asked.
 """
 
 import dataclasses
@@ -20,18 +24,38 @@ import torch
 from .lib.device import folder
 
 C = TypeVar("C")
+# architectures that run each other's configs, oldest first, with the KiB of shared memory of a program
+FAMILIES = (
+    {"sm75": 64, "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm100": 227, "sm120": 99},
+    {"gfx90a": 64, "gfx942": 64, "gfx950": 160},
+    {"gfx1100": 64, "gfx1151": 64, "gfx1201": 64},
+)
 CONFIGS = Path(__file__).resolve().parent.parent / "autotune" / "configs"
 
 
 def pick(op: str, default: C, device: torch.device, **dims: int | str) -> C:
     """The tuned config of the nearest case on this GPU, else `default`."""
-    chosen = default if device.type != "cuda" else _nearest(op, default, folder(device), tuple(dims.items()))
+    chosen = default if device.type != "cuda" or _untuned else _tuned(op, default, folder(device), tuple(dims.items()))
     if _record is not None:
         _record[op] = dict(vars(chosen))
+        _asked[op] = dict(dims)
     return chosen
 
 
 _record: dict[str, dict[str, Any]] | None = None
+_asked: dict[str, dict[str, int | str]] = {}
+_untuned = False
+
+
+@contextmanager
+def untuned() -> Iterator[None]:
+    """Inside, every kernel runs with its default, as where nothing is tuned."""
+    global _untuned
+    outer, _untuned = _untuned, True
+    try:
+        yield
+    finally:
+        _untuned = outer
 
 
 @contextmanager
@@ -45,29 +69,67 @@ def recording() -> Iterator[dict[str, dict[str, Any]]]:
         _record = outer
 
 
-@functools.cache
-def entries(op: str, gpu: str) -> tuple[str, list[dict[str, Any]]]:
-    """The folder whose config file serves this GPU and its entries; ("", []) where there is none."""
-    same_arch = sorted(path.name for path in CONFIGS.glob(f"{gpu.split('-')[0]}-*") if path.name != gpu)
-    for name in (gpu, *same_arch):
-        file = CONFIGS / name / f"{op}.json"
-        if file.exists():
-            return name, json.loads(file.read_text())["entries"]
-    return "", []
+def asked(op: str) -> dict[str, int | str]:
+    """The names and sizes that the op's last recorded launch was looked up by."""
+    return _asked.get(op, {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """An entry, the folder it came from, and why that one: exact, architecture or older."""
+
+    entry: dict[str, Any]
+    home: str
+    why: str
 
 
 @functools.cache
-def _nearest(op: str, default: C, gpu: str, dims: tuple[tuple[str, int | str], ...]) -> C:
-    wanted = dict(dims)
-    best, best_distance = default, math.inf
-    for entry in entries(op, gpu)[1]:
+def homes(gpu: str) -> tuple[tuple[str, str], ...]:
+    """The folders that may serve this GPU, best first, and why each does."""
+    arch = gpu.split("-")[0]
+    there = sorted(path.name for path in CONFIGS.glob("*-*") if path.is_dir() and path.name != gpu)
+    found = [(gpu, "exact"), *((name, "architecture") for name in there if name.startswith(f"{arch}-"))]
+    for family in FAMILIES:
+        if arch in family:
+            older = reversed(list(family)[: list(family).index(arch)])
+            fits = [name for name in older if family[name] <= family[arch]]
+            found += [(name, "older") for old in fits for name in there if name.startswith(f"{old}-")]
+    return tuple(found)
+
+
+@functools.cache
+def entries(op: str, home: str) -> list[dict[str, Any]]:
+    """The tuned cases of an op in one folder."""
+    file = CONFIGS / home / f"{op}.json"
+    return json.loads(file.read_text())["entries"] if file.exists() else []
+
+
+def choose(op: str, gpu: str, dims: dict[str, int | str]) -> Choice | None:
+    """The entry that serves a launch, or None."""
+    for home, why in homes(gpu):
+        if (entry := nearest(entries(op, home), dims)) is not None:
+            return Choice(entry, home, why)
+    return None
+
+
+def nearest(listed: list[dict[str, Any]], dims: dict[str, int | str]) -> dict[str, Any] | None:
+    """The entry of the same names and formats whose sizes are nearest on a logarithmic scale."""
+    best, best_distance = None, math.inf
+    for entry in listed:
         case = entry["case"]
-        if any(case.get(name, value) != value for name, value in wanted.items() if isinstance(value, str)):
+        if any(case.get(name, value) != value for name, value in dims.items() if isinstance(value, str)):
             continue
-        sizes = [(value, case[name]) for name, value in wanted.items() if not isinstance(value, str) and name in case]
+        sizes = [(value, case[name]) for name, value in dims.items() if not isinstance(value, str) and name in case]
         distance = sum(abs(math.log2(max(1, a)) - math.log2(max(1, b))) for a, b in sizes)
         if distance < best_distance:
-            known = {field.name for field in dataclasses.fields(default)}  # type: ignore[arg-type]
-            best = dataclasses.replace(default, **{k: v for k, v in entry["config"].items() if k in known})  # type: ignore[type-var]
-            best_distance = distance
+            best, best_distance = entry, distance
     return best
+
+
+@functools.cache
+def _tuned(op: str, default: C, gpu: str, dims: tuple[tuple[str, int | str], ...]) -> C:
+    found = choose(op, gpu, dict(dims))
+    if found is None:
+        return default
+    known = {field.name for field in dataclasses.fields(default)}  # type: ignore[arg-type]
+    return dataclasses.replace(default, **{k: v for k, v in found.entry["config"].items() if k in known})  # type: ignore[type-var]

@@ -7,6 +7,7 @@ Results go to perf/results/<gpu>/<op>.json, one entry a line, sorted by case:
 
 import functools
 import json
+import statistics
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -14,35 +15,39 @@ from typing import Any
 import torch
 
 from ..autotune import timer
+from ..autotune.race import race
 from ..kernels import config
-from ..lab.oracles import draw
 from ..reference.ops import Op
-from ..reference.spec import Case, Inputs, map_tensors
+from ..reference.spec import Case, Inputs
 
 RESULTS = Path(__file__).resolve().parent / "results"
-
-
-def operands(op: Op, case: Case, device: torch.device, seed: int = 0) -> list[Inputs]:
-    """Copies of the case's inputs on the device: enough that what is cold in a step is cold here."""
-    inputs = draw(op.spec, case, seed, device)
-    cold = {name: inputs[name] for name in {*op.spec.cold, *op.spec.updates}}
-    cold_bytes: list[int] = []
-    map_tensors(cold, lambda t: cold_bytes.append(t.numel() * t.element_size()) or t)  # type: ignore[func-returns-value]
-    count = timer.copies(sum(cold_bytes)) if device.type == "cuda" else 1
-    return [inputs, *({**inputs, **map_tensors(cold, torch.clone)} for _ in range(count - 1))]
 
 
 def calls(
     op: Op, case: Case, device: torch.device, impl: str = "kernels", chosen: Any = None
 ) -> tuple[list[Callable[[], Any]], list[Inputs]]:
     """The op on each set of operands, and the sets. `chosen` overrides the config that would be picked."""
-    sets, function = operands(op, case, device), op.function(impl)
+    sets, function = timer.operands(op, case, device), op.function(impl)
     extra = {"config": chosen} if chosen is not None else {}
     return [functools.partial(function, **inputs, **extra) for inputs in sets], sets
 
 
-def entry(op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True) -> dict[str, Any]:
-    """Time one op on one case."""
+def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device) -> dict[str, Any]:
+    """The kernel's default raced against what it picks here."""
+    replay = timer.Replay if device.type == "cuda" else timer.Calls
+    # a graph keeps the configs that it was captured with
+    with config.untuned(), config.recording() as picked:
+        default = replay(runs)
+    found = race(default.sample, replay(runs).sample)
+    verdict = "no difference" if found.verdict == "tie" else f"tuned is {found.verdict}"
+    us = round(statistics.median(found.a), 3)
+    return {"us": us, "config": picked.get(op.name, {}), "gain": round(1 / found.ratio, 3), "verdict": verdict}
+
+
+def entry(
+    op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True, against: bool = False
+) -> dict[str, Any]:
+    """Time one op on one case; with `against`, its default config too."""
     spec = op.spec
     runs, sets = calls(op, case, device, impl)
     with config.recording() as picked:
@@ -61,6 +66,8 @@ def entry(op: Op, case: Case, device: torch.device, impl: str = "kernels", basel
     }
     if cost.flops:
         row["tflop_s"] = round(cost.flops / timing.p50 / 1e6, 3)
+    if against and impl == "kernels":
+        row["default"] = against_default(op, runs, device)
     if baselines:
         for name, prepare in spec.baselines.items():
             others = [prepare(inputs) for inputs in sets[:8]]

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from . import model_cli, tables
+from .budget import budget
+from .terminal import Json, Ops, Sources, choose, err, fail, out
+from .tune import tune
 
 if TYPE_CHECKING:
     from ..lab.oracles import Verdict
@@ -23,43 +25,11 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
 )
-# a pipe has no width: tables keep their columns there
-out = Console(width=None if sys.stdout.isatty() else 200)
-err = Console(stderr=True)
-
-Ops = Annotated[
-    list[str] | None,
-    typer.Argument(help="Ops to take; all of them by default. `draftwood list` names them.", show_default=False),
-]
-Sources = Annotated[
-    list[str],
-    typer.Option(
-        "--ops",
-        envvar="DRAFTWOOD_OPS",
-        help="A folder or package with ops of your own (reference/<op>.py, kernels/<op>.py); repeatable.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON on standard output instead of a table.")]
 
 
 class Impl(str, Enum):
     kernels = "kernels"
     reference = "reference"
-
-
-def fail(sentence: str, code: int = 2) -> "typer.Exit":
-    err.print(f"[red]draftwood:[/red] {sentence}", highlight=False)
-    return typer.Exit(code)
-
-
-def choose(names: list[str] | None, sources: list[str]) -> list[str]:
-    """The named ops, checked; all registered ones where none is named."""
-    from ..reference.ops import find, registered
-
-    try:
-        return [find(name, sources).name for name in names] if names else list(registered(sources))
-    except ValueError as error:
-        raise fail(str(error)) from error
 
 
 @app.command()
@@ -73,6 +43,9 @@ def check(
     oracle: Annotated[list[str], typer.Option(help="Only this oracle; repeatable.", show_default=False)] = [],  # noqa: B006
     without: Annotated[list[str], typer.Option(help="All oracles but this; repeatable.", show_default=False)] = [],  # noqa: B006
     impl: Annotated[Impl, typer.Option(help="What is under test.")] = Impl.kernels,
+    config: Annotated[
+        str, typer.Option(help="JSON of the kernel's Config, in place of the one it would pick.", show_default=False)
+    ] = "",
     mutants: Annotated[
         bool,
         typer.Option(
@@ -112,7 +85,7 @@ def check(
         from ..lab.sanitize import sanitize as outside
 
         raise typer.Exit(outside(chosen, sources, err))
-    plan = lab.Plan(tuple(sources), tuple(oracle) or None, frozenset(without), impl.value, lab.target())
+    plan = lab.Plan(tuple(sources), tuple(oracle) or None, frozenset(without), impl.value, lab.target(), config)
     if mutants:
         from . import hunt
 
@@ -198,6 +171,10 @@ def bench(
     case: Annotated[str, typer.Option(help="One case by its id; needs one op.", show_default=False)] = "",
     impl: Annotated[Impl, typer.Option(help="What is timed.")] = Impl.kernels,
     baselines: Annotated[bool, typer.Option(help="Time what a torch user would pick, too.")] = True,
+    against: Annotated[
+        str,
+        typer.Option(help="default: race each op's default config against the one picked here.", show_default=False),
+    ] = "",
     save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/<op>.json.")] = True,
     regress: Annotated[
         float,
@@ -225,6 +202,8 @@ def bench(
     from ..reference.ops import registered
     from . import bench as benching
 
+    if against not in ("", "default"):
+        raise fail(f"--against takes default, not '{against}'")
     device = torch.device(lab.target())
     if device.type == "cpu":
         err.print("[yellow]no GPU: timing the references on the CPU, on the smoke cases; nothing is saved[/yellow]")
@@ -241,7 +220,11 @@ def bench(
     found = registered(sources)
     machine = timer.machine(device)
     rows: dict[str, list[dict[str, Any]]] = {}
-    timed = ((job, benching.entry(found[job.op], job.case, device, impl.value, baselines)) for job in work if job.case)
+    timed = (
+        (job, benching.entry(found[job.op], job.case, device, impl.value, baselines, bool(against)))
+        for job in work
+        if job.case
+    )
     worse: list[str] = []
     for job, row in tables.progress(timed, len(work), "timing", None if as_json else err):
         rows.setdefault(job.op, []).append(row)
@@ -484,6 +467,8 @@ def test(ctx: typer.Context) -> None:
     raise typer.Exit(subprocess.call([sys.executable, "-m", "pytest", "-q", *parallel, *ctx.args], cwd=root))
 
 
+app.command()(tune)
+app.command()(budget)
 app.command("generate")(model_cli.generate)
 app.command("bench-model", hidden=True)(model_cli.bench_model)
 

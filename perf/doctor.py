@@ -3,15 +3,16 @@
 import importlib.metadata
 import importlib.util
 import sys
+from collections import Counter
 from typing import Any
 
 import torch
 
-from ..autotune import timer
+from ..autotune import timer, winners
+from ..autotune.space import Problem
 from ..kernels import config
-from ..kernels.lib.device import folder
 from ..lab import check as lab
-from ..reference.ops import registered
+from ..reference.ops import Op, registered
 from . import bench
 
 PACKAGES = ("torch", "triton", "numpy", "gguf", "optuna", "hypothesis", "pytest", "rich", "typer")
@@ -26,7 +27,7 @@ def examine(sources: list[str]) -> dict[str, dict[str, Any]]:
     report: dict[str, dict[str, Any]] = {"machine": _machine(device, machine), "packages": _packages()}
     problems = _shadowed()
     ops = registered(sources)
-    report["ops"] = {name: _op(name, ops[name].has("kernels"), device) for name in ops}
+    report["ops"] = {name: _op(ops[name], device, machine) for name in ops}
     problems |= {name: "has no kernel" for name in ops if not ops[name].has("kernels")}
     if device.type == "cuda":
         report["results"] = {name: _result(name, machine) for name in ops}
@@ -75,15 +76,29 @@ def _shadowed() -> dict[str, Any]:
     return found
 
 
-def _op(name: str, has_kernel: bool, device: torch.device) -> str:
-    if not has_kernel:
+WHY = {
+    "exact": "tuned on this GPU",
+    "architecture": "tuned on a GPU of the same architecture",
+    "older": "tuned on an older relative",
+}
+
+
+def _op(op: Op, device: torch.device, machine: timer.Machine) -> str:
+    """Which config serves the op's timed cases here, why, and whether it is stale."""
+    if not op.has("kernels"):
         return "no kernel"
     if device.type != "cuda":
         return "interpreted"
-    home, listed = config.entries(name, folder(device))
-    if not listed:
-        return "default config"
-    return f"{len(listed)} tuned cases from {home}" + ("" if home == folder(device) else ", a relative")
+    found: Counter[str] = Counter()
+    for case in op.spec.cases.get("perf", ()):
+        choice = config.choose(op.name, machine.gpu, {k: v for k, v in case.values if isinstance(v, (int, str))})
+        if choice is None:
+            found["default config: nothing was tuned for it"] += 1
+            continue
+        stale = winners.stale(choice.entry, Problem(op.name, case, machine.gpu), machine) if op.has("autotune") else []
+        text = f"{choice.home}, {WHY[choice.why]}"
+        found[f"{text}; stale: {', '.join(stale)}" if stale else text] += 1
+    return "; ".join(f"{count} cases: {text}" for text, count in found.items())
 
 
 def _result(name: str, machine: timer.Machine) -> str:

@@ -73,7 +73,8 @@ def timings(rows: dict[str, list[dict[str, Any]]]) -> Table:
     table = Table(title_justify="left")
     for column in ("op", "case"):
         table.add_column(column, overflow="fold")
-    for column in ("us", "p20–p80", "GB/s", "roof", "x torch"):
+    raced = any("default" in row for entries in rows.values() for row in entries)
+    for column in ("us", "p20–p80", "GB/s", "roof", "x torch", *(["x default"] if raced else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for op, entries in rows.items():
         for row in entries:
@@ -89,8 +90,16 @@ def timings(rows: dict[str, list[dict[str, Any]]]) -> Table:
                 f"{row['gb_s']:.0f}",
                 f"{row['roof']:.1%}",
                 ratio,
+                *([_gain(row)] if raced else []),
             )
     return table
+
+
+def _gain(row: dict[str, Any]) -> str:
+    default = row.get("default")
+    if default is None:
+        return "–"
+    return "=" if default["verdict"] == "no difference" else f"{default['gain']:.2f}"
 
 
 def progress(items: Any, total: int, what: str, console: Console | None) -> Iterator[Any]:

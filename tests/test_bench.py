@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from draftwood.autotune import timer
+from draftwood.autotune import gpu, timer
 from draftwood.kernels import config
 from draftwood.kernels.lib.device import slug
 from draftwood.perf import bench
@@ -60,7 +60,7 @@ def test_cold_operands_are_rotated_past_the_cache_and_warm_ones_shared():
     assert timer.copies(1 << 40) == 2
     assert timer.copies(timer.ROTATE // 8) == 8
     op = find("embed")
-    (inputs,) = bench.operands(op, op.spec.cases["smoke"][0], torch.device("cpu"))
+    (inputs,) = timer.operands(op, op.spec.cases["smoke"][0], torch.device("cpu"))
     assert {"ids", "weight"} <= set(inputs)
 
 
@@ -80,17 +80,22 @@ class Knobs:
 @pytest.fixture
 def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(config, "CONFIGS", tmp_path)
-    config.entries.cache_clear()
-    config._nearest.cache_clear()
+    caches = (config.homes, config.entries, config._tuned)
+    for cache in caches:
+        cache.cache_clear()
     yield tmp_path
-    config.entries.cache_clear()
-    config._nearest.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
 
 
 def write(home: Path, gpu: str, entries: list[tuple[dict, dict]]) -> None:
     listed = [{"case": case, "config": chosen} for case, chosen in entries]
     (home / gpu).mkdir()
     (home / gpu / "thing.json").write_text(json.dumps({"schema": 1, "op": "thing", "gpu": gpu, "entries": listed}))
+
+
+def block(gpu: str, **dims: int | str) -> int:
+    return config._tuned("thing", Knobs(), gpu, tuple(dims.items())).BLOCK
 
 
 def test_the_nearest_case_of_the_same_names_is_chosen(configs):
@@ -100,16 +105,47 @@ def test_the_nearest_case_of_the_same_names_is_chosen(configs):
         ({"M": 2, "format": "q6_k"}, {"BLOCK": 2}),
     ]
     write(configs, "sm90-h200", cases)
-    assert config._nearest("thing", Knobs(), "sm90-h200", (("M", 2), ("format", "q4_k"))).BLOCK == 8
-    assert config._nearest("thing", Knobs(), "sm90-h200", (("M", 23), ("format", "q4_k"))).BLOCK == 32
-    assert config._nearest("thing", Knobs(), "sm90-h200", (("M", 1), ("format", "q8_0"))) == Knobs()
+    assert block("sm90-h200", M=2, format="q4_k") == 8
+    assert block("sm90-h200", M=23, format="q4_k") == 32
+    assert block("sm90-h200", M=1, format="q8_0") == Knobs().BLOCK
 
 
-def test_an_unknown_gpu_takes_a_relative_of_its_architecture_or_the_defaults(configs):
-    write(configs, "sm90-h200", [({"M": 1}, {"BLOCK": 8})])
-    assert config.entries("thing", "sm90-h100-pcie")[0] == "sm90-h200"
-    assert config._nearest("thing", Knobs(), "sm90-h100-pcie", (("M", 1),)).BLOCK == 8
-    assert config._nearest("thing", Knobs(), "sm86-rtx-3090", (("M", 1),)) == Knobs()
+def test_lookup_goes_from_the_gpu_over_its_architecture_and_older_relatives_to_the_defaults(configs):
+    write(configs, "sm90-h200", [({"M": 1}, {"BLOCK": 90})])
+    write(configs, "sm86-rtx-3090", [({"M": 1}, {"BLOCK": 86})])
+    write(configs, "gfx942-mi300x", [({"M": 1}, {"BLOCK": 942})])
+    assert block("sm90-h200", M=1) == 90
+    assert (
+        block("sm90-h100-pcie", M=1) == 90 and config.choose("thing", "sm90-h100-pcie", {"M": 1}).why == "architecture"
+    )
+    assert block("sm100-b200", M=1) == 90 and config.choose("thing", "sm100-b200", {"M": 1}).why == "older"
+    assert block("sm89-rtx-4090", M=1) == 86
+    # a program of sm120 has less shared memory than one of sm90
+    assert block("sm120-rtx-5090", M=1) == 86
+    assert block("gfx950-mi350x", M=1) == 942
+    # nothing older, and another family
+    assert block("sm75-t4", M=1) == Knobs().BLOCK and block("gfx1100-rx-7900-xtx", M=1) == Knobs().BLOCK
+
+
+def test_a_folder_without_a_fitting_case_leaves_the_choice_to_the_next(configs):
+    write(configs, "sm90-h200", [({"M": 1, "format": "q4_k"}, {"BLOCK": 90})])
+    write(configs, "sm86-rtx-3090", [({"M": 1, "format": "q6_k"}, {"BLOCK": 86})])
+    assert block("sm90-h200", M=1, format="q6_k") == 86
+
+
+def test_shared_memory_by_architecture_is_what_the_gpu_facts_say():
+    for family in config.FAMILIES:
+        assert family == {name: gpu.ARCHS[name].shared // 1024 for name in family}
+
+
+def test_inside_untuned_every_kernel_takes_its_default(configs, monkeypatch):
+    write(configs, "sm90-h200", [({"M": 1}, {"BLOCK": 90})])
+    monkeypatch.setattr(config, "folder", lambda _device: "sm90-h200")
+    device = torch.device("cuda")
+    assert config.pick("thing", Knobs(), device, M=1).BLOCK == 90
+    with config.untuned():
+        assert config.pick("thing", Knobs(), device, M=1) == Knobs()
+    assert config.pick("thing", Knobs(), device, M=1).BLOCK == 90
 
 
 def test_what_is_picked_can_be_recorded():

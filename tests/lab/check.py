@@ -1,5 +1,7 @@
 """Run oracles over many ops and cases, in parallel where kernels are interpreted, and say what was found."""
 
+import dataclasses
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -36,12 +38,15 @@ class Plan:
     off: frozenset[str] = frozenset()
     impl: str = "kernels"
     device: str = "cpu"
+    # JSON of the kernel's Config; what it does not name stays at its default
+    config: str = ""
 
     @property
     def flags(self) -> str:
         parts = [f" --ops {source}" for source in self.sources] + (
             [f" --impl {self.impl}"] if self.impl != "kernels" else []
         )
+        parts += [f" --config '{self.config}'"] if self.config else []
         return "".join(parts)
 
 
@@ -132,5 +137,6 @@ def _perform(job: Job, plan: Plan, device: torch.device) -> list[Verdict]:
     assert job.case is not None
     if refusal := op.spec.refuse(job.case):
         return [Verdict(job.op, job.case.id, job.seed, "case", "error", refusal)]
-    call: Callable[..., object] = implementation(op, plan.impl, ops)
+    chosen = dataclasses.replace(op.module("kernels").Config(), **json.loads(plan.config)) if plan.config else None
+    call: Callable[..., object] = implementation(op, plan.impl, ops, chosen)
     return Trial(op, job.case, job.seed, Subject(call, device, plan.flags), plan.off).verdicts(plan.oracles)

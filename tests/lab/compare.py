@@ -35,8 +35,9 @@ def compare(name: str, got: torch.Tensor, native: torch.Tensor, exact: torch.Ten
         return Worst(name, float("nan"), float("nan"), float("inf"), reason)
     if isinstance(rule, Bitwise) or not got.is_floating_point():
         return _first_difference(name, got, native)
-    got, exact = got.detach().double().cpu(), exact.detach().double().cpu()
-    native64 = native.detach().double().cpu()
+    # where the output is: a trial of a large case compares tens of millions of elements
+    got, exact = got.detach().double(), exact.detach().double().to(got.device)
+    native64 = native.detach().double().to(got.device)
     odd = _sets_differ(got, native64)
     if odd.any():
         return _worst(
@@ -92,7 +93,7 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _first_difference(name: str, got: torch.Tensor, want: torch.Tensor) -> Worst | None:
-    differ = bits(got).cpu() != bits(want).cpu()
+    differ = bits(got) != bits(want).to(got.device)
     return (
         _worst(name, got.cpu(), want.cpu(), differ.double(), f"{int(differ.sum())} elements differ, first")
         if differ.any()

@@ -111,6 +111,7 @@ class Trial:
     subject: Subject
     off: frozenset[str] = frozenset()
     reference: Callable[..., Any] | None = None
+    repeats: int = REPEATS
 
     def __post_init__(self) -> None:
         self.spec = self.op.spec
@@ -118,6 +119,11 @@ class Trial:
         self.inputs = draw(self.spec, self.case, self.seed, self.device)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def expected(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        """What the trial's own inputs should give; one trial may judge many configs of a kernel."""
+        return self._expected(self.inputs)
 
     def _expected(self, inputs: Inputs) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         """The reference at the op's own precision, and in f64."""
@@ -146,8 +152,10 @@ class Trial:
 
     def verdicts(self, wanted: Sequence[str] | None = None) -> list[Verdict]:
         chosen = [name for name in names(self.spec) if name not in self.off and (wanted is None or name in wanted)]
+        # the subject may be another than it was
+        self.__dict__.pop("_again", None)
         try:
-            native, exact = self._expected(self.inputs)
+            native, exact = self.expected
             first = self._run(self.inputs, races="race" not in self.off)
         except Exception as error:  # an implementation under test may raise anything: it is a verdict
             return [self._verdict(name, "error", f"{type(error).__name__}: {error}") for name in chosen[:1]]
@@ -240,7 +248,7 @@ class Trial:
         for name, tensor in outputs.items():
             if tensor.numel() and tensor.data_ptr() == self._again.outputs[name].data_ptr():
                 return f"{name}: a second call writes into the memory of the first one's result"
-        return self._same(outputs, [self._again, *(self._run(self.inputs) for _ in range(REPEATS - 1))])
+        return self._same(outputs, [self._again, *(self._run(self.inputs) for _ in range(self.repeats - 1))])
 
     def _same(self, outputs: dict[str, torch.Tensor], others: list[Run]) -> str | None:
         for other in others:

@@ -1,0 +1,235 @@
+"""Which point to try next.
+
+tpe and cmaes are Optuna's. They see a study of their own, in memory, in which a knob whose values are numbers in order
+is an integer (its place in the order) and any other knob is a category; what they propose is moved to the nearest point
+that is legal and untried. gp looks at all legal points at once (surrogate.py). A point is proposed once.
+"""
+
+import itertools
+import math
+import random
+from collections.abc import Iterable
+from typing import Any, Protocol
+
+import numpy as np
+import optuna
+from optuna.distributions import BaseDistribution, CategoricalDistribution, IntDistribution
+from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
+from optuna.trial import TrialState, create_trial
+
+from .space import Point, Problem
+from .surrogate import Surrogate
+
+NAMES = ("gp", "tpe", "cmaes", "random", "grid")
+DEFAULT = "gp"
+# a point that is wrong or does not run counts as this many times slower than the slowest that ran
+PENALTY = 1.5
+# gp: points before the model speaks, the default among them; and how far above the median, in log2(us), times are told
+# apart
+STARTUP, SLOW = 3, 0.3
+Key = tuple[int, ...]
+
+
+class Chooser(Protocol):
+    """Chooses among the keys that are left; told what is pending and what came out."""
+
+    def pending(self, key: Key) -> None: ...
+    def result(self, key: Key, value: float) -> None: ...
+    def choose(self, left: dict[Key, Point]) -> Key: ...
+    def likely(self, left: dict[Key, Point], count: int) -> list[Key]: ...
+
+
+def _ordered(values: tuple[Any, ...]) -> bool:
+    numbers = [v for v in values if isinstance(v, (int, float)) and not isinstance(v, bool)]
+    return len(numbers) == len(values) and list(numbers) == sorted(numbers)
+
+
+class Proposer:
+    """Proposes points of one problem; told what is claimed and what came out."""
+
+    def __init__(self, problem: Problem, sampler: str = DEFAULT, seed: int = 0) -> None:
+        if sampler not in NAMES:
+            raise ValueError(f"no sampler named '{sampler}'; there are {', '.join(NAMES)}")
+        # a knob of one value decides nothing
+        self.axes = {knob: values for knob, values in problem.space.items() if len(values) > 1}
+        self.left = {self._key(point): point for point in problem.points}
+        self.worst = -math.inf
+        self.chooser = _chooser(sampler, self.axes, list(self.left), seed)
+
+    def _key(self, point: Point) -> Key:
+        """A point as its places in the space; -1 for a value that is not in it."""
+        return tuple(values.index(point[knob]) if point[knob] in values else -1 for knob, values in self.axes.items())
+
+    def taken(self, points: Iterable[Point]) -> None:
+        """Points that somebody tries now."""
+        for point in points:
+            if self.left.pop(key := self._key(point), None) is not None:
+                self.chooser.pending(key)
+
+    def result(self, point: Point, us: float | None) -> None:
+        """What a point took; None where it was wrong or did not run."""
+        key = self._key(point)
+        self.left.pop(key, None)
+        value = math.log2(us) if us else max(self.worst, 0.0) + math.log2(PENALTY)
+        self.worst = max(self.worst, value) if us else self.worst
+        if -1 not in key:
+            self.chooser.result(key, value)
+
+    def propose(self) -> Point | None:
+        """A legal point that nobody has tried; None when there is none left."""
+        return self.left[self.chooser.choose(self.left)] if self.left else None
+
+    def likely(self, count: int) -> list[Point]:
+        """What may be proposed soon, most likely first: worth compiling before anybody has decided."""
+        return [self.left[key] for key in self.chooser.likely(self.left, count)]
+
+
+def _chooser(sampler: str, axes: dict[str, tuple[Any, ...]], keys: list[Key], seed: int) -> Chooser:
+    # a tenth of the space may be all that is tried: a fourth of that to look around
+    startup = max(3, min(8, len(keys) // 30))
+    match sampler:
+        case "gp":
+            return Model(axes, keys, seed)
+        case "tpe":
+            return Foreign(axes, TPESampler(seed=seed, multivariate=True, n_startup_trials=startup), seed)
+        case "cmaes":
+            cma = CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
+            return Foreign(axes, cma, seed, learns_from_own_only=True)
+    if sampler == "random":
+        random.Random(seed).shuffle(keys)
+    return Listed(keys)
+
+
+class Listed:
+    """The points in a given order: grid and random."""
+
+    def __init__(self, keys: list[Key]) -> None:
+        self.keys = keys
+
+    def pending(self, key: Key) -> None:
+        return
+
+    def result(self, key: Key, value: float) -> None:
+        return
+
+    def choose(self, left: dict[Key, Point]) -> Key:
+        return self.likely(left, 1)[0]
+
+    def likely(self, left: dict[Key, Point], count: int) -> list[Key]:
+        while self.keys and self.keys[0] not in left:
+            self.keys.pop(0)
+        return list(itertools.islice((key for key in self.keys if key in left), count))
+
+
+class Model:
+    """The Gaussian process. What is pending counts as found to be what the model expects of it."""
+
+    def __init__(self, axes: dict[str, tuple[Any, ...]], keys: list[Key], seed: int) -> None:
+        self.keys = keys
+        self.index = {key: i for i, key in enumerate(keys)}
+        self.x = np.array([_coordinates(axes, key) for key in keys], dtype=float).reshape(len(keys), -1)
+        self.draw = np.random.default_rng(seed).random(len(keys))
+        self.known: dict[int, float] = {}
+        self.waiting: set[int] = set()
+
+    def pending(self, key: Key) -> None:
+        self.waiting.add(self.index[key])
+
+    def result(self, key: Key, value: float) -> None:
+        if key in self.index:
+            self.waiting.discard(self.index[key])
+            self.known[self.index[key]] = value
+
+    def choose(self, left: dict[Key, Point]) -> Key:
+        return self.likely(left, 1)[0]
+
+    def likely(self, left: dict[Key, Point], count: int) -> list[Key]:
+        free = np.array([self.index[key] for key in left], dtype=int)
+        if not len(free):
+            return []
+        if len(self.known) + len(self.waiting) < STARTUP or len(self.known) < 2:
+            order = np.argsort(self.draw[free])
+        else:
+            order = np.argsort(-self._promise(free))
+        return [self.keys[i] for i in free[order[:count]]]
+
+    def _promise(self, free: np.ndarray) -> np.ndarray:
+        rows, y = list(self.known), np.array(list(self.known.values()))
+        # how slow a slow point is teaches nothing about the fast ones
+        y = np.minimum(y, np.median(y) + SLOW)
+        model = Surrogate(self.x[rows], y)
+        if self.waiting:
+            rows += list(self.waiting)
+            y = np.concatenate([y, model.predict(self.x[list(self.waiting)])[0]])
+            model = Surrogate(self.x[rows], y)
+        return model.improvement(self.x[free], y.min())
+
+
+class Foreign:
+    """A sampler of Optuna's, on its own study."""
+
+    def __init__(
+        self, axes: dict[str, tuple[Any, ...]], sampler: BaseSampler, seed: int, learns_from_own_only: bool = False
+    ) -> None:
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.axes, self.own_only, self.random = axes, learns_from_own_only, random.Random(seed)
+        self.study = optuna.create_study(sampler=sampler, direction="minimize")
+        self.asked: dict[Key, optuna.Trial] = {}
+        self.shadow: dict[Key, int] = {}
+        self.distributions: dict[str, BaseDistribution] = {
+            knob: IntDistribution(0, len(values) - 1) if _ordered(values) else CategoricalDistribution(values)
+            for knob, values in axes.items()
+        }
+
+    def pending(self, key: Key) -> None:
+        if key in self.asked or key in self.shadow:
+            return
+        params = {
+            knob: place if isinstance(self.distributions[knob], IntDistribution) else values[place]
+            for place, (knob, values) in zip(key, self.axes.items(), strict=True)
+        }
+        trial = create_trial(state=TrialState.RUNNING, params=params, distributions=self.distributions)
+        self.shadow[key] = self.study._storage.create_new_trial(self.study._study_id, template_trial=trial)
+
+    def result(self, key: Key, value: float) -> None:
+        if trial := self.asked.pop(key, None):
+            self.study.tell(trial, value)
+            return
+        self.pending(key)
+        self.study._storage.set_trial_state_values(self.shadow.pop(key), TrialState.COMPLETE, [value])
+
+    def choose(self, left: dict[Key, Point]) -> Key:
+        trial = self.study.ask(self.distributions)
+        found = trial.params
+        wanted = tuple(
+            found[knob] if isinstance(self.distributions[knob], IntDistribution) else values.index(found[knob])
+            for knob, values in self.axes.items()
+        )
+        key = wanted if wanted in left else self._nearest(wanted, left)
+        if self.own_only:
+            # the trial it asked for stands for the point it was moved to
+            self.asked[key] = trial
+        else:
+            self.study.tell(trial, state=TrialState.FAIL)
+        return key
+
+    def likely(self, left: dict[Key, Point], count: int) -> list[Key]:
+        """Nothing: to ask is to decide."""
+        return []
+
+    def _nearest(self, wanted: Key, left: Iterable[Key]) -> Key:
+        at = _coordinates(self.axes, wanted)
+        apart = {key: sum(abs(a - b) for a, b in zip(_coordinates(self.axes, key), at, strict=True)) for key in left}
+        least = min(apart.values())
+        return self.random.choice([key for key, distance in apart.items() if distance <= least + 1e-9])
+
+
+def _coordinates(axes: dict[str, tuple[Any, ...]], key: Key) -> list[float]:
+    """A point in 0..1: an ordered knob is one axis, any other as many as it has values."""
+    found: list[float] = []
+    for place, values in zip(key, axes.values(), strict=True):
+        if _ordered(values):
+            found.append(place / (len(values) - 1))
+        else:
+            found += [0.5 * (i == place) for i in range(len(values))]
+    return found

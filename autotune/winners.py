@@ -1,0 +1,83 @@
+"""Committed configs: what won, on which case, and what it was made with.
+
+    autotune/configs/<gpu>/<op>.json, one entry a line:
+    {"schema": 2, "op": …, "gpu": …, "entries": [
+     {"case": {…}, "config": {…}, "us": {p20, p50, p80}, "default_us": …, "roof": …, "tried": 24, "of": 162,
+      "stamp": {"kernel": hash, "space": hash, "torch": …, "triton": …, "driver": …, "date": …}}, …]}
+
+kernels/config.py reads `case` and `config` and no more. An entry whose stamp differs from what is here is stale: it is
+still used, and `draftwood doctor` says so.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ..kernels.config import CONFIGS, entries, homes, nearest
+from .outcome import Verdict
+from .space import Point, Problem
+from .timer import Machine
+
+SCHEMA = 2
+STAMPED = ("torch", "triton", "driver")
+
+
+def stamp(problem: Problem, machine: Machine) -> dict[str, str]:
+    versions = {key: getattr(machine, key) for key in STAMPED}
+    return {"kernel": problem.kernel_hash, "space": problem.space_hash, **versions, "date": machine.date}
+
+
+def made(problem: Problem, machine: Machine, verdict: Verdict, read_gb_s: float) -> dict[str, Any]:
+    p20, p50, p80 = (round(us, 3) for us in verdict.us)
+    roof = problem.op.spec.cost(problem.case).bytes / p50 / 1e3 / read_gb_s if read_gb_s else 0.0
+    return {
+        "case": problem.case.as_dict(),
+        "config": {**problem.defaults, **verdict.winner},
+        "us": {"p20": p20, "p50": p50, "p80": p80},
+        "default_us": round(verdict.default_us, 3),
+        "roof": round(roof, 4),
+        "tried": verdict.tried,
+        "of": len(problem.points),
+        "stamp": stamp(problem, machine),
+    }
+
+
+def load(file: Path) -> list[dict[str, Any]]:
+    return json.loads(file.read_text())["entries"] if file.exists() else []
+
+
+def save(op: str, gpu: str, found: list[dict[str, Any]], home: Path = CONFIGS) -> Path:
+    """Write entries into the op's file for this GPU; entries of other cases that stand there stay."""
+    file = home / gpu / f"{op}.json"
+    merged = {json.dumps(one["case"], sort_keys=True): one for one in (*load(file), *found)}
+    head = {"schema": SCHEMA, "op": op, "gpu": gpu}
+    lines = ",\n".join(json.dumps(merged[key]) for key in sorted(merged))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
+    return file
+
+
+def warm(problem: Problem, most: int = 3) -> tuple[Point, ...]:
+    """What won on the nearest case here, on a GPU of the same architecture, on an older relative: tried first."""
+    dims = {name: value for name, value in problem.case.as_dict().items() if isinstance(value, (int, str))}
+    found: list[Point] = []
+    for home, _ in homes(problem.gpu):
+        if entry := nearest(entries(problem.op_name, home), dims):
+            point = {knob: entry["config"].get(knob, problem.defaults.get(knob)) for knob in problem.space}
+            if point in problem.points and point not in found:
+                found.append(point)
+    return tuple(found[:most])
+
+
+def stale(one: dict[str, Any], problem: Problem, machine: Machine) -> list[str]:
+    """What has changed since the entry was made; 'no stamp' where it does not say."""
+    then = one.get("stamp")
+    if then is None:
+        return ["no stamp"]
+    now = stamp(problem, machine)
+    named = {"kernel": "the kernel's code", "space": "the space"}
+    return [
+        f"{named[key]} has changed" if key in named else f"{key} {then[key]} -> {now[key]}"
+        for key in ("kernel", "space", *(STAMPED if machine.gpu != "cpu" else ()))
+        if then[key] != now[key]
+    ]

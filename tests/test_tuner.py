@@ -1,0 +1,403 @@
+"""The tuner never picks a wrong kernel, tells a win from noise, and says what it did."""
+
+import gzip
+import json
+import math
+import os
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import triton
+from draftwood.autotune import landscape, neighbours, winners
+from draftwood.autotune.outcome import Outcome, Verdict
+from draftwood.autotune.race import LOOKS, race
+from draftwood.autotune.space import Problem, _bare, _code
+from draftwood.autotune.timer import Machine
+from draftwood.reference.ops import registered
+from draftwood.reference.spec import case
+
+pytest.importorskip("optuna")
+from draftwood.autotune import atlas, report
+from draftwood.autotune.sampler import NAMES, Proposer
+from draftwood.autotune.simulate import Replica, Simulated, replay, table, tenth
+from draftwood.autotune.storage import open_storage
+from draftwood.autotune.trials import Trials
+from draftwood.autotune.tuner import Budget, Tuner
+from draftwood.autotune.worker import Isolated, Post
+
+ROOT = Path(__file__).resolve().parent.parent
+FAULTS = str(Path(__file__).parent / "faults")
+MACHINE = Machine("sm90-h200", "NVIDIA H200", "2.11", "3.6", "3.12", "580", "1980", "2026-11-20")
+
+
+def bowl(default: tuple[int, int] = (16, 1), **times: float) -> landscape.Landscape:
+    """The fastest is BLOCK 64 with 4 warps; `times` overrides single points, as b64w4=10.5."""
+    passes = {}
+    for block in (16, 32, 64, 128):
+        for warps in (1, 2, 4, 8):
+            us = times.get(f"b{block}w{warps}", 10.0 + abs(block - 64) / 16 + abs(warps - 4))
+            passes[block, warps] = [(us, us, us)]
+    start = {"BLOCK": default[0], "num_warps": default[1]}
+    return landscape.Landscape(case(M=1), ("BLOCK", "num_warps"), start, passes, {})
+
+
+def tuner(where: Path, found: landscape.Landscape, sampler: str = "grid", trials: int = 0, **options) -> Tuner:
+    problem = Replica("thing", "sm90-h200", found)
+    book = Trials(problem, open_storage(str(where)))
+    return Tuner(problem, book, Simulated(found, problem), Proposer(problem, sampler), Budget(trials), **options)
+
+
+# -- planted faults ----------------------------------------------------------------------------------------------------
+
+
+def test_configs_that_are_fastest_and_faulty_are_each_refused_with_their_reason_and_none_wins(tmp_path):
+    spec = registered([FAULTS])["double_rows"].spec
+    problem = Problem("double_rows", spec.cases["perf"][0], "cpu", (FAULTS,))
+    times = {point["fault"]: 1.0 + i for i, point in enumerate(problem.points)} | {"none": 50.0}
+    passes = {tuple(p.values()): [(us := times[p["fault"]] + p["num_warps"], us, us)] for p in problem.points}
+    planted = landscape.Landscape(problem.case, tuple(problem.space), problem.defaults, passes, {})
+    (tmp_path / "times.json").write_text(json.dumps({"cases": [planted.as_dict()]}))
+    runner = Isolated(problem, Post("cpu", str(tmp_path / "times.json"), timeout_s=10.0))
+    book = Trials(problem, open_storage(str(tmp_path / "journal")))
+    try:
+        search = Tuner(problem, book, runner, Proposer(problem, "grid"), Budget())
+        search.search()
+        verdict = search.settle()
+    finally:
+        runner.close()
+    assert verdict is not None and verdict.winner == {"fault": "none", "num_warps": 2}
+    found = {record.point["fault"]: record.outcome for record in book.finished().values()}
+    gated = {r.point["fault"]: book.disqualified().get(r.identity, "") for r in book.finished().values()}
+    reasons = {
+        "wrong": ("wrong", "numeric: element outside its bound"),
+        "racy": ("wrong", "race: store of bytes that program (0, 0, 0) stores too"),
+        "non_deterministic": ("wrong", "repeat: out: 160 of 160 elements changed on the same inputs"),
+        "out_of_bounds": ("wrong", "bounds: store of"),
+        "hanging": ("hung", "no answer in 10 s while checking"),
+        "crashing": ("crashed", "killed by signal SIGSEGV while checking"),
+    }
+    for fault, (status, why) in reasons.items():
+        assert found[fault].status == status and found[fault].why.startswith(why), found[fault]
+        assert found[fault].command.startswith("draftwood check double_rows --case 'M=4,N=40'")
+    # right on the case that was timed, and wrong on a neighbour that the config would serve
+    assert found["wrong_on_odd_rows"].status == "ok" and gated["wrong_on_odd_rows"].startswith("numeric")
+    # a worker that hung, died, or was written into is replaced
+    assert runner.restarts == 3
+    bad = {entry["config"]["fault"]: entry["status"] for entry in atlas.found(problem, book, "2026-11-20")}
+    assert bad == {fault: status for fault, (status, _) in reasons.items()} | {"wrong_on_odd_rows": "wrong"}
+
+
+def test_the_command_of_a_refused_config_shows_it_again():
+    argv = ["check", "double_rows", "--case", "M=4,N=40", "--oracle", "numeric", "--ops", FAULTS, "--json"]
+    settings = {**os.environ, "PYTHONPATH": str(ROOT / ".typings")}
+    run = lambda config: subprocess.run(
+        [sys.executable, "-m", "draftwood.perf.cli", *argv, "--config", json.dumps(config)],
+        capture_output=True,
+        text=True,
+        env=settings,
+    )
+    assert json.loads(run({"fault": "wrong"}).stdout)[0]["status"] == "fail"
+
+
+def test_what_the_atlas_knows_is_skipped_until_the_version_or_the_kernel_changes(tmp_path):
+    problem = Problem("rms_norm", registered()["rms_norm"].spec.cases["smoke"][0], "sm90-h200")
+    entry = {
+        "gpu": "sm90-h200",
+        "triton": triton.__version__,
+        "op": "rms_norm",
+        "case": problem.case.as_dict(),
+        "config": {"num_warps": 16},
+        "kernel": problem.kernel_hash,
+        "status": "wrong",
+        "why": "numeric",
+        "command": "",
+        "date": "2026-11-20",
+    }
+    file = tmp_path / "atlas.json"
+    atlas.save([entry], file)
+    atlas.save([entry], file)
+    assert len(atlas.load(file)) == 1
+    assert list(atlas.known_bad(problem, file)) == [problem.identity({"num_warps": 16})]
+    for changed in ({"triton": "9.9"}, {"kernel": "other"}, {"gpu": "sm86-rtx-3090"}):
+        file.unlink()
+        atlas.save([entry | changed], file)
+        assert not atlas.known_bad(problem, file)
+
+
+def test_a_skipped_config_is_not_tried(tmp_path):
+    found = bowl()
+    search = tuner(tmp_path / "journal", found, known_bad=lambda p: "bad" if p["BLOCK"] == 64 else None)
+    search.search()
+    assert not [r for r in search.records.values() if r.point["BLOCK"] == 64] and len(search.records) == 12
+
+
+# -- statistics --------------------------------------------------------------------------------------------------------
+
+
+def noisy(us: float, noise: float, source: random.Random):
+    # one replay in a hundred is disturbed
+    return lambda: us * math.exp(source.gauss(0, noise)) * (1.3 if source.random() < 0.01 else 1)
+
+
+@pytest.mark.parametrize("noise", [0.002, 0.006, 0.02])
+def test_racing_a_config_against_itself_says_no_difference_at_least_95_times_in_100(noise):
+    source = random.Random(1)
+    verdicts = [race(noisy(10, noise, source), noisy(10, noise, source)).verdict for _ in range(100)]
+    assert verdicts.count("tie") >= 95
+
+
+def test_a_difference_beyond_the_noise_is_seen_and_a_clear_one_costs_few_blocks():
+    source = random.Random(2)
+    slower = [race(noisy(10, 0.006, source), noisy(11, 0.006, source)) for _ in range(100)]
+    assert sum(one.verdict == "slower" for one in slower) >= 95
+    faster = [race(noisy(10, 0.006, source), noisy(9, 0.006, source)) for _ in range(100)]
+    assert sum(one.verdict == "faster" for one in faster) >= 95
+    clear = [race(noisy(10, 0.006, source), noisy(20, 0.006, source)) for _ in range(20)]
+    assert all(one.verdict == "slower" and len(one.a) <= 12 for one in clear)
+
+
+def test_a_drifting_clock_makes_no_difference():
+    clock = iter(range(10**6))
+    drifting = lambda: 10 * (1 + 0.001 * next(clock))
+    assert race(drifting, drifting).verdict == "tie"
+
+
+def test_a_race_ends_at_its_last_look():
+    source = random.Random(3)
+    one = race(noisy(10, 0.2, source), noisy(10, 0.2, source), most=12)
+    assert len(one.a) == 12 and one.low < one.ratio < one.high and 12 in LOOKS
+
+
+def test_a_win_inside_the_noise_is_a_tie_and_the_default_stays(tmp_path):
+    search = tuner(tmp_path / "journal", bowl(default=(64, 4), b64w2=9.97))
+    search.search()
+    verdict = search.settle()
+    assert verdict.winner == {"BLOCK": 64, "num_warps": 4} and "nothing is faster" in verdict.why
+
+
+def test_of_configs_that_tie_the_one_nearer_the_default_wins(tmp_path):
+    search = tuner(tmp_path / "journal", bowl(default=(16, 4), b64w4=10.0, b64w8=9.99, b64w2=9.99))
+    search.search()
+    assert search.settle().winner == {"BLOCK": 64, "num_warps": 4}
+
+
+def test_a_time_is_placed_by_its_race_against_the_best_whatever_the_clock_does(tmp_path):
+    search = tuner(tmp_path / "journal", bowl())
+    slow = iter(range(100))
+    honest = search.runner._us
+    # every trial the clock is a tenth slower than at the one before
+    search.runner._us = lambda point: honest(point)
+    attempt = search.runner.attempt
+
+    def throttled(point, rival):
+        factor = 1.1 ** next(slow)
+        search.runner._us = lambda p: honest(p) * factor
+        return attempt(point, rival)
+
+    search.runner.attempt = throttled
+    search.search()
+    search.runner._us = honest
+    for record in search.records.values():
+        assert record.outcome.us == pytest.approx(honest(record.point), rel=0.05)
+
+
+# -- samplers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", NAMES)
+def test_a_sampler_proposes_every_legal_point_once_and_no_other(sampler):
+    found = bowl()
+    for key in [(16, 8), (128, 1), (32, 2)]:
+        del found.passes[key]
+    problem = Replica("thing", "sm90-h200", found)
+    proposer, seen = Proposer(problem, sampler, seed=3), []
+    while (point := proposer.propose()) is not None:
+        proposer.taken([point])
+        seen.append(found.key(point))
+        proposer.result(point, found.us(point) if len(seen) % 5 else None)
+    assert sorted(seen) == sorted(found.passes)
+
+
+def test_the_same_seed_proposes_the_same_points():
+    found = bowl()
+    first, again = (replay("thing", "sm90-h200", found, "gp", 4, 9).best for _ in range(2))
+    assert first == again
+
+
+LANDSCAPES = [file for file in sorted(landscape.HOME.glob("*/*.json.gz"))]
+
+
+@pytest.mark.parametrize("file", LANDSCAPES, ids=lambda file: file.name.split(".")[0])
+def test_the_default_sampler_beats_random_search_on_the_committed_landscapes(file):
+    from draftwood.autotune.sampler import DEFAULT
+    from draftwood.autotune.simulate import SMALLEST
+
+    held = [one for one in landscape.load(file) if len(one.points) >= SMALLEST]
+    for one in held[:1]:
+        budget = tenth(len(one.points))
+        rows = {
+            sampler: table(replay(file.name, file.parent.name, one, sampler, seed, budget) for seed in range(8))[0]
+            for sampler in (DEFAULT, "random")
+        }
+        assert rows[DEFAULT]["regret_mean"] < rows["random"]["regret_mean"]
+
+
+def test_a_landscape_file_holds_what_was_saved(tmp_path):
+    found = bowl()
+    found.refused[256, 1] = "wrong: numeric"
+    file = tmp_path / "thing.json.gz"
+    landscape.save(file, "thing", "hash", MACHINE, [found])
+    (again,) = landscape.load(file)
+    assert again == found and json.loads(gzip.decompress(file.read_bytes()))["kernel"] == "hash"
+    landscape.save(tmp_path / "twice.json.gz", "thing", "hash", MACHINE, [found])
+    assert file.read_bytes() == (tmp_path / "twice.json.gz").read_bytes()
+    assert math.isinf(found.us({"BLOCK": 256, "num_warps": 1})) and found.best == 10.0
+
+
+# -- identity ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_comment_a_docstring_or_an_empty_line_changes_no_kernel_hash_and_code_does():
+    text = '"""Doc."""\n\nimport os  # why\n\n\ndef f(a):\n    """Of f."""\n    # say\n    return f"{a} # no comment"\n'
+    plain = 'import os\ndef f(a):\n    return f"{a} # no comment"'
+    assert _bare(text).replace("\n\n", "\n").split() == plain.split()
+    assert _bare(text) == _bare(text.replace("# say", "# say more").replace("Of f.", "Of f,\n    at length."))
+    assert _bare(text) != _bare(text.replace("# no comment", "# a change"))
+
+
+def test_the_kernel_hash_covers_what_the_kernel_imports_from_its_folder():
+    files = set(_code(ROOT / "kernels", "topk_logprobs"))
+    assert {"topk_logprobs.py", "lib/order.py"} <= files and "config.py" not in files
+
+
+def test_refusals_are_counted_by_their_sentence():
+    problem = Problem("gated_rms_norm", registered()["gated_rms_norm"].spec.cases["perf"][0], "sm90-h200")
+    (text,) = problem.refusals()
+    assert text == "# elements on # warps are more than # a lane" and len(problem.points) == 23
+
+
+# -- what is written ---------------------------------------------------------------------------------------------------
+
+
+def test_committed_configs_are_stamped_and_stale_once_anything_changes(tmp_path):
+    problem = Problem("rms_norm", registered()["rms_norm"].spec.cases["perf"][0], "sm90-h200")
+    verdict = Verdict({"num_warps": 8}, (1.9, 2.0, 2.1), 2.4, "", 5)
+    made = winners.made(problem, MACHINE, verdict, 4525.0)
+    file = winners.save("rms_norm", "sm90-h200", [made], tmp_path)
+    winners.save("rms_norm", "sm90-h200", [made | {"default_us": 3.0}], tmp_path)
+    (held,) = winners.load(file)
+    assert held["config"] == {"num_warps": 8} and held["default_us"] == 3.0 and held["of"] == 5 and 0 < held["roof"] < 1
+    assert set(held["stamp"]) == {"kernel", "space", "torch", "triton", "driver", "date"}
+    assert winners.stale(held, problem, MACHINE) == []
+    newer = Machine(**{**vars(MACHINE), "triton": "3.7"})
+    assert winners.stale(held, problem, newer) == ["triton 3.6 -> 3.7"]
+    held["stamp"]["kernel"] = "other"
+    assert winners.stale(held, problem, MACHINE) == ["the kernel's code has changed"]
+    assert winners.stale({"case": {}}, problem, MACHINE) == ["no stamp"]
+
+
+def test_every_committed_config_is_legal_and_of_a_known_case():
+    for file in winners.CONFIGS.glob("*/*.json"):
+        if file.stem not in registered():
+            continue
+        op = registered()[file.stem]
+        for entry in winners.load(file):
+            assert op.spec.refuse(case(**entry["case"])) is None, f"{file}: {entry['case']}"
+            op.module("kernels").Config(**entry["config"])
+
+
+def test_a_report_holds_its_pictures_and_every_trial(tmp_path):
+    pytest.importorskip("matplotlib", reason="no matplotlib here: pip install 'draftwood[report]'")
+    found = bowl()
+    found.refused[128, 8] = "wrong: numeric: <b>bad</b>"
+    del found.passes[128, 8]
+    search = tuner(tmp_path / "journal", found)
+    search.search()
+    records = sorted(search.records.values(), key=lambda record: record.number)
+    pictures = {
+        "best-so-far": report._best_so_far(records),
+        "importance": report._importance(search.problem, records[:9]),
+    }
+    text = report.page(_Named(search.problem), records, pictures)
+    assert text.count("data:image/png;base64,") == 2 and "http" not in text and "<b>bad" not in text
+    assert text.count("<tr><td>") >= 16 and all(png.startswith(b"\x89PNG") for png in pictures.values())
+
+
+class _Named:
+    """A problem without rules of its own."""
+
+    def __init__(self, problem):
+        self.problem = problem
+
+    def __getattr__(self, name):
+        return getattr(self.problem, name)
+
+    def refusals(self):
+        return Counter({"# is too many": 3})
+
+
+def test_importance_names_the_knob_that_matters():
+    passes = {(b, w): [(float(b), float(b), float(b))] for b in (16, 32, 64) for w in (1, 2, 4)}
+    found = landscape.Landscape(case(M=1), ("BLOCK", "num_warps"), {"BLOCK": 16, "num_warps": 1}, passes, {})
+    problem = Replica("thing", "sm90-h200", found)
+    from draftwood.autotune.outcome import Record
+
+    ran = [Record(i, p, str(i), Outcome("ok", us=found.us(p))) for i, p in enumerate(problem.points)]
+    shares = report.importance(problem, ran)
+    assert next(iter(shares)) == "BLOCK" and shares["BLOCK"] > 0.9 and sum(shares.values()) == pytest.approx(1)
+
+
+# -- the machine -------------------------------------------------------------------------------------------------------
+
+SMI = """#!/bin/sh
+case "$2" in
+  *clocks_event_reasons*) echo 0x0000000000000024 ;;
+  *compute-apps*) echo {pid}; echo 1 ;;
+esac
+"""
+
+
+def test_throttling_and_other_processes_are_noticed(tmp_path, monkeypatch):
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text(SMI.replace("{pid}", str(os.getpid())))
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    watching = neighbours.Neighbours("")
+    watching.uuid = "GPU-1"
+    assert watching._look() == [
+        "throttled by the power limit",
+        "throttled by temperature",
+        "1 other processes on the GPU",
+    ]
+
+
+def test_without_nvidia_smi_nothing_is_claimed(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    watching = neighbours.Neighbours("")
+    assert watching._look() is None and watching.notes() == ()
+
+
+def test_candidates_are_compiled_ahead_without_a_gpu(tmp_path):
+    code = """
+import os, sys, torch
+from draftwood.autotune import ahead
+from draftwood.autotune.space import Problem
+from draftwood.reference.ops import registered
+from triton.backends.compiler import GPUTarget
+ahead.prepare(GPUTarget("cuda", 90, 32))
+op = registered()["rms_norm"]
+problem = Problem("rms_norm", op.spec.cases["perf"][0], "sm90-h200")
+shapes = ahead.outline(op.spec.inputs(problem.case, torch.Generator().manual_seed(0)))
+print([ahead.compile_one(problem, shapes, point) for point in problem.points[:2]])
+print(ahead.compile_one(problem, shapes, {"num_warps": 3}))
+"""
+    env = {**os.environ, "PYTHONPATH": str(ROOT / ".typings"), "TRITON_CACHE_DIR": str(tmp_path)}
+    env.pop("TRITON_INTERPRET", None)
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, cwd=tmp_path)
+    first, second = run.stdout.splitlines()
+    assert first == "[None, None]" and "num_warps" in second, run.stderr
+    assert len(list(tmp_path.rglob("*.cubin"))) == 2
