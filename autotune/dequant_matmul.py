@@ -12,13 +12,11 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "num_stages": (1, 2, 3, 4),
     "split": (1, 2, 3, 4, 8),
     "tile_m": (8, 16, 32, 64, 128, 256),
-    "warps": (4, 1, 2, 8, 16),
-    "warp_rows": (1, 2),
+    "warps": (0, 4, 8),
     "pair": (False, True),
-    "apart": (False, True),
 }
 # knobs that the other layout does not read
-INT8_TILES = {"warps", "warp_rows", "pair", "apart", "num_stages"}
+INT8_TILES = {"warps", "pair", "num_stages"}
 TILES = {"split", "tile_m", *INT8_TILES}
 
 
@@ -48,13 +46,15 @@ def _legal_tiles(config: dict[str, Any], case: Case) -> str | None:
 
 
 def _legal_int8_tiles(config: dict[str, Any], case: Case, records: int) -> str | None:
-    if config["num_stages"] > 2:
-        return f"one row of int8 has one or two records in flight, not {config['num_stages']}"
-    if config["warps"] % config["warp_rows"]:
-        return f"{config['warps']} warps cannot take {config['warp_rows']} rows of warps"
+    if not config["warps"]:
+        return "what is chosen by the shape is the default, and timed as such"
+    # two records in flight a warp, of one block of rows or of two; eight warps of 16 rows make do with one
+    in_flight = config["num_stages"] * (2 if config["pair"] else 1)
+    if in_flight != (1 if config["warps"] == 8 else 2):
+        return f"{config['warps']} warps have too few or too many records in flight with {in_flight}"
     if config["pair"] and case["epilogue"] == "swiglu":
-        return "swiglu has a pair of its own"
-    if config["warps"] // config["warp_rows"] * config["num_stages"] >= 2 * records:
+        return "swiglu is a pair of its own"
+    if config["warps"] * config["num_stages"] >= 2 * records:
         return f"{records} records leave warps without work"
     return None
 

@@ -12,8 +12,8 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
     y = sum over groups of  scale * d * (q_w · q_x)  -  minimum * d * sum(q_x)          (· in integers, the rest in f32)
 
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
-Weights rearranged once (layout "tiles") need no such conversion: `lib/tiled.py`, and `lib/tiled_int8.py` for one row in
-int8.
+Weights rearranged once (layout "tiles") need no such conversion: `lib/tiled.py`, and `lib/tiled_int8.py` for up to four
+rows in int8.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from ..reference.dequant_matmul import GROUP, LAYOUTS, SMALLEST, group_of
+from ..reference.dequant_matmul import GROUP, INT8_ROWS, LAYOUTS, SMALLEST, group_of
 from ..reference.formats import find, row_bytes
 from ..reference.tiles import COLUMNS, RECORD, ROWS
 from .config import pick
@@ -41,12 +41,12 @@ class Config:
     # layout "tiles": programs that share a tile's columns, rows of x a program
     split: int = 2
     tile_m: int = 64
-    # one row in int8 over tiles: warps a program, of which `warp_rows` take other rows and the rest other columns; 32
-    # rows a warp instead of 16; x quantised by a launch of its own
-    warps: int = 4
-    warp_rows: int = 1
+    # int8 over tiles: warps a program, 0 to choose this and the next two by the shape (`_program`); 32 rows a warp, not
+    # 16; where a program lets the next launch begin, "start", "end" or "no" ("": by the shape). That one then reads its
+    # first weights before this one has ended, so they must not be what this one writes
+    warps: int = 0
     pair: bool = False
-    apart: bool = False
+    early: str = ""
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
     num_warps: int = 4
@@ -215,8 +215,8 @@ def _check_tiles(x: torch.Tensor, weight: torch.Tensor, format: str, precision: 
         raise ValueError(
             f"dequant_matmul takes x of K = {weight.shape[1] * COLUMNS} and whole tiles, not {tuple(x.shape)}"
         )
-    if precision not in ("exact", "int8") or (precision == "int8" and x.shape[0] > 1):
-        raise ValueError(f"over tiles int8 takes one row, not {x.shape[0]} rows in {precision}")
+    if precision not in ("exact", "int8") or (precision == "int8" and x.shape[0] > INT8_ROWS):
+        raise ValueError(f"over tiles int8 takes {INT8_ROWS} rows, not {x.shape[0]} rows in {precision}")
     if precision == "exact" and x.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(f"exact over tiles takes x f16 or bf16, not {x.dtype}")
 
@@ -257,6 +257,24 @@ def _on_tiles(
     return out
 
 
+def _program(M: int, N: int, K: int, swiglu: bool) -> tuple[int, bool, int, str]:
+    """int8 over tiles: warps a program, 32 rows a warp or 16, records in flight, and where the next launch may begin.
+
+    Enough bytes in flight, and all programs on the GPU at once: wide ones for few rows. The next launch begins at once
+    where programs leave room for its own.
+    """
+    records = K // COLUMNS
+    if M > 1 or swiglu:
+        return (8 if N <= 8192 and records > 16 else 4), False, 1, "start"
+    if N <= 8192 and records <= 16:
+        return 4, False, 2, "start"
+    if N <= 2048:
+        return 16, False, 2, "start"
+    if N <= 8192:
+        return (8, True, 1, "start") if records <= 32 else (8, False, 1, "end")
+    return (4, False, 2, "start") if N <= 12288 else (4, True, 1, "start")
+
+
 def _int8_on_tiles(
     x: torch.Tensor,
     wide: torch.Tensor,
@@ -266,24 +284,26 @@ def _int8_on_tiles(
     out: torch.Tensor,
     config: Config,
 ) -> torch.Tensor:
-    N, K = out.shape[1], x.shape[1]
-    W, records = config.warps, K // COLUMNS
-    pair = swiglu or config.pair
-    rows = 16 * config.warp_rows * (2 if pair and not swiglu else 1)
-    stages = min(config.num_stages, 2)
-    pdl = config.apart and has_pdl(x.device)
-    meta = {"FORMAT": format, "SMALLEST": SMALLEST, "ASM": has_imma(x.device), "PDL": pdl}
+    (M, N), K = out.shape, x.shape[1]
+    W, pair, stages, early = _program(M, N, K, swiglu)
+    if config.warps:
+        W, pair, stages = config.warps, config.pair, min(config.num_stages, 2)
+    early = (config.early or early) if has_pdl(x.device) else "no"
+    records = K // COLUMNS
+    launch = {"launch_pdl": True} if early != "no" else {}
+    meta = {"FORMAT": format, "SMALLEST": SMALLEST, "EARLY": early, "ASM": has_imma(x.device)}
     words = d = None
-    if config.apart:
-        words = torch.empty(K // 2, dtype=torch.int32, device=x.device)
-        d = torch.empty(K // GROUP, dtype=torch.float32, device=x.device)
-        quantise[(records,)](x, words, d, **meta, num_warps=1, enable_fp_fusion=False)
+    # every program would quantise all of x again: one row as it goes, several not
+    if M > 1:
+        words = torch.empty(M * K // 2, dtype=torch.int32, device=x.device)
+        d = torch.empty(M * K // GROUP, dtype=torch.float32, device=x.device)
+        quantise[(records, M)](x, x.stride(0), words, d, **meta, num_warps=1, enable_fp_fusion=False, **launch)
+    rows = 32 if pair and not swiglu else 16
     tiled_int8[(N // rows,)](
-        x, words, d, wide, residual, out, N, K, **meta,
-        RECORD=RECORD[format], SCALES=SCALES[format], D=D[format], SWIGLU=swiglu, PAIR=pair,
-        W=W, WR=config.warp_rows, STAGES=stages, APART=config.apart,
-        WHOLE=records % (W // config.warp_rows * stages) == 0, EVICT="evict_first",
-        num_warps=W, num_stages=1, enable_fp_fusion=False, **({"launch_pdl": True} if pdl else {}),
+        x, x.stride(0), words, d, wide, residual, 0 if residual is None else residual.stride(0), out, M, N, K, **meta,
+        RECORD=RECORD[format], SCALES=SCALES[format], D=D[format], SWIGLU=swiglu, PAIR=swiglu or pair,
+        BM=triton.next_power_of_2(M), W=W, STAGES=stages, APART=M > 1, WHOLE=records % (W * stages) == 0,
+        num_warps=W, num_stages=1, enable_fp_fusion=False, **launch,
     )  # fmt: skip
     return out
 

@@ -10,6 +10,8 @@ from .tiles import COLUMNS, RECORD, ROWS, from_tiles, to_tiles
 
 # activations that share a scale in int8: as llama.cpp has it, 256 against K-quants (its q8_K), 32 against the others
 GROUP, SUPER_GROUP = 32, 256
+# as many rows of x as int8 over tiles takes
+INT8_ROWS = 4
 LAYOUTS = ("gguf", "tiles")
 # a group of activations below this counts as zero: 127 / amax would leave f32's range
 SMALLEST = 1e-30
@@ -137,8 +139,8 @@ def _illegal_tiles(case: Case) -> str | None:
         return f"tiles hold {', '.join(RECORD)}, not {case['format']}"
     if rows % ROWS or case["K"] % COLUMNS:
         return f"tiles take rows in steps of {ROWS} and columns in steps of {COLUMNS}, not {rows} x {case['K']}"
-    if case["precision"] == "int8" and case["M"] > 1:
-        return f"int8 over tiles takes one row, not {case['M']} rows"
+    if case["precision"] == "int8" and case["M"] > INT8_ROWS:
+        return f"int8 over tiles takes up to {INT8_ROWS} rows, not {case['M']}"
     if case["precision"] == "exact" and (case["dtype"] == "f32" or case["scales"] == "extreme"):
         return f"exact over tiles takes f16 or bf16 and scales in f16's range, not {case['dtype']}, {case['scales']}"
     return None
@@ -234,6 +236,7 @@ SPEC = Spec(
             *(one for f in ("q5_k", "q8_0", "q4_0") for one in _cases(1, 1280, 64, f, "int8", layout="tiles")),
             *_cases(1, 1280, 64, "q6_k", "int8", dtype="f32", layout="tiles", scales="extreme"),
             *_cases(1, 256, 128, "q4_k", "int8", layout="tiles", epilogue="swiglu"),
+            *_cases(3, 512, 64, "q4_k", "int8", dtype="f16", layout="tiles", epilogue="residual"),
         ),
         "qwen35": (
             *(
@@ -249,10 +252,13 @@ SPEC = Spec(
             *(one for K, N, f in _TIMED for one in _cases((1, 9, 23, 64), K, N, f, dtype="f16", layout="tiles")),
             *(one for K, N, f in _TIMED for one in _cases(1, K, N, f, "int8", dtype="f16", layout="tiles")),
             *_cases((1, 23), 5120, 2 * 17408, "q4_k", dtype="f16", epilogue="swiglu", layout="tiles"),
+            *_cases((1, 4), 5120, 2 * 17408, "q4_k", "int8", dtype="f16", epilogue="swiglu", layout="tiles"),
         ),
         "perf": (
             *(one for K, N, f in _TIMED for one in _cases(_WIDTHS, K, N, f, dtype="f16", layout="tiles")),
             *(one for K, N, f in _TIMED for one in _cases(1, K, N, f, "int8", dtype="f16", layout="tiles")),
+            *_cases(4, 5120, 17408, "q4_k", "int8", dtype="f16", layout="tiles"),
+            *_cases(1, 5120, 2 * 17408, "q4_k", "int8", dtype="f16", epilogue="swiglu", layout="tiles"),
             *(one for K, N, f in _TIMED[:3] for one in _cases((512, 2048), K, N, f, dtype="f16", layout="tiles")),
             *(one for p in ("exact", "int8") for one in _cases((1, 23), 5120, 17408, "q4_k", p)),
         ),

@@ -137,8 +137,8 @@ def test_tiles_change_nothing_but_the_order_of_sums():
         )
 
 
-# warps, rows of warps, pair, apart, records in flight
-PROGRAMS = ((1, 1, False, False, 1), (2, 2, True, False, 1), (4, 1, True, True, 2), (8, 2, False, True, 1))
+# warps, pair, records in flight
+PROGRAMS = ((1, False, 1), (2, True, 1), (4, False, 2), (8, False, 1))
 
 
 @pytest.mark.parametrize("name", RECORD)
@@ -146,8 +146,8 @@ def test_one_row_over_tiles_is_the_same_however_programs_share_it(name):
     x, weight = drawn(1, 64, 768, name)
     tiles = to_tiles(weight.cpu(), name).to(DEVICE)
     want = dequant_matmul(x, weight, name, "int8", config=WIDE)
-    for warps, warp_rows, pair, apart, stages in PROGRAMS:
-        config = Config(warps=warps, warp_rows=warp_rows, pair=pair, apart=apart, num_stages=stages)
+    for warps, pair, stages in PROGRAMS:
+        config = Config(warps=warps, pair=pair, num_stages=stages)
         y = dequant_matmul(x, tiles, name, "int8", layout="tiles", config=config)
         assert torch.allclose(y, want, rtol=1e-5, atol=1e-5 * want.abs().max())
 

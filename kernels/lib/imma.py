@@ -182,7 +182,7 @@ def _pair_six(a, b, high, x, odd, HALF: tl.constexpr):
 
 @triton.jit
 def products(w, more, x, lane, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """Words [4 L] of column blocks c = 0..3, those of `more` and x (four of [L]) -> sums [L] of row g, then g + 8.
+    """Words [4 L] of column blocks c = 0..3, those of `more` and x (four of [M, L]) -> sums [M, L] of row g, of g + 8.
 
     They are over sub-blocks 2t and 2t + 1, for q6_k over their four 16s; q4_k's and q4_0's times 16 where t is odd.
 
@@ -190,21 +190,19 @@ def products(w, more, x, lane, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """
     w0, w1, w2, w3 = w
     if not ASM:
-        s = _plain(w, more, x, FORMAT)  # [L, row, half, e]
-        if FORMAT == "q6_k":
-            g, h = tl.split(tl.permute(s, (0, 2, 3, 1)))
-            even, odd = tl.split(g)
-            g0, g2 = tl.split(even)
-            g1, g3 = tl.split(odd)
-            even, odd = tl.split(h)
-            h0, h2 = tl.split(even)
-            h1, h3 = tl.split(odd)
-            y = (g0, g1, g2, g3), (h0, h1, h2, h3)
+        s = _plain(w, more, x, FORMAT)  # [M, L, e, half, row]
+        g, h = tl.split(s)
+        if FORMAT != "q6_k":
+            g, h = tl.sum(g, 2), tl.sum(h, 2)
+            y = tl.split(g), tl.split(h)
         else:
-            g, h = tl.split(tl.permute(tl.sum(s, 3), (0, 2, 1)))
-            g0, g1 = tl.split(g)
-            h0, h1 = tl.split(h)
-            y = (g0, g1), (h0, h1)  # type: ignore[assignment]
+            first, second = tl.split(g)
+            g0, g1 = tl.split(first)
+            g2, g3 = tl.split(second)
+            first, second = tl.split(h)
+            h0, h1 = tl.split(first)
+            h2, h3 = tl.split(second)
+            y = (g0, g1, g2, g3), (h0, h1, h2, h3)
     elif FORMAT == "q6_k":
         high_0, high_1 = more
         g0, h0, g1, h1 = _pair_six(four(w0), four(w1), four(high_0), x, lane % 2, 0)
@@ -214,7 +212,7 @@ def products(w, more, x, lane, FORMAT: tl.constexpr, ASM: tl.constexpr):
         c0, c1, c2, c3 = four(more[0])
         g0, h0 = _pair_five(four(w0), four(w1), c0, c1, x, lane % 2, 0)
         g1, h1 = _pair_five(four(w2), four(w3), c2, c3, x, lane % 2, 1)
-        y = (g0, g1), (h0, h1)  # type: ignore[assignment]
+        y = (g0, g1), (h0, h1)
     else:
         g0, h0 = _pair(four(w0), four(w1), x, lane % 2, 0, FORMAT)
         g1, h1 = _pair(four(w2), four(w3), x, lane % 2, 1, FORMAT)
@@ -225,66 +223,73 @@ def products(w, more, x, lane, FORMAT: tl.constexpr, ASM: tl.constexpr):
             # lanes t = 2 and 3 hold columns 128 and on
             up = lane % 4 >= 2
             g0, h0, g1, h1 = tl.where(up, i0, g0), tl.where(up, j0, h0), tl.where(up, i1, g1), tl.where(up, j1, h1)
-        y = (g0, g1), (h0, h1)  # type: ignore[assignment]
+        y = (g0, g1), (h0, h1)
     return y
 
 
 @triton.jit
 def _joined(w0, w1, w2, w3):
-    """[n] each -> [n, 2, 2], number 2 i + j at i, j."""
+    """Number 2 i + j of four tensors at [..., i, j]."""
     return tl.join(tl.join(w0, w2), tl.join(w1, w3))
 
 
 @triton.jit
 def _plain(w, more, x, FORMAT: tl.constexpr):
-    """What the tensor cores give, [L, row, half, e]: by code, W g j t, r1 r0, half e, h."""
+    """What the tensor cores give, [M, L, e, half, row]: by code, M, W g j, e half r0, t r1 h."""
     w0, w1, w2, w3 = w
     x0, x1, x2, x3 = x
-    W: tl.constexpr = x0.shape[0] // 32
-    j = tl.reshape(tl.arange(0, 4), (1, 1, 4, 1, 1, 1, 1, 1, 1))
-    r1, r0 = (
-        tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 2, 1, 1, 1, 1)),
-        tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 1, 2, 1, 1, 1)),
-    )
-    h = tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 1, 1, 1, 1, 2))
-    word = tl.reshape(_joined(w0, w1, w2, w3), (W, 8, 1, 4, 2, 2, 2, 2, 1))
+    M: tl.constexpr = x0.shape[0]
+    W: tl.constexpr = x0.shape[1] // 32
+    WORDS: tl.constexpr = (W * 8, 4, 2, 2, 2, 2)  # W g, t r1 r0 half e: as words lie
+    word = tl.permute(tl.reshape(_joined(w0, w1, w2, w3), WORDS), (0, 5, 4, 3, 1, 2))
+    word = tl.reshape(word, (W * 8, 1, 8, 8, 1))
+    o = tl.arange(0, 4)
+    j = tl.reshape(o, (1, 4, 1, 1, 1))
+    h = tl.reshape(tl.arange(0, 2), (1, 1, 1, 1, 2))
+    r0 = tl.reshape(tl.arange(0, 8) % 2, (1, 1, 8, 1, 1))
+    r1 = tl.reshape(tl.arange(0, 8) % 2, (1, 1, 1, 8, 1))
     side = j // 2
     if FORMAT == "q8_0":
         v0, v1, v2, v3 = more
         side = j % 2
-        word = tl.where(j < 2, word, tl.reshape(_joined(v0, v1, v2, v3), (W, 8, 1, 4, 2, 2, 2, 2, 1)))
+        last = tl.permute(tl.reshape(_joined(v0, v1, v2, v3), WORDS), (0, 5, 4, 3, 1, 2))
+        word = tl.where(j < 2, word, tl.reshape(last, (W * 8, 1, 8, 8, 1)))
         code = (((word >> (16 * h + 8 * side)) & 255) ^ 128) - 128
     else:
         place = 16 * h + 8 * side + 4 * (j % 2)
         code = (word >> place) & 15
         if FORMAT == "q5_k":
-            high = tl.reshape(more[0], (W, 8, 1, 4, 1, 1, 2, 2, 1))
-            code += ((high >> (place + 2 * r1 + r0)) & 1) << 4
+            high = tl.reshape(more[0], (W * 8, 4, 2, 2, 1, 1))  # W g, t half e
+            high = tl.broadcast_to(tl.permute(high, (0, 3, 2, 4, 1, 5)), (W * 8, 2, 2, 2, 4, 2))
+            code += ((tl.reshape(high, (W * 8, 1, 8, 8, 1)) >> (place + 2 * r1 + r0)) & 1) << 4
         elif FORMAT == "q6_k":
-            high = tl.reshape(tl.join(more[0], more[1]), (W, 8, 4, 2, 2, 2))  # W g t e r1 half
-            high = tl.reshape(tl.permute(high, (0, 1, 2, 4, 5, 3)), (W, 8, 1, 4, 2, 1, 2, 2, 1))
-            code += ((high >> (place + 2 * r0)) & 3) << 4
+            high = tl.reshape(tl.join(more[0], more[1]), (W * 8, 4, 2, 2, 2, 1))  # W g, t e r1 half
+            high = tl.broadcast_to(tl.permute(high, (0, 2, 4, 5, 1, 3)), (W * 8, 2, 2, 2, 4, 2))
+            code += ((tl.reshape(high, (W * 8, 1, 8, 8, 1)) >> (place + 2 * r0)) & 3) << 4
         else:
             code = code << (4 * (j % 2))
-    x = tl.reshape(_joined(x0, x1, x2, x3), (W, 4, 2, 4, 2, 2))  # W j half t e r1
-    x = tl.reshape(tl.permute(x, (0, 1, 3, 5, 2, 4)), (W, 1, 4, 4, 2, 1, 2, 2, 1))
-    product = code * ((((x >> (16 * h + 8 * side)) & 255) ^ 128) - 128)
-    product = tl.permute(product, (0, 1, 2, 5, 6, 7, 3, 4, 8))  # W g j r0 half e, then what is summed
-    return tl.reshape(tl.sum(tl.reshape(product, (W * 32, 2, 2, 2, 16)), 4), (W * 32, 2, 2, 2))
+    x = tl.reshape(_joined(x0, x1, x2, x3), (M, W, 4, 2, 4, 2, 2))  # M W, j half t e r1
+    x = tl.reshape(tl.permute(x, (0, 1, 2, 5, 3, 4, 6)), (M * W, 1, 4, 4, 1, 8, 1))
+    shift = tl.reshape(16 * h + 8 * side, (1, 1, 4, 1, 1, 1, 2))
+    x = (((x >> shift) & 255) ^ 128) - 128  # M W, g j, e half, r0, t r1, h
+    code = tl.reshape(code, (1, W, 8, 4, 4, 2, 16))
+    y = tl.reshape(x, (M, W, 1, 4, 4, 1, 16)) * code
+    return tl.reshape(tl.sum(tl.reshape(y, (M, W * 32, 8, 16)), 3), (M, W * 32, 2, 2, 2))
 
 
 @triton.jit
 def sums(x, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """x's own sums over sub-blocks 2t and 2t + 1, for q6_k over their four 16s."""
     x0, x1, x2, x3 = x
-    W: tl.constexpr = x0.shape[0] // 32
+    M: tl.constexpr = x0.shape[0]
+    W: tl.constexpr = x0.shape[1] // 32
     if not ASM:
-        o_byte = tl.reshape(tl.arange(0, 4), (1, 1, 1, 1, 1, 4))
-        s = tl.reshape(_joined(x0, x1, x2, x3), (W, 8, 4, 2, 2, 1))  # W n t e r1
-        s = (((s >> (8 * o_byte)) & 255) ^ 128) - 128
-        s = tl.sum(tl.sum(tl.reshape(s, (W, 8, 4, 2, 8)), 4), 2)
-        s = tl.broadcast_to(tl.reshape(s, (W, 1, 4, 2, 2)), (W, 8, 4, 2, 2))
-        even, odd = tl.split(tl.reshape(s, (W * 32, 2, 2)))
+        o_byte = tl.reshape(tl.arange(0, 4), (1, 1, 1, 1, 4))
+        s = tl.reshape(_joined(x0, x1, x2, x3), (M * W * 8, 4, 2, 2, 1))  # M W n, t e r1
+        s = tl.permute((((s >> (8 * o_byte)) & 255) ^ 128) - 128, (0, 2, 1, 3, 4))
+        s = tl.sum(tl.reshape(s, (M * W * 8, 2, 32)), 2)
+        s = tl.broadcast_to(tl.reshape(s, (M * W, 1, 4, 2, 2)), (M * W, 8, 4, 2, 2))
+        even, odd = tl.split(tl.reshape(s, (M, W * 32, 2, 2)))
         if FORMAT == "q6_k":
             s0, s2 = tl.split(even)
             s1, s3 = tl.split(odd)
@@ -309,15 +314,14 @@ def sums(x, FORMAT: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def _halves(b):
-    """[2 L] -> even and odd elements, in f32."""
-    low, up = tl.split(tl.reshape(b, (b.shape[0] // 2, 2)))
+    """[M, 2 L] -> even and odd elements, in f32."""
+    low, up = tl.split(tl.reshape(b, (b.shape[0], b.shape[1] // 2, 2)))
     return low.to(tl.float32), up.to(tl.float32)
 
 
 @triton.jit
-def _magnitude(a, b):
-    """Bits of the larger magnitude: as integers they keep the order, and a NaN beats all."""
-    return tl.maximum(a.to(tl.int32, bitcast=True) & 0x7FFFFFFF, b.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+def _larger(a, b):
+    return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
@@ -339,17 +343,20 @@ def _bytes(a, b, inverse, side, ASM: tl.constexpr):
 
 @triton.jit
 def quantised(x0, x1, x2, x3, lane, FORMAT: tl.constexpr, SMALLEST: tl.constexpr, ASM: tl.constexpr):
-    """Pairs [2 L] of columns 32 n + 16 e + 8 r1 + 2 t and on, in order of (e, r1) -> x's words, in the bytes that meet
-    the codes of n, and its d for sub-blocks 2t and 2t + 1.
+    """Pairs [M, 2 L] of columns 32 n + 16 e + 8 r1 + 2 t and on, in order of (e, r1) -> words of x and d.
+
+    Words hold x in the bytes that meet the codes of n; d is that of sub-blocks 2t and 2t + 1.
     """
     a0, b0 = _halves(x0)
     a1, b1 = _halves(x1)
     a2, b2 = _halves(x2)
     a3, b3 = _halves(x3)
-    W: tl.constexpr = lane.shape[0] // 32
-    bits = tl.maximum(
-        tl.maximum(_magnitude(a0, b0), _magnitude(a1, b1)), tl.maximum(_magnitude(a2, b2), _magnitude(a3, b3))
-    )
+    M: tl.constexpr = x0.shape[0]
+    W: tl.constexpr = x0.shape[1] // 64
+    b_max = _larger(_larger(tl.abs(a0), tl.abs(b0)), _larger(tl.abs(a1), tl.abs(b1)))
+    b_max = _larger(b_max, _larger(_larger(tl.abs(a2), tl.abs(b2)), _larger(tl.abs(a3), tl.abs(b3))))
+    # as integers positive floats keep their order, and a NaN beats all
+    bits = b_max.to(tl.int32, bitcast=True)
     BY_32: tl.constexpr = FORMAT == "q8_0" or FORMAT == "q4_0"
     GROUPS: tl.constexpr = 8 if BY_32 else 1
     if ASM:
@@ -357,10 +364,10 @@ def quantised(x0, x1, x2, x3, lane, FORMAT: tl.constexpr, SMALLEST: tl.constexpr
             _LARGEST_4 if BY_32 else _LARGEST, "=&r,r", [bits], tl.int32, is_pure=True, pack=1
         )
     else:
-        bits = tl.max(tl.reshape(bits, (W * GROUPS, 32 // GROUPS)), 1)
-        bits = tl.reshape(tl.broadcast_to(bits[:, None], (W * GROUPS, 32 // GROUPS)), (W * 32,))
+        bits = tl.max(tl.reshape(bits, (M * W * GROUPS, 32 // GROUPS)), 1)
+        bits = tl.reshape(tl.broadcast_to(bits[:, None], (M * W * GROUPS, 32 // GROUPS)), (M, W * 32))
     b_max = bits.to(tl.float32, bitcast=True)
-    inverse = tl.where(b_max >= SMALLEST, tl.div_rn(tl.full((W * 32,), 127.0, tl.float32), b_max), 0.0)
+    inverse = tl.where(b_max >= SMALLEST, tl.div_rn(tl.full((M, W * 32), 127.0, tl.float32), b_max), 0.0)
     d0 = tl.where(bits < 0x7F800000, b_max * 0.007874015748031496, float("nan"))
     d1 = d0
     if BY_32:
@@ -370,8 +377,8 @@ def quantised(x0, x1, x2, x3, lane, FORMAT: tl.constexpr, SMALLEST: tl.constexpr
             )
         else:
             # the four lanes of an n hold the same; a sum keeps a NaN
-            d = tl.reshape(tl.sum(tl.reshape(d0, (W, 8, 4)), 2) * 0.25, (W, 1, 4, 2))
-            d0, d1 = tl.split(tl.reshape(tl.broadcast_to(d, (W, 8, 4, 2)), (W * 32, 2)))
+            d = tl.reshape(tl.sum(tl.reshape(d0, (M * W, 8, 4)), 2) * 0.25, (M * W, 1, 4, 2))
+            d0, d1 = tl.split(tl.reshape(tl.broadcast_to(d, (M * W, 8, 4, 2)), (M, W * 32, 2)))
     side = lane // 8 % 2 if FORMAT == "q8_0" else lane // 16
     words = (
         _bytes(a0, b0, inverse, side, ASM),

@@ -103,7 +103,7 @@ MUTANTS = (
         name="dequant_matmul-tiles-scale-row",
         op="dequant_matmul",
         bug="one row of int8 over tiles: rows 8 to 15 take the scales of rows 0 to 7",
-        changes=((TILED, "tl.load(p_s + 32, eviction_policy=EVICT)", "tl.load(p_s, eviction_policy=EVICT)"),),
+        changes=((TILED, "tl.load(p_s + 32, ", "tl.load(p_s, "),),
     ),
     Mutant(
         name="dequant_matmul-tiles-minimum",
@@ -129,7 +129,11 @@ MUTANTS = (
         op="dequant_matmul",
         bug="one row of int8 over tiles: of two records in flight the second meets the x of the first",
         changes=(
-            (TILED, "x_b = _fetch_x(x, x_words, x_d, i_r + 2 * KW,", "x_b = _fetch_x(x, x_words, x_d, i_r + KW,"),
+            (
+                TILED,
+                "x_b = _fetch_x(x, s_x_m, x_words, x_d, M, i_r + 2 * W,",
+                "x_b = _fetch_x(x, s_x_m, x_words, x_d, M, i_r + W,",
+            ),
         ),
     ),
     Mutant(
@@ -155,5 +159,11 @@ MUTANTS = (
                 "tl.where(bits < 0x7F800000, b_max * 0.007874015748031496, 0.0)",
             ),
         ),
+    ),
+    Mutant(
+        name="dequant_matmul-tiles-row-of-x",
+        op="dequant_matmul",
+        bug="int8 over tiles: an odd last row of x takes the activations of the row before",
+        changes=((TILED, "p + tl.minimum(M - 1, 3) * s_m", "p + s_m"), (TILED, "p + 2 * s_m", "p + s_m")),
     ),
 )
