@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from . import checkpoint, draft_files, gguf, safetensors, target, text
+from . import checkpoint, draft_files, gguf, safetensors, target_files, text
 from .arithmetic import PRECISIONS, Precision
 from .decode import Plan, chain
 from .generate import Generator
@@ -116,4 +116,4 @@ def _target(
     def arrived(size: int) -> None:
         progress(size, total)
 
-    return target.load(file, device, precision, impl, captured, repack=impl == "kernels", progress=arrived), words
+    return target_files.load(file, device, precision, impl, captured, repack=impl == "kernels", progress=arrived), words

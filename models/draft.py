@@ -122,15 +122,17 @@ def forward(draft: Draft, target: Target, state: State) -> torch.Tensor:
     c, do, table = draft.config, draft.do, target.embedding
     new, own = state.drafted + state.counting[: c.block], state.start + state.counting[: c.block]
     T, positions = context(draft, state, new), torch.cat((new, own))
+    # where the block begins in a ring, and the rows of the context and the block in it: alike in rings of one size
+    begins = {n: state.start.clamp_max(n) for n in {capacity(draft, ring) for ring in state.rings}}
+    slots = {n: torch.cat((placed(state, n, new), first + state.counting[: c.block])) for n, first in begins.items()}
     h = do.ops.embed(torch.cat((state.root, draft.masks)), table.data, table.format, do.precision.residual)
     for layer, ring, sees in zip(draft.layers, state.rings, draft.sees, strict=True):
         rows = torch.cat((T, do.normed(h, layer.norm)))
-        first = state.start.clamp_max(capacity(draft, ring))
-        slots = torch.cat((placed(draft, state, ring, new), first + state.counting[: c.block]))
-        q = store(draft, layer, ring, rows, positions, slots)[c.block :]
+        n = capacity(draft, ring)
+        q = store(draft, layer, ring, rows, positions, slots[n])[c.block :]
         q = do.ops.rms_norm(q.reshape(-1, c.D), layer.q_norm, c.eps).view(c.block, c.H, c.D)
         q = do.ops.rope(q, own, draft.inv_freq)
-        o = do.ops.tree_attention(q, ring.keys, ring.values, first, sees, *formats(ring))
+        o = do.ops.tree_attention(q, ring.keys, ring.values, begins[n], sees, *formats(ring))
         h = do.linear(o.flatten(1), layer.out, h)
         h = do.mlp(do.normed(h, layer.post_norm), layer.gate_up, layer.down, h)
     state.drafted.copy_(state.start)
@@ -144,8 +146,8 @@ def absorb(draft: Draft, state: State, first: int, last: int, chunk: int = 512) 
         T = context(draft, state, new)
         for layer, ring in zip(draft.layers, state.rings, strict=True):
             # of a chunk longer than the ring only the last rows stay
-            kept = min(len(new), capacity(draft, ring))
-            store(draft, layer, ring, T[-kept:], new[-kept:], placed(draft, state, ring, new[-kept:]))
+            n = capacity(draft, ring)
+            store(draft, layer, ring, T[-n:], new[-n:], placed(state, n, new[-n:]))
     state.drafted.fill_(last)
 
 
@@ -172,9 +174,9 @@ def capacity(draft: Draft, ring: Cache) -> int:
     return ring.keys.shape[1] - draft.config.block
 
 
-def placed(draft: Draft, state: State, ring: Cache, positions: torch.Tensor) -> torch.Tensor:
-    """The ring's rows for context positions; -1, which stores nothing, for those that are not committed."""
-    return torch.where(positions < state.start, positions % capacity(draft, ring), -1)
+def placed(state: State, n: int, positions: torch.Tensor) -> torch.Tensor:
+    """The rows of context positions in a ring of n; -1, which stores nothing, for those that are not committed."""
+    return torch.where(positions < state.start, positions % n, -1)
 
 
 def formats(ring: Cache) -> tuple[str, str]:

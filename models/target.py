@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ..reference.rope import frequencies
-from . import qwen35
 from .arithmetic import PRECISIONS, Arithmetic
-from .gguf import File
 from .ops import Ops, table
 from .qwen35 import Config
 from .state import LONGEST, Cache, DeltaState, State
@@ -285,25 +283,3 @@ def assemble(
         inv_freq=frequencies(c.rotary, c.theta).to(device),
         captured=captured,
     )
-
-
-def load(
-    file: File,
-    device: torch.device,
-    precision: str = "exact",
-    impl: str = "kernels",
-    captured: tuple[int, ...] = (),
-    repack: bool = True,
-    progress: Callable[[int], None] = lambda _bytes: None,
-) -> Target:
-    """The model of a GGUF, on the device; `progress` is told the bytes of each tensor as it arrives."""
-    c = qwen35.config(file)
-    qwen35.check(file, c)
-
-    def take(name: str) -> Rows:
-        entry = file.entries[name]
-        rows = Rows(file.read(name).to(device), entry.format)
-        progress(entry.size)
-        return rows
-
-    return assemble(c, take, device, precision, impl, captured, repack)

@@ -25,7 +25,7 @@ from ..models.state import Cache, State
 from ..models.synthetic import Weights
 from ..models.target import Batch, Target
 from ..models.weights import Rows, Weight
-from ..reference.ops import OPS, Op
+from .waterfall import profile, waterfall
 
 # tokens committed a step, the root counted, by prompt: HumanEval, GSM8K, Math500, ten each; Qwen3.5-27B Q4_K_M with its
 # bf16 draft, tree of 22, greedy (Lucebox on an RTX 3090)
@@ -37,8 +37,6 @@ PUBLISHED = (
 PUBLISHED_BUDGET, DEEPEST = 22, 16
 # the same target's tokens a step by budget (HumanEval); a chain's is 7.67 of 8.31
 BY_BUDGET = {15: 7.64, 16: 7.81, 18: 8.22, 20: 8.64, 22: 8.88, 24: 8.91, 30: 8.86, 40: 8.90}
-# a step's kernels in order: the op that opens each phase
-PHASES = ("draft", "tree", "verify", "choose", "commit")
 
 
 def lengths(plan: decode.Plan, count: int = 4096, seed: int = 0) -> torch.Tensor:
@@ -190,67 +188,6 @@ def step_ms(run: Callable[[], None], device: torch.device, replays: int) -> dict
     return {"p20": cuts[1], "p50": cuts[4], "p80": cuts[7]}
 
 
-@functools.cache
-def kernel_ops() -> dict[str, str]:
-    """The op that launches each kernel, by the kernel's name."""
-    found = {}
-    for name in OPS:
-        for value in vars(Op(name).module("kernels")).values():
-            if hasattr(value, "arg_names") and hasattr(value, "__name__"):
-                found[value.__name__] = name
-    return found
-
-
-def profile(run: Callable[[], None], device: torch.device) -> tuple[list[tuple[str, float, float]], dict[str, int]]:
-    """The kernels of one step in order: op (or "torch"), start and length in us; and how often the host called what."""
-    from torch.profiler import ProfilerActivity
-    from torch.profiler import profile as record
-
-    run()
-    torch.cuda.synchronize(device)
-    with record(activities=[ProfilerActivity.CUDA]) as trace:
-        run()
-        # the trace ends when all that was launched has: the one wait in it
-        torch.cuda.synchronize(device)
-    ops, named, calls = kernel_ops(), [], dict[str, int]()
-    for event in trace.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA:
-            named.append((ops.get(event.name, "torch"), event.time_range.start, event.time_range.elapsed_us()))
-        elif event.name.startswith(("cuda", "cu")):
-            calls[event.name] = calls.get(event.name, 0) + 1
-    return sorted(named, key=lambda row: row[1]), calls
-
-
-def waterfall(kernels: list[tuple[str, float, float]], ms: float) -> dict[str, Any]:
-    """Where a step's time goes: us and launches of each op, us in which nothing ran, and us of each phase."""
-    ops: dict[str, list[float]] = {}
-    phases: dict[str, float] = {}
-    phase, end, idle = 0, kernels[0][1] if kernels else 0.0, 0.0
-    for name, start, length in kernels:
-        phase = _phase(phase, name)
-        gap = max(0.0, start - end)
-        idle, end = idle + gap, max(end, start + length)
-        row = ops.setdefault(name, [0.0, 0])
-        row[0], row[1] = row[0] + length, row[1] + 1
-        phases[PHASES[phase]] = phases.get(PHASES[phase], 0.0) + gap + length
-    busy = sum(us for us, _ in ops.values())
-    return {
-        "ops": {name: [round(us, 1), int(n)] for name, (us, n) in sorted(ops.items(), key=lambda row: -row[1][0])},
-        "idle_us": round(idle, 1),
-        "phases_us": {name: round(us, 1) for name, us in phases.items()},
-        "launches": len(kernels),
-        "explained": round((busy + idle) / (ms * 1e3), 3),
-    }
-
-
-def _phase(phase: int, op: str) -> int:
-    """The phase that a speculative step is in once this op has begun."""
-    match PHASES[phase], op:
-        case ("draft", "topk_logprobs") | ("tree", "embed") | ("verify", "topk_logprobs") | ("choose", "ddtree_walk"):
-            return phase + 1
-    return phase
-
-
 @dataclass(frozen=True)
 class Step:
     """What is timed: `plan` is a speculative step's, `rows` what the target runs, `drafts` whether the draft does."""
@@ -323,5 +260,5 @@ def measured(
         row["device_gib"] = round((total - free) / 2**30, 2)
     if traced:
         kernels, row["host_calls"] = profile(replay, device)
-        row["waterfall"] = waterfall(kernels, ms["p50"])
+        row["waterfall"] = waterfall(kernels, ms["p50"], phases=step.plan is not None)
     return row

@@ -144,7 +144,7 @@ def waterfall_table(row: dict[str, Any]) -> Table:
     for name, (spent, launches) in fall["ops"].items():
         table.add_row(name, f"{spent:.0f}", str(launches), f"{spent / us:.1%}")
     table.add_row("no kernel running", f"{fall['idle_us']:.0f}", "", f"{fall['idle_us'] / us:.1%}", end_section=True)
-    for name, spent in fall["phases_us"].items() if len(fall["phases_us"]) > 1 else ():
+    for name, spent in fall["phases_us"].items():
         table.add_row(f"phase: {name}", f"{spent:.0f}", "", f"{spent / us:.1%}")
     return table
 

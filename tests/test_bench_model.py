@@ -4,7 +4,7 @@ import pytest
 import torch
 from draftwood.models import qwen35
 from draftwood.models.decode import Plan, chain
-from draftwood.perf import model
+from draftwood.perf import model, waterfall
 
 CPU = torch.device("cpu")
 TINY = qwen35.Config(4, 256, 256, 512, 4, 1, 4, False, qwen35.alternate(4), D=64, Hk=2, K=64, V=64, rotary=16)
@@ -24,7 +24,7 @@ def test_no_walk_is_deeper_than_its_tree():
 
 
 def test_every_kernel_has_its_op():
-    ops = model.kernel_ops()
+    ops = waterfall.kernel_ops()
     assert ops["_tree_gdn_wy"] == "tree_gdn" and ops["tiled"] == "dequant_matmul" and ops["_rms_norm"] == "rms_norm"
 
 
@@ -32,7 +32,7 @@ def test_a_waterfall_adds_up_to_its_step():
     order = ["embed", "dequant_matmul", "topk_logprobs", "ddtree", "embed", "tree_gdn", "topk_logprobs", "ddtree_walk"]
     order += ["gdn_commit", "torch"]
     kernels = [(op, 10.0 * i, 8.0) for i, op in enumerate(order)]
-    fall = model.waterfall(kernels, 0.098)
+    fall = waterfall.waterfall(kernels, 0.098)
     assert fall["explained"] == 1.0 and fall["launches"] == 10 and fall["idle_us"] == 18
     assert fall["ops"]["embed"] == [16.0, 2]
     assert fall["phases_us"] == {"draft": 18.0, "tree": 20.0, "verify": 20.0, "choose": 10.0, "commit": 30.0}

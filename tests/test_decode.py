@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from draftwood.models import decode, draft, gguf, qwen35, sampling, state, target
+from draftwood.models import decode, draft, gguf, qwen35, sampling, state, target, target_files
 from draftwood.models.arithmetic import PRECISIONS
 from draftwood.models.decode import Plan
 from draftwood.models.generate import Generator
@@ -40,7 +40,7 @@ def small() -> target.Target:
 
 @cache
 def golden() -> target.Target:
-    return target.load(gguf.load(GOLDEN), CPU, "f32", "reference", captured=(0, 1))
+    return target_files.load(gguf.load(GOLDEN), CPU, "f32", "reference", captured=(0, 1))
 
 
 def drafter(c: draft.Config, seed: int = 0) -> draft.Draft:
@@ -158,6 +158,13 @@ def test_the_accept_length_counts_the_root():
     text = autoregressive(small(), prompt, 40)
     sure = lambda held: torch.nn.functional.one_hot(torch.tensor(text[int(held.start) - 3 :][:7]), 97).float() * 9
     assert speculative(small(), prompt, 32, decode.chain(8), sure) == (text[:32], 4)
+
+
+def test_a_tree_of_the_largest_budget_loses_nothing():
+    prompt = torch.arange(4).int()
+    text = autoregressive(small(), prompt, 12)
+    propose = prophet(text, 4, 1.0, torch.Generator().manual_seed(2), 97)
+    assert speculative(small(), prompt, 6, Plan("tree", budget=256), propose)[0] == text[:6]
 
 
 def test_a_plan_of_no_known_mode_is_refused():

@@ -11,7 +11,7 @@ import torch
 from draftwood.models import gguf, qwen35
 from draftwood.models.gguf import BadFile
 from draftwood.models.qwen35 import FAMILY, MIXES, format_of, more_bits, tensors
-from draftwood.models.target import load
+from draftwood.models.target_files import load
 from draftwood.reference.formats import row_bytes
 
 GOLDEN = Path(__file__).parent / "golden" / "tiny-qwen35-q4_k_m.gguf"

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from draftwood.models import gguf, qwen35, state, target
+from draftwood.models import gguf, qwen35, state, target, target_files
 from draftwood.models.arithmetic import PRECISIONS
 from draftwood.models.synthetic import Weights
 from draftwood.models.target import Attention, Delta, Target
@@ -30,7 +30,7 @@ def expected() -> dict[str, torch.Tensor]:
 
 @cache
 def golden(precision: str = "f32", impl: str = "reference", repack: bool = False) -> Target:
-    return target.load(gguf.load(GOLDEN / "tiny-qwen35-q4_k_m.gguf"), CPU, precision, impl, (0, 1, 3), repack)
+    return target_files.load(gguf.load(GOLDEN / "tiny-qwen35-q4_k_m.gguf"), CPU, precision, impl, (0, 1, 3), repack)
 
 
 def empty(model: Target, context: int = 128, kv: tuple[str, str] = ("f16", "f16"), ring: int = 128) -> state.State:

@@ -1,0 +1,73 @@
+"""A step taken apart: the kernels of one replay in order, as ops, as phases, and the time in which none ran."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ..reference.ops import OPS, Op
+
+# a speculative step's, in order
+PHASES = ("draft", "tree", "verify", "choose", "commit")
+
+
+@functools.cache
+def kernel_ops() -> dict[str, str]:
+    """The op that launches each kernel, by the kernel's name."""
+    found = {}
+    for name in OPS:
+        for value in vars(Op(name).module("kernels")).values():
+            if hasattr(value, "arg_names") and hasattr(value, "__name__"):
+                found[value.__name__] = name
+    return found
+
+
+def profile(run: Callable[[], None], device: torch.device) -> tuple[list[tuple[str, float, float]], dict[str, int]]:
+    """The kernels of one step in order: op (or "torch"), start and length in us; and how often the host called what."""
+    from torch.profiler import ProfilerActivity
+    from torch.profiler import profile as record
+
+    run()
+    torch.cuda.synchronize(device)
+    with record(activities=[ProfilerActivity.CUDA]) as trace:
+        run()
+        # the trace ends when all that was launched has: the one wait in it
+        torch.cuda.synchronize(device)
+    ops, named, calls = kernel_ops(), [], dict[str, int]()
+    for event in trace.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            named.append((ops.get(event.name, "torch"), event.time_range.start, event.time_range.elapsed_us()))
+        elif event.name.startswith(("cuda", "cu")):
+            calls[event.name] = calls.get(event.name, 0) + 1
+    return sorted(named, key=lambda row: row[1]), calls
+
+
+def waterfall(kernels: list[tuple[str, float, float]], ms: float, phases: bool = True) -> dict[str, Any]:
+    """Where a step's time goes: us and launches of each op, us in which nothing ran, and us of each phase."""
+    ops: dict[str, list[float]] = {}
+    spent: dict[str, float] = {}
+    phase, end, idle = 0, kernels[0][1] if kernels else 0.0, 0.0
+    for name, start, length in kernels:
+        phase = _phase(phase, name)
+        gap = max(0.0, start - end)
+        idle, end = idle + gap, max(end, start + length)
+        row = ops.setdefault(name, [0.0, 0])
+        row[0], row[1] = row[0] + length, row[1] + 1
+        spent[PHASES[phase]] = spent.get(PHASES[phase], 0.0) + gap + length
+    busy = sum(us for us, _ in ops.values())
+    return {
+        "ops": {name: [round(us, 1), int(n)] for name, (us, n) in sorted(ops.items(), key=lambda row: -row[1][0])},
+        "idle_us": round(idle, 1),
+        "phases_us": {name: round(us, 1) for name, us in spent.items()} if phases else {},
+        "launches": len(kernels),
+        "explained": round((busy + idle) / (ms * 1e3), 3),
+    }
+
+
+def _phase(phase: int, op: str) -> int:
+    """The phase that a speculative step is in once this op has begun."""
+    match PHASES[phase], op:
+        case ("draft", "topk_logprobs") | ("tree", "embed") | ("verify", "topk_logprobs") | ("choose", "ddtree_walk"):
+            return phase + 1
+    return phase
