@@ -61,7 +61,9 @@ def operands(op: Op, case: Case, device: torch.device, seed: int = 0) -> list[In
     cold = {name: inputs[name] for name in {*op.spec.cold, *op.spec.updates}}
     cold_bytes: list[int] = []
     map_tensors(cold, lambda t: cold_bytes.append(t.numel() * t.element_size()) or t)  # type: ignore[func-returns-value]
-    count = copies(sum(cold_bytes)) if device.type == "cuda" else 1
+    # what a call moves anyway drives the cold bytes out, too
+    rounds = max(2, math.ceil(ROTATE / max(1, op.spec.cost(case).bytes)))
+    count = min(copies(sum(cold_bytes)), rounds) if device.type == "cuda" else 1
     return [inputs, *({**inputs, **map_tensors(cold, torch.clone)} for _ in range(count - 1))]
 
 

@@ -205,7 +205,7 @@ def main() -> None:
     if args.of:
         held = json.loads(args.of.read_text())
         names = list(held["steps"]["state"])
-        rows = [
+        rows: list[dict[str, Any]] = [
             {"step": i, "state": {name: held["steps"]["state"][name][i] for name in names}}
             for i in range(len(held["steps"]["accepted"]))
         ]
@@ -223,11 +223,11 @@ def main() -> None:
         machine = timer.machine(device)
         if args.save:
             names = list(found)
-            steps = {
+            steps: dict[str, Any] = {
                 "accepted": [row["accepted"] for row in rows],
                 "state": {name: [float(f"{row['state'][name]:.4g}") for row in rows] for name in names},
             }
-            head = {"schema": 1, "versions": machine.as_dict(), "study": vars(study), "summary": found}
+            head: dict[str, Any] = {"schema": 1, "versions": machine.as_dict(), "study": vars(study), "summary": found}
             file = RESULTS / machine.gpu / "drift.json"
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({**head, "steps": steps}) + "\n")

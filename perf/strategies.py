@@ -4,7 +4,7 @@ For trees of 4 to 128 slots, one layer of the 27B (48 value heads of 128 x 128):
 
     tree, commit   microseconds of tree_gdn and of gdn_commit of an accepted leaf, each by CUDA-graph replay
     bytes a node   what a node leaves behind for the commit
-    drift          rms error of the state relative to f64 after `--drift` speculative steps (perf/drift.py), state in f32
+    drift          rms error of the state relative to f64 after `--drift` speculative steps (perf/drift.py), f32 state
 
 Without a GPU the sizes are small, the references are timed, and the table says so.
 """
@@ -20,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from ..reference.ops import registered
-from ..reference.spec import Case
+from ..reference.spec import Case, Value
 from ..reference.tree_gdn import STRATEGIES, saved_bytes
 from . import drift
 
@@ -33,7 +33,7 @@ out = Console(width=None if sys.stdout.isatty() else 200)
 def cases(slots: int, strategy: str, sizes: dict[str, int]) -> dict[str, Case]:
     """The case of each op at this size; at most 16 nodes are accepted, as the 27B's draft allows."""
     found = registered()
-    changes = {**sizes, "T": slots, "strategy": strategy}
+    changes: dict[str, Value] = {**sizes, "T": slots, "strategy": strategy}
     return {
         "tree_gdn": found["tree_gdn"].spec.cases["perf"][0].but(**changes),
         "gdn_commit": found["gdn_commit"].spec.cases["perf"][0].but(**changes, D=min(16, slots)),

@@ -4,6 +4,7 @@ S -> token 0 -> S_0 -> token 1 -> S_1 -> ... -> S_(T-1)          o_t = S_t q^_t,
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -67,6 +68,38 @@ def _torch(inputs: Inputs) -> Callable[[], Any]:
     return run
 
 
+def peers(inputs: Inputs) -> tuple[Inputs, torch.Tensor]:
+    """Arguments of flash-linear-attention's kernels over these tokens, and the state it starts from. It knows grouped
+    heads alone and wants dense rows: both are made here, outside of what is timed."""
+    Hk, Hv = inputs["k"].shape[2], inputs["v"].shape[2]
+    order = torch.arange(Hv).view(-1, Hk).T.flatten() if inputs["head_map"] == "tiled" else torch.arange(Hv)
+    order = order.to(inputs["v"].device)
+    per_head = {name: inputs[name][:, :, order].contiguous() for name in ("v", "a", "b")}
+    arguments = {
+        **{name: inputs[name].contiguous() for name in ("q", "k")},
+        "v": per_head["v"],
+        "g": per_head["a"],
+        "beta": per_head["b"],
+        "A_log": (-inputs["A"][order]).log(),
+        "dt_bias": inputs["dt_bias"][order],
+        "initial_state": inputs["state"][:, order].contiguous(),
+    }
+    flags = ("output_final_state", "use_qk_l2norm_in_kernel", "use_gate_in_kernel", "state_v_first")
+    return {**arguments, **dict.fromkeys((*flags, "use_beta_sigmoid_in_kernel"), True)}, order
+
+
+def _fla_chunk(inputs: Inputs) -> Callable[[], Any]:
+    from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+
+    return partial(chunk_gated_delta_rule, **peers(inputs)[0])
+
+
+def fla_recurrent(inputs: Inputs) -> Callable[[], Any]:
+    from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
+
+    return partial(fused_recurrent_gated_delta_rule, **peers(inputs)[0])
+
+
 _TINY: dict[str, Value] = {
     "B": 1,
     "T": 9,
@@ -126,10 +159,10 @@ SPEC = Spec(
             *_tiny(T=1, Hv=1, values="zero", K=128, V=128),
         ),
         "qwen35": _qwen35(T=(1, 9, 23, 64, 200)),
-        "perf": _qwen35(T=(1, 512, 4096)),
+        "perf": _qwen35(T=(1, 512, 4096, 32768)),
     },
     cost=_cost,
     cold=("A", "dt_bias", "state"),
     oracles={"path": paths.gdn_prefill},
-    baselines={"torch": _torch},
+    baselines={"torch": _torch, "fla chunk": _fla_chunk, "fla recurrent": fla_recurrent},
 )

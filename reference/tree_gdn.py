@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from . import delta_rule, paths, tree
+from .gdn_prefill import fla_recurrent
 from .spec import Calibrated, Case, Cost, Dim, Inputs, Spec, Tolerance, Value, accumulator, product
 from .tree_mask import tree_mask
 
@@ -208,5 +209,5 @@ SPEC = Spec(
     tolerance=_tolerance,
     cold=("A", "dt_bias", "state"),
     oracles={"path": partial(paths.gdn, draw=_inputs), "branches": paths.branches},
-    baselines={"torch": _torch},
+    baselines={"torch": _torch, "fla recurrent (a chain)": fla_recurrent},
 )
