@@ -19,6 +19,7 @@ import triton
 import triton.language as tl
 
 from ..reference.cache import FORMATS, NAN_BITS, row_size
+from ..reference.formats import find
 from ..reference.quantisers import TQ3_BOUNDS, TQ3_CODES
 from .config import pick
 from .lib.fwht import fwht, pairwise_sum, signed
@@ -194,8 +195,8 @@ def kv_quant(
         if format not in FORMATS or D & (D - 1) or D % (128 if format == "tq3_0" else 32):
             raise ValueError(f"kv_quant stores {', '.join(FORMATS)} rows of a power of two values, not {format} of {D}")
         shapes, dense = ((T, Hkv, D), (Hkv, S, row_size(format, D))), x.stride(2) == cache.stride(2) == 1
-        if (x.shape, cache.shape) != shapes or not dense:
-            given = f"{tuple(x.shape)} strides {x.stride()} into {tuple(cache.shape)}"
+        if (x.shape, cache.shape) != shapes or not dense or cache.dtype != (find(format).dtype or torch.uint8):
+            given = f"{tuple(x.shape)} strides {x.stride()} into {cache.dtype} {tuple(cache.shape)}"
             raise ValueError(f"kv_quant takes [T, Hkv, D] and a {format} cache [Hkv, S, row], rows dense, not {given}")
     config = config or pick("kv_quant", Config(), k.device, T=T, Hkv=Hkv, D=D, format_k=format_k, format_v=format_v)
     grid = (triton.cdiv(T * Hkv, config.BLOCK_R), 2)

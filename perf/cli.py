@@ -249,6 +249,21 @@ def bench(
     raise typer.Exit(1 if worse else 0)
 
 
+@app.command("formats")
+def formats_(
+    gpu: Annotated[str, typer.Option(help="Whose measured times to show.")] = "sm90-h200", as_json: Json = False
+) -> None:
+    """Say what each format of weights and caches costs and loses: bits, errors, layout, and attention's time beside
+    its error."""
+    from . import formats
+
+    rows = formats.rows(gpu)
+    if as_json:
+        print(json.dumps(rows, indent=1))
+    else:
+        out.print(tables.formats(rows))
+
+
 @app.command()
 def ports(
     ops: Ops = None,

@@ -102,6 +102,18 @@ def _gain(row: dict[str, Any]) -> str:
     return "=" if default["verdict"] == "no difference" else f"{default['gain']:.2f}"
 
 
+def formats(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="relative rms errors; us of attention over 131072 rows", title_justify="left")
+    for column in ("format", "id", "bits", "error", "theory", "attention", "us, 1 query", "us, 23"):
+        table.add_column(column, justify="right" if column != "format" else "left", no_wrap=True)
+    table.add_column("layout", overflow="fold")
+    for row in rows:
+        errors = [f"{row[name]:.2e}" if row.get(name) is not None else "–" for name in ("error", "theory", "attention")]
+        us = [f"{row['us'][T]:.1f}" if T in row.get("us", {}) else "–" for T in ("1", "23")]
+        table.add_row(row["format"], str(row["id"]), f"{row['bits']:g}", *errors, *us, row["layout"])
+    return table
+
+
 def progress(items: Any, total: int, what: str, console: Console | None) -> Iterator[Any]:
     """The items as they come, with a bar on standard error."""
     if console is None:

@@ -50,6 +50,7 @@ FORMATS = {
         Format("f32", 1, 4, 0, "float32", torch.float32),
     )
 }
+PLAIN = {torch.float16, torch.bfloat16}
 QUANTISED = tuple(name for name, format in FORMATS.items() if format.dtype is None)
 
 
@@ -57,6 +58,15 @@ def find(format: str) -> Format:
     if format not in FORMATS:
         raise ValueError(f"formats are {', '.join(FORMATS)}, not '{format}'")
     return FORMATS[format]
+
+
+def by_id(type_id: int) -> Format:
+    """The format a file names by its number; one that is not known here is refused, whatever it might be."""
+    known = {format.type_id: format for format in FORMATS.values()}
+    if type_id not in known:
+        ids = ", ".join(f"{known[i].name} {i}" for i in sorted(known))
+        raise ValueError(f"format ids are {ids}, not {type_id}")
+    return known[type_id]
 
 
 def row_bytes(format: str, n: int) -> int:
@@ -138,8 +148,13 @@ def dequantise(data: torch.Tensor, format: str) -> torch.Tensor:
     """
     known = find(format)
     if known.dtype is not None:
+        if data.dtype in PLAIN - {known.dtype}:
+            raise ValueError(f"{format} rows are {known.dtype}, not {data.dtype}")
         data = data.contiguous().view(known.dtype) if data.dtype == torch.uint8 else data
         return data if data.dtype == torch.float64 else data.float()
+    if data.dtype != torch.uint8 or data.shape[-1] % known.bytes:
+        found = f"{tuple(data.shape)} of {data.dtype}"
+        raise ValueError(f"{format} has blocks of {known.bytes} bytes, which {found} is not made of")
     fields = unpack(data, format)
     q = fields["q"].float()
     match format:

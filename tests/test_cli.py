@@ -30,7 +30,7 @@ def test_help_names_the_commands_without_importing_torch():
     subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(ROOT / ".typings")})
     run = draftwood("--help")
     assert run.returncode == 0
-    for command in ("check", "list", "bench", "doctor", "test"):
+    for command in ("check", "list", "bench", "formats", "doctor", "test"):
         assert command in run.stdout
 
 
@@ -48,6 +48,12 @@ def test_an_op_of_ones_own_is_checked_listed_and_timed():
     assert checked.returncode == 0 and {v["status"] for v in verdicts} <= {"pass", "skip"} and len(verdicts) > 20
     timed = json.loads(draftwood("bench", "scale_rows", "--ops", OUTSIDE, "--json", "--no-save").stdout)
     assert timed["results"]["scale_rows"][0]["us"]["p50"] > 0
+
+
+def test_formats_are_listed_with_their_bits_and_errors():
+    rows = {row["format"]: row for row in json.loads(draftwood("formats", "--json").stdout)}
+    assert rows["q4_0"]["bits"] == 4.5 and rows["tq3_0"]["id"] == 42 and 0.18 < rows["tq3_0"]["theory"] < 0.19
+    assert "tq3_0" in draftwood("formats").stdout
 
 
 def test_ops_come_from_the_environment_too():

@@ -6,7 +6,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from draftwood.reference import formats, hadamard
+from draftwood.kernels.kv_quant import kv_quant
+from draftwood.kernels.prefill_attention import prefill_attention
+from draftwood.kernels.tree_attention import tree_attention
+from draftwood.perf import formats as report
+from draftwood.reference import cache, formats, hadamard
 from gguf import GGMLQuantizationType, GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
@@ -94,6 +98,46 @@ def test_quantisers_give_the_bytes_of_gguf(name):
         -5, 3, generator=generator(3)
     )
     assert np.array_equal(formats.quantise(x, name).numpy(), gguf.quantize(x.numpy(), KINDS[name]))
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "tq3_0"])
+def test_cache_formats_give_the_bytes_of_their_golden_file(name):
+    golden = np.load(GOLDEN / "formats.npz")
+    x = (golden["mantissa"].astype(np.uint32) << 16).view(np.float32) * golden["scale"]
+    wrong = np.flatnonzero((formats.quantise(torch.from_numpy(x), name).numpy() != golden[name]).any(1))
+    assert not len(wrong), f"rows {wrong[:8]} of {len(x)} differ"
+
+
+def adversarial(rows: int, generator: torch.Generator) -> torch.Tensor:
+    """[rows, 64] f32: normal rows of any size, and zeros, ties, halves of a step, subnormals, lone spikes."""
+    x = torch.randn(rows, 64, generator=generator) * 10 ** torch.empty(rows, 1).uniform_(-6, 4, generator=generator)
+    kind, ramp = torch.arange(rows)[:, None] % 16, torch.arange(64)
+    sign = 1 - 2 * torch.randint(0, 2, x.shape, generator=generator)
+    whole = torch.randint(-8, 8, x.shape, generator=generator)
+    x = torch.where(kind == 1, 0.0, x)
+    x = torch.where(kind == 2, 3.0 * sign, x)
+    x = torch.where(kind == 3, torch.where(ramp % 32 == 7, 127.0, whole + 0.5), x)
+    x = torch.where(kind == 4, torch.where(ramp % 32 == 3, -8.0, whole / 2), x)
+    x = torch.where(kind == 5, whole * 1e-40, x)
+    x = torch.where(kind == 6, torch.where(ramp % 32 == 9, 1e4 * sign, x * 1e-3), x)
+    return torch.where(kind == 7, sign * 2.0 ** (whole - 20).float(), x)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["q8_0", "q4_0"])
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_million_rows_are_stored_in_the_bytes_of_gguf(name):
+    generator, part = torch.Generator().manual_seed(7), 50_000
+    for start in range(0, 1_000_000, part):
+        x = adversarial(part, generator)
+        # what kv_quant defines where gguf's codes are undefined: an inverse that is infinite counts as zero
+        top = x.unflatten(-1, (-1, 32)).abs().amax(-1) / cache.STEPS[name]
+        tame = (1 / top).isfinite().all(-1) | (top == 0).all(-1)
+        got = cache.to_rows(x[tame], name)
+        want = torch.from_numpy(gguf.quantize(x[tame].numpy(), KINDS[name]))
+        wrong = (got != formats.to_planes(want, name)).any(-1).nonzero()
+        assert not len(wrong), f"row {start + int(wrong[0])}: {x[tame][wrong[0, 0]]}"
+        assert int(tame.sum()) > part // 2
 
 
 def test_tq3_0_gives_the_bytes_published_for_a_sine():
@@ -191,6 +235,18 @@ def test_the_rotation_keeps_dot_products_and_is_undone():
     assert torch.allclose(hadamard.unrotate(hadamard.rotate(q)), q)
 
 
+def test_the_three_bit_format_errs_as_the_best_quantiser_of_its_size_must():
+    assert report.value_error("tq3_0") == pytest.approx(report.theory(), rel=0.02)
+
+
+def test_the_report_has_every_format_and_what_attention_loses_in_a_cache_of_it():
+    rows = {row["format"]: row for row in report.rows("no-such-gpu")}
+    assert set(rows) == set(formats.FORMATS)
+    errors = [rows[name]["attention"] for name in ("f16", "bf16", "q8_0", "q4_0", "tq3_0")]
+    assert errors == sorted(errors) and errors[0] < 1e-3 and errors[-1] < 0.6
+    assert rows["tq3_0"]["bits"] == 3.5 and rows["q4_0"]["us"] == {}
+
+
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +261,43 @@ def test_an_unknown_format_is_refused_with_the_known_ones():
             call()
     with pytest.raises(ValueError, match="q8_0, q4_0, tq3_0, not 'q4_k'"):
         formats.to_planes(torch.zeros(144, dtype=torch.uint8), "q4_k")
+
+
+@pytest.mark.parametrize("name", formats.FORMATS)
+def test_a_format_is_found_by_its_id(name):
+    assert formats.by_id(formats.FORMATS[name].type_id).name == name
+
+
+@pytest.mark.parametrize("type_id", [-1, 3, 41, 43, 1 << 31])
+def test_an_unknown_id_is_refused_with_the_known_ones(type_id):
+    with pytest.raises(ValueError, match=rf"q4_0 2.*tq3_0 42, not {type_id}"):
+        formats.by_id(type_id)
+
+
+@pytest.mark.parametrize("read", cache.FORMATS)
+@pytest.mark.parametrize("written", cache.FORMATS)
+def test_a_cache_is_not_read_as_another_format_than_it_was_written_in(written, read):
+    x = torch.randn(1, 16, 256, generator=generator())
+    rows, q = cache.to_rows(x, written), torch.zeros(1, 1, 256)
+    start, one = torch.tensor([15], dtype=torch.int32), torch.ones(1, 1, dtype=torch.uint8)
+    slots = torch.zeros(1, dtype=torch.int32)
+    if written == read:
+        assert torch.allclose(cache.values(rows, read), x, atol=1.0)
+        return
+    for call in (
+        lambda: tree_attention(q, rows, rows, start, one, read, read),
+        lambda: prefill_attention(q, rows, rows, start, read, read),
+        lambda: kv_quant(x[:, :1], x[:, :1], rows, rows, slots, read, read),
+    ):
+        with pytest.raises(ValueError, match=f"{read}"):
+            call()
+
+
+@pytest.mark.parametrize(("written", "read"), [("q8_0", "q4_0"), ("q4_0", "tq3_0"), ("f16", "bf16"), ("tq3_0", "f16")])
+def test_the_reference_refuses_rows_of_another_format_by_their_width_or_type(written, read):
+    rows = cache.to_rows(torch.zeros(2, 256), written)
+    with pytest.raises((ValueError, RuntimeError)):
+        cache.values(rows, read).reshape(2, 256)
 
 
 @pytest.mark.parametrize(("name", "n"), [("q4_k", 128), ("q8_0", 33), ("tq3_0", 96)])

@@ -18,6 +18,7 @@ import triton
 import triton.language as tl
 
 from ...reference.cache import FORMATS, QUANTISED, row_size
+from ...reference.formats import find
 from ...reference.quantisers import TQ3_CODES
 
 # sizes of the codes 4 .. 7; codes 3 .. 0 are their negatives
@@ -139,6 +140,8 @@ def require_caches(
         ):
             raise ValueError(f"{op} reads rows of 32 to 256 values in {', '.join(FORMATS)}, not {D} in {format}")
         whole = format not in QUANTISED or (cache.stride(0) % 4 == 0 and cache.stride(1) % 4 == 0)
-        if H % Hkv or cache.shape != (Hkv, S, row_size(format, D)) or cache.stride(2) != 1 or not whole:
-            given = f"{tuple(cache.shape)} strides {cache.stride()} for {H} heads"
+        kind = find(format).dtype or torch.uint8
+        shaped = cache.shape == (Hkv, S, row_size(format, D)) and cache.dtype == kind
+        if H % Hkv or not shaped or cache.stride(2) != 1 or not whole:
+            given = f"{cache.dtype} {tuple(cache.shape)} strides {cache.stride()} for {H} heads"
             raise ValueError(f"{op} takes {format} caches [Hkv, S, row], rows dense and 4 bytes aligned, not {given}")
