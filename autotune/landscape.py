@@ -59,6 +59,10 @@ class Landscape:
     def best(self) -> float:
         return min(self.us(point) for point in self.points)
 
+    @property
+    def fastest(self) -> Point:
+        return min(self.points, key=self.us)
+
     def as_dict(self) -> dict[str, Any]:
         timed = [[list(key), *([round(us, 3) for us in one] for one in runs)] for key, runs in self.passes.items()]
         return {

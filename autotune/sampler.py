@@ -9,6 +9,7 @@ import itertools
 import math
 import random
 from collections.abc import Iterable
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
@@ -93,6 +94,8 @@ def _chooser(sampler: str, axes: dict[str, tuple[Any, ...]], keys: list[Key], se
         case "tpe":
             return Foreign(axes, TPESampler(seed=seed, multivariate=True, n_startup_trials=startup), seed)
         case "cmaes":
+            if find_spec("cmaes") is None:
+                raise ValueError("the sampler cmaes needs the package of that name; pip install 'draftwood[tune]'")
             cma = CmaEsSampler(seed=seed, n_startup_trials=startup, warn_independent_sampling=False)
             return Foreign(axes, cma, seed, learns_from_own_only=True)
     if sampler == "random":

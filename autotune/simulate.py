@@ -10,7 +10,6 @@ import random
 import statistics
 import time
 from collections.abc import Iterable
-from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,8 +101,10 @@ class Curve:
         return self.best[min(trials, len(self.best)) - 1]
 
 
-def replay(op: str, gpu: str, landscape: Landscape, sampler: str, seed: int, trials: int, ahead: bool = True) -> Curve:
-    """One search on one landscape."""
+def replay(
+    op: str, gpu: str, landscape: Landscape, sampler: str, seed: int, trials: int, first: tuple[Point, ...] = ()
+) -> Curve:
+    """One search on one landscape; `first` are tried before any proposal, as the winners of a neighbouring case are."""
     problem = Replica(op, gpu, landscape)
     runner = Simulated(landscape, problem, seed)
     curve: list[float] = []
@@ -113,15 +114,10 @@ def replay(op: str, gpu: str, landscape: Landscape, sampler: str, seed: int, tri
         if event.kind == "trial" and event.best is not None:
             curve.append(min([*curve[-1:], landscape.us({**landscape.default, **event.best.point}) / optimum]))
 
-    def ready(_point: Point) -> "Future[str | None]":
-        future: Future[str | None] = Future()
-        future.set_result(None)
-        return future
-
     proposer = Proposer(problem, sampler, seed)
     book = Trials(problem, InMemoryStorage())
-    Tuner(problem, book, runner, proposer, Budget(trials), watch, ready if ahead else None).search()
-    return Curve(op, landscape.case, sampler, seed, len(problem.points), tuple(curve))
+    Tuner(problem, book, runner, proposer, Budget(trials), watch).search(first)
+    return Curve(op, landscape.case, f"{sampler}, warm" if first else sampler, seed, len(problem.points), tuple(curve))
 
 
 def as_dict(curve: Curve) -> dict[str, Any]:
@@ -130,7 +126,7 @@ def as_dict(curve: Curve) -> dict[str, Any]:
 
 def winner(rows: list[dict[str, Any]]) -> str:
     """The sampler with the least mean regret over the landscapes."""
-    samplers = {row["sampler"] for row in rows}
+    samplers = {row["sampler"] for row in rows if "warm" not in row["sampler"]}
     return min(samplers, key=lambda s: statistics.fmean(r["regret_mean"] for r in rows if r["sampler"] == s))
 
 

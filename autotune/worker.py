@@ -35,6 +35,8 @@ from .space import Point, Problem
 
 # per trial, the most telling first; of the winner every oracle is asked, on the op's smoke and edge cases
 ORACLES = ("bounds", "race", "redzone", "unchanged", "poison", "numeric", "repeat", "order")
+# the time that the gate may take, in trials
+GATE = 15
 # a kernel that is wrong once in a while is cheap to repeat on a GPU
 REPEATS_GPU = 10
 # these leave a process in which nothing can be trusted
@@ -281,7 +283,8 @@ class Isolated:
             self._start()
         try:
             self.pipe.send((verb, *arguments))
-            return self._answer(self.post.timeout_s)
+            # the gate is many trials
+            return self._answer(self.post.timeout_s * (GATE if verb == "gate" else 1))
         except BrokenPipeError:
             self.close()
             raise Died("crashed", "ended between two trials") from None

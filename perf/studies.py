@@ -99,13 +99,20 @@ def simulate(ops: list[str] | None, case: str, samplers: list[str], seeds: int, 
         raise fail(f"no landscape of {', '.join(ops or ['any op'])} under {landscape.HOME}")
     curves, started = [], time.perf_counter()
     for file in files:
-        for one in landscape.load(file):
+        held = landscape.load(file)
+        for one in held:
             if case not in one.case.id or len(one.points) < simulate.SMALLEST:
                 continue
             for sampler in wanted:
                 budget = 3 * simulate.tenth(len(one.points))
                 name = file.name.split(".")[0]
                 curves += [simulate.replay(name, file.parent.name, one, sampler, seed, budget) for seed in range(seeds)]
+            # the same with the winner of another case of the op tried first
+            if others := [other.fastest for other in held if other is not one and other.fastest in one.points]:
+                curves += [
+                    simulate.replay(name, file.parent.name, one, wanted[0], seed, budget, tuple(others[:1]))
+                    for seed in range(seeds)
+                ]
     rows = simulate.table(curves)
     if as_json:
         return print(json.dumps({"rows": rows, "curves": [simulate.as_dict(curve) for curve in curves]}, indent=0))

@@ -61,7 +61,7 @@ def test_configs_that_are_fastest_and_faulty_are_each_refused_with_their_reason_
     passes = {tuple(p.values()): [(us := times[p["fault"]] + p["num_warps"], us, us)] for p in problem.points}
     planted = landscape.Landscape(problem.case, tuple(problem.space), problem.defaults, passes, {})
     (tmp_path / "times.json").write_text(json.dumps({"cases": [planted.as_dict()]}))
-    runner = Isolated(problem, Post("cpu", str(tmp_path / "times.json"), timeout_s=10.0))
+    runner = Isolated(problem, Post("cpu", str(tmp_path / "times.json"), timeout_s=5.0))
     book = Trials(problem, open_storage(str(tmp_path / "journal")))
     try:
         search = Tuner(problem, book, runner, Proposer(problem, "grid"), Budget())
@@ -77,7 +77,7 @@ def test_configs_that_are_fastest_and_faulty_are_each_refused_with_their_reason_
         "racy": ("wrong", "race: store of bytes that program (0, 0, 0) stores too"),
         "non_deterministic": ("wrong", "repeat: out: 160 of 160 elements changed on the same inputs"),
         "out_of_bounds": ("wrong", "bounds: store of"),
-        "hanging": ("hung", "no answer in 10 s while checking"),
+        "hanging": ("hung", "no answer in 5 s while checking"),
         "crashing": ("crashed", "killed by signal SIGSEGV while checking"),
     }
     for fault, (status, why) in reasons.items():
@@ -210,6 +210,8 @@ def test_a_time_is_placed_by_its_race_against_the_best_whatever_the_clock_does(t
 
 @pytest.mark.parametrize("sampler", NAMES)
 def test_a_sampler_proposes_every_legal_point_once_and_no_other(sampler):
+    if sampler == "cmaes":
+        pytest.importorskip("cmaes", reason="no cmaes here: pip install 'draftwood[tune]'")
     found = bowl()
     for key in [(16, 8), (128, 1), (32, 2)]:
         del found.passes[key]
