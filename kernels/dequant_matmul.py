@@ -13,10 +13,11 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
 
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
 Weights rearranged once (layout "tiles") need no such conversion: `lib/tiled.py`, and `lib/tiled_int8.py` for up to four
-rows in int8.
+rows in int8. Layout "lanes", `lib/lanes.py`: no sums that programs share, and x read as a lane needs it.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -27,11 +28,16 @@ from ..reference.formats import find, row_bytes
 from ..reference.tiles import COLUMNS, RECORD, ROWS
 from .config import pick
 from .lib.blocks import CHUNK, dequantise, unpack
-from .lib.device import has_imma, has_pdl, has_ptx
+from .lib.device import has_imma, has_pdl, has_ptx, processors
+from .lib.lanes import few_rows
+from .lib.lanes_wide import arrange, lanes_wide
 from .lib.tiled import tiled
 from .lib.tiled_int8 import quantise, tiled_int8
 from .lib.tiles import SCALES, D
 from .lib.workspace import counters
+
+# over lanes a program of `few_rows` takes all rows of x, up to these
+MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,10 @@ class Config:
     warps: int = 0
     pair: bool = False
     early: str = ""
+    # layout "lanes": blocks of 16 rows of W a warp; for more than 64 rows of x tiles side by side and programs an SM
+    row_blocks: int = 1
+    together: int = 1
+    resident: int = 3
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
     num_warps: int = 4
@@ -229,15 +239,20 @@ def _on_tiles(
     residual: torch.Tensor | None,
     swiglu: bool,
     out_dtype: torch.dtype | None,
+    layout: str,
     config: Config | None,
 ) -> torch.Tensor:
     _check_tiles(x, weight, format, precision, swiglu)
+    if precision == "int8" and layout == "lanes":
+        raise ValueError("dequant_matmul takes int8 over gguf or tiles, not lanes")
     (M, K), rows = x.shape, weight.shape[0] * ROWS
     N = rows // 2 if swiglu else rows
     _check_residual(residual, M, N)
     dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
-    config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout="tiles")
+    config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
+    if layout == "lanes":
+        return _exact_on_lanes(x, weight, format, residual, swiglu, out, config)
     if precision == "int8":
         return _int8_on_tiles(x, weight.view(torch.int32), format, residual, swiglu, out, config)
     split = min(config.split, K // COLUMNS)
@@ -255,6 +270,69 @@ def _on_tiles(
         M, N, K, **meta, SWIGLU=swiglu, BM=BM, **options,
     )  # fmt: skip
     return out
+
+
+def _exact_on_lanes(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> torch.Tensor:
+    N, s_residual_m = out.shape[1], 0 if residual is None else residual.stride(0)
+    meta = {"FORMAT": format, "RECORD": RECORD[format], "SCALES": SCALES[format], "D": D[format]}
+    tensors = (weight.view(torch.int16), weight.view(torch.int32), residual, s_residual_m, out)
+    # the instructions of few rows, or the interpreter's picture of them
+    if x.shape[0] <= MOST_ROWS and _in_pairs(x) and (has_imma(x.device) or x.device.type == "cpu"):
+        _launch_few(x, tensors, N, swiglu, config, {**meta, "ASM": has_imma(x.device)})
+    else:
+        _launch_wide(x, tensors, N, swiglu, config, {**meta, "ASM": has_ptx(x.device)})
+    return out
+
+
+def _in_pairs(x: torch.Tensor) -> bool:
+    """Whether two columns of x can be read at once."""
+    return x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0
+
+
+def _launch_few(
+    x: torch.Tensor, tensors: tuple[Any, ...], N: int, swiglu: bool, config: Config, meta: dict[str, Any]
+) -> None:
+    (M, K), W = x.shape, config.warps or 4
+    blocks = 2 if swiglu else config.row_blocks
+    rows = 16 if swiglu else 16 * blocks
+    NT = triton.cdiv(M, 8)
+    stages = 2 if config.num_stages > 1 else 1
+    whole = K // COLUMNS % W == 0
+    few_rows[(N // rows,)](
+        x.view(torch.int32), x.stride(0) // 2, *tensors,
+        M, N, K, **meta, SWIGLU=swiglu, BF16=x.dtype == torch.bfloat16, RB=blocks, NT=NT, W=W, STAGES=stages,
+        WHOLE=whole, num_warps=W,
+    )  # fmt: skip
+
+
+def _launch_wide(
+    x: torch.Tensor, tensors: tuple[Any, ...], N: int, swiglu: bool, config: Config, meta: dict[str, Any]
+) -> None:
+    (M, K), W = x.shape, 8 if config.warps > 4 else 4
+    arranged = torch.empty((M, K), dtype=x.dtype, device=x.device)
+    lane = 4 if meta["FORMAT"] == "q6_k" else 8
+    arrange[(K // COLUMNS, triton.cdiv(M, 16))](x, x.stride(0), arranged, M, K, LANE=lane, BM=16, num_warps=4)
+    while W > 4 and N % (16 * W):
+        W //= 2
+    # two tiles side by side: gate and up, or neighbours
+    R = 2 if swiglu or (config.together == 2 and N % (32 * W) == 0) else 1
+    groups = N // (16 * W * (1 if swiglu else R))
+    BM = min(config.tile_m, max(16, triton.next_power_of_2(M)))
+    blocks = triton.cdiv(M, BM)
+    P = min(groups * (K // COLUMNS), max(1, config.resident * processors(x.device) // blocks))
+    partial = torch.empty(2 * P * blocks * R * 16 * W * BM, dtype=torch.float32, device=x.device)
+    lanes_wide[(P, blocks)](
+        arranged, K, *tensors, partial, counters(x.device, groups * blocks),
+        M, N, K, **meta, SWIGLU=swiglu, W=W, R=R, BM=BM, BM2=0, STAGES=config.num_stages, num_warps=W,
+    )  # fmt: skip
 
 
 def _program(M: int, N: int, K: int, swiglu: bool) -> tuple[int, bool, int, str]:
@@ -321,8 +399,8 @@ def dequant_matmul(
 ) -> torch.Tensor:
     if layout not in LAYOUTS:
         raise ValueError(f"dequant_matmul takes weights as {', '.join(LAYOUTS)}, not '{layout}'")
-    if layout == "tiles":
-        return _on_tiles(x, weight, format, precision, residual, swiglu, out_dtype, config)
+    if layout != "gguf":
+        return _on_tiles(x, weight, format, precision, residual, swiglu, out_dtype, layout, config)
     (M, K), rows = x.shape, weight.shape[0]
     N = rows // 2 if swiglu else rows
     if swiglu and rows % 2:

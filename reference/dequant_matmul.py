@@ -12,7 +12,7 @@ from .tiles import COLUMNS, RECORD, ROWS, from_tiles, to_tiles
 GROUP, SUPER_GROUP = 32, 256
 # as many rows of x as int8 over tiles takes
 INT8_ROWS = 4
-LAYOUTS = ("gguf", "tiles")
+LAYOUTS = ("gguf", "tiles", "lanes")
 # a group of activations below this counts as zero: 127 / amax would leave f32's range
 SMALLEST = 1e-30
 # weights dequantised at a time, so that a vocabulary of rows need not exist in f64 at once
@@ -31,7 +31,8 @@ def dequant_matmul(
 ) -> torch.Tensor:
     """x: [M, K]; weight: u8 [N, row_bytes] of GGUF blocks, or [N, K] f32, f16 or bf16 -> [M, N] of out_dtype or x's.
 
-    layout: "gguf", or "tiles" for u8 [N/64, K/256, bytes] as `tiles.to_tiles` rearranges the blocks, without loss.
+    layout: "gguf", or "tiles" for u8 [N/64, K/256, bytes] as `tiles.to_tiles` rearranges the blocks, without loss, or
+    "lanes", the same with a lane's columns side by side; exact only.
     precision: "exact" takes the activations as they are, "int8" rounds them to 8 bits with a scale for every 32, or for
     every 256 against q4_k, q5_k and q6_k, so that a block's products stay integers (`quantise_activations`).
     swiglu: the first half of the rows is the gate, the other half up: silu(x gateᵀ) * (x upᵀ), [M, N/2].
@@ -41,8 +42,8 @@ def dequant_matmul(
     K = x.shape[1]
     if layout not in LAYOUTS:
         raise ValueError(f"dequant_matmul takes weights as {', '.join(LAYOUTS)}, not '{layout}'")
-    if layout == "tiles":
-        weight = from_tiles(weight, format)
+    if layout != "gguf":
+        weight = from_tiles(weight, format, layout == "lanes")
     match precision:
         case "exact":
             values = x.to(wide)
@@ -91,8 +92,8 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
     weight = draw(case["format"], N, K, generator, low, high)
     if (plain := FORMATS[case["format"]].dtype) is not None:
         weight = weight.view(plain)
-    if case["layout"] == "tiles":
-        weight = to_tiles(weight, case["format"])
+    if case["layout"] != "gguf":
+        weight = to_tiles(weight, case["format"], case["layout"] == "lanes")
     residual = torch.randn(M, N, generator=generator).to(dtype) if case["epilogue"] == "residual" else None
     return {
         "x": x.to(dtype),
@@ -130,7 +131,7 @@ def _illegal(case: Case) -> str | None:
         return "extreme scales leave the range of f16"
     if case["epilogue"] == "swiglu" and case["N"] % 2:
         return f"swiglu takes an even N, gate rows and up rows, not {case['N']}"
-    return _illegal_tiles(case) if case["layout"] == "tiles" else None
+    return _illegal_tiles(case) if case["layout"] != "gguf" else None
 
 
 def _illegal_tiles(case: Case) -> str | None:
@@ -141,14 +142,20 @@ def _illegal_tiles(case: Case) -> str | None:
         return f"tiles take rows in steps of {ROWS} and columns in steps of {COLUMNS}, not {rows} x {case['K']}"
     if case["precision"] == "int8" and case["M"] > INT8_ROWS:
         return f"int8 over tiles takes up to {INT8_ROWS} rows, not {case['M']}"
+    if case["precision"] == "int8" and case["layout"] == "lanes":
+        return "int8 takes tiles, not lanes"
     if case["precision"] == "exact" and (case["dtype"] == "f32" or case["scales"] == "extreme"):
         return f"exact over tiles takes f16 or bf16 and scales in f16's range, not {case['dtype']}, {case['scales']}"
     return None
 
 
+def _blocks(inputs: Inputs) -> torch.Tensor:
+    return from_tiles(inputs["weight"], inputs["format"], inputs["layout"] == "lanes")
+
+
 def _torch(inputs: Inputs) -> Callable[[], torch.Tensor]:
     x, residual = inputs["x"].to(torch.bfloat16), inputs["residual"]
-    rows = inputs["weight"] if inputs["layout"] == "gguf" else from_tiles(inputs["weight"], inputs["format"])
+    rows = inputs["weight"] if inputs["layout"] == "gguf" else _blocks(inputs)
     weight = torch.cat([dequantise(part, inputs["format"]).to(x.dtype) for part in rows.split(4096)])
 
     def run() -> torch.Tensor:
@@ -214,6 +221,7 @@ SPEC = Spec(
             *_cases(5, 512, 40, "q4_k", "int8", epilogue="residual"),
             *_cases(23, 256, 48, "q6_k", dtype="f32", epilogue="swiglu"),
             *_cases(9, 768, 64, "q4_k", dtype="f16", layout="tiles"),
+            *_cases(9, 768, 64, "q4_k", dtype="f16", layout="lanes"),
             *_cases(1, 3328, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
         ),
         "edge": (
@@ -233,6 +241,11 @@ SPEC = Spec(
             *_cases(17, 512, 128, "q6_k", layout="tiles", epilogue="swiglu"),
             *_cases(33, 256, 64, "q8_0", dtype="f16", layout="tiles"),
             *_cases(65, 256, 64, "q4_0", layout="tiles"),
+            *_cases(1, 256, 64, "q5_k", layout="lanes", epilogue="residual"),
+            *_cases(17, 1280, 128, "q6_k", dtype="f16", layout="lanes", epilogue="swiglu"),
+            *_cases(8, 512, 64, "q8_0", dtype="f16", layout="lanes"),
+            *_cases(33, 256, 64, "q4_0", layout="lanes"),
+            *_cases(65, 768, 128, "q4_k", dtype="f16", layout="lanes", epilogue="residual"),
             *(one for f in ("q5_k", "q8_0", "q4_0") for one in _cases(1, 1280, 64, f, "int8", layout="tiles")),
             *_cases(1, 1280, 64, "q6_k", "int8", dtype="f32", layout="tiles", scales="extreme"),
             *_cases(1, 256, 128, "q4_k", "int8", layout="tiles", epilogue="swiglu"),
@@ -260,13 +273,15 @@ SPEC = Spec(
             *_cases(4, 5120, 17408, "q4_k", "int8", dtype="f16", layout="tiles"),
             *_cases(1, 5120, 2 * 17408, "q4_k", "int8", dtype="f16", epilogue="swiglu", layout="tiles"),
             *(one for K, N, f in _TIMED[:3] for one in _cases((512, 2048), K, N, f, dtype="f16", layout="tiles")),
+            *(one for K, N, f in _TIMED[:3] for one in _cases((8, 16, 23, 64), K, N, f, dtype="f16", layout="lanes")),
+            *_cases((512, 2048), 5120, 17408, "q4_k", dtype="f16", layout="lanes"),
             *(one for p in ("exact", "int8") for one in _cases((1, 23), 5120, 17408, "q4_k", p)),
         ),
     },
     cost=_cost,
     tolerance=_tolerance,
     # a weight that cancels to zero in f16 makes NaN of an infinity
-    nonfinite=lambda case: ("x:nan",) if case["layout"] == "tiles" and case["precision"] == "exact" else ("x",),
+    nonfinite=lambda case: ("x:nan",) if case["layout"] != "gguf" and case["precision"] == "exact" else ("x",),
     cold=("weight",),
     illegal=_illegal,
     baselines={"torch": _torch},

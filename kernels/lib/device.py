@@ -29,6 +29,12 @@ def folder(device: torch.device) -> str:
     return f"{arch(device)}-{slug(torch.cuda.get_device_name(device))}"
 
 
+@functools.cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 2 for the interpreter, so that shares differ there too."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
 def has_ptx(device: torch.device) -> bool:
     """Whether kernels launched now are compiled for NVIDIA: inline PTX runs there, and not on AMD or in the
     interpreter."""

@@ -3,6 +3,7 @@
 from ..mutation import Mutant
 
 KERNEL, BLOCKS = "kernels/dequant_matmul.py", "kernels/lib/blocks.py"
+LANES, WIDE = "kernels/lib/lanes.py", "kernels/lib/lanes_wide.py"
 TILED, IMMA = "kernels/lib/tiled_int8.py", "kernels/lib/imma.py"
 
 MUTANTS = (
@@ -159,6 +160,78 @@ MUTANTS = (
                 "tl.where(bits < 0x7F800000, b_max * 0.007874015748031496, 0.0)",
             ),
         ),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-nibble-order",
+        op="dequant_matmul",
+        bug="the second and third nibble of a word change places",
+        changes=((LANES, "q = (w >> (16 * k + 8 * j1 + 4 * j0)) & 15", "q = (w >> (16 * k + 4 * j1 + 8 * j0)) & 15"),),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-scale-index",
+        op="dequant_matmul",
+        bug="both halves of a column group take the scale of the first",
+        changes=((LANES, "((b_s >> (16 * h)) & 255).to(tl.float16) * low)", "(b_s & 255).to(tl.float16) * low)"),),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-row-of-scales",
+        op="dequant_matmul",
+        bug="row g + 8 takes the scales of row g",
+        changes=((LANES, "s = (_load(p), _load(p + 32))", "s = (_load(p), _load(p))"),),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-record-twice",
+        op="dequant_matmul",
+        bug="warps without a record in the last step count the last record again",
+        changes=(
+            (LANES, "x = (tl.load(p) if WHOLE else tl.load(p, mask=m_x, other=0),)", "x = (tl.load(p),)"),
+            (LANES, "tl.load(p + 8) if WHOLE else tl.load(p + 8, mask=m_x, other=0)", "tl.load(p + 8)"),
+            (LANES, "// (32 * EACH) * 128 + o_x % (4 * EACH)", "% (4 * EACH)"),
+        ),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-odd-step",
+        op="dequant_matmul",
+        bug="with two records in flight an odd last step is left out",
+        changes=((LANES, "for _ in range(0, steps % 2):", "for _ in range(0, 0):"),),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-up-rows",
+        op="dequant_matmul",
+        bug="SwiGLU takes gate rows for up rows",
+        changes=((LANES, "(m * (N // 64) if SWIGLU else 0)", "(m * (N // 128) if SWIGLU else 0)"),),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-row-past-x",
+        op="dequant_matmul",
+        bug="rows past the last of x are read, and not stored: only the bounds oracle sees it",
+        changes=((LANES, "row = tl.minimum(o_m + 8 * n, M - 1).to(tl.int64)", "row = (o_m + 8 * n).to(tl.int64)"),),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-warp-left-out",
+        op="dequant_matmul",
+        bug="only the first warp's sums are stored",
+        changes=(
+            (LANES, "y = tl.sum(tl.reshape(y, (W, 8, 4, 2, 2)), 0)", "y = tl.min(tl.reshape(y, (W, 8, 4, 2, 2)), 0)"),
+        ),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-counter-stays",
+        op="dequant_matmul",
+        bug="a counter is not set back to zero: the next launch adds too early",
+        changes=((WIDE, "                tl.store(p_arrived, 0)\n", ""),),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-last-partial",
+        op="dequant_matmul",
+        bug="the last program's partial sum is not added",
+        changes=((WIDE, "for q in range(first, last + 1):", "for q in range(first, last):"),),
+    ),
+    Mutant(
+        name="dequant_matmul-lanes-wrong-slot",
+        op="dequant_matmul",
+        bug="a program that began before a group leaves its sums where those of its own first group are",
+        changes=((WIDE, "(2 * i_p + (begin != first)", "(2 * i_p"),),
     ),
     Mutant(
         name="dequant_matmul-tiles-row-of-x",
