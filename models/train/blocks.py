@@ -11,9 +11,8 @@ together or be the same, and no block sees another. These are the two ways to le
 import torch
 import torch.nn.functional as F
 
-from ...reference.rope import frequencies
 from ..draft import Config, tensors
-from .network import Part, Weights, mlp, norm, turned
+from .network import Part, Weights, frequencies, mlp, norm, turned
 
 
 def fresh(c: Config, seed: int) -> Weights:
@@ -38,7 +37,7 @@ def forward(
     block = torch.cat((roots[..., None], roots.new_full((*roots.shape, c.block - 1), c.mask_token)), -1)
     h = F.embedding(block, embedding).float()
     at, steps = torch.arange(T, device=device), torch.arange(c.block, device=device)
-    turns = frequencies(c.D, c.theta).to(device)
+    turns = frequencies(c.D, c.theta, device)
     angle, own = at[:, None] * turns, (anchors[..., None] + steps)[..., None] * turns
     hidden = (at >= anchors[..., None])[:, None, None, :, None, :]
     for i in range(c.L):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from ...reference.rope import frequencies
 from ..qwen35 import Config, tensors
 from .delta import chunked, recurrent
 
@@ -55,6 +54,11 @@ def unit(x: torch.Tensor) -> torch.Tensor:
     return x * torch.rsqrt(x.square().sum(-1, keepdim=True) + 1e-6)
 
 
+def frequencies(rotary: int, theta: float, device: torch.device) -> torch.Tensor:
+    """reference/rope.py's, made on the device: a captured step copies nothing to it."""
+    return (theta ** -(torch.arange(0, rotary, 2, dtype=torch.float64, device=device) / rotary)).float()
+
+
 def turned(x: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
     """x: [.., T, H, D], its first dims rotated by angle [.., T, R/2]."""
     half, cos, sin = angle.shape[-1], angle.cos()[..., None, :], angle.sin()[..., None, :]
@@ -68,7 +72,7 @@ def forward(
     """tokens: [B, T] -> the hidden vectors after the last norm [B, T, E], and the outputs of the captured layers side
     by side [B, T, n E]."""
     h, features = F.embedding(tokens, w["token_embd.weight"]).float(), []
-    angle = torch.arange(tokens.shape[1], device=h.device)[:, None] * frequencies(c.rotary, c.theta).to(h.device)
+    angle = torch.arange(tokens.shape[1], device=h.device)[:, None] * frequencies(c.rotary, c.theta, h.device)
     for i, is_delta in enumerate(c.recurrent):
         part = Part(w, f"blk.{i}.")
         x = norm(h, part("attn_norm"), c.eps)
@@ -148,7 +152,7 @@ class Writer:
         device = weights["token_embd.weight"].device
         self.c, self.w, self.p = c, weights, torch.zeros(1, dtype=torch.long, device=device)
         self.tokens = torch.zeros(B, dtype=torch.long, device=device)
-        self.frequencies = frequencies(c.rotary, c.theta).to(device)
+        self.frequencies = frequencies(c.rotary, c.theta, device)
         self.positions = torch.arange(T, device=device)
 
         def zeros(*shape: int) -> torch.Tensor:

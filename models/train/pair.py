@@ -6,7 +6,10 @@ written    what the target itself writes, greedily, after the beginnings of text
 draft      blocks at random anchors of what was written
 """
 
-from collections.abc import Callable, Sequence
+import math
+import platform
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +20,18 @@ import torch.nn.functional as F
 from .. import draft as dflash
 from .. import qwen35
 from ..graph import capture
-from . import blocks, foresight, network
+from . import blocks, corpus, finish, foresight, network
 from .loop import Budget, Progress, Task, run
 from .network import Weights
 
 Tell = Callable[[dict[str, Any]], None]
 # every four layers three are delta nets of three value heads a key head; K-quants want rows of 256
 TARGET = qwen35.Config(
-    4, 256, 512, 512, 4, 2, 6, True, qwen35.alternate(4), D=64, Hk=2, K=64, V=64, rotary=16, theta=1e4, context=4096
+    4, 256, 256, 320, 2, 1, 6, True, qwen35.alternate(4), D=128, Hk=2, K=64, V=64, rotary=32, theta=1e4, context=4096
 )
-DRAFT = dflash.Config(2, 256, 512, 4, 1, 64, 256, (0, 2, 3), *dflash.full(2), mask_token=511, theta=1e4)
+DRAFT = dflash.Config(3, 256, 512, 4, 2, 64, 256, (0, 1, 2, 3), *dflash.full(3), mask_token=319, theta=1e4)
+# of the time given
+TARGET_SHARE, DRAFT_SHARE = 0.35, 0.55
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,12 @@ class Sizes:
     B: int = 64
     T: int = 1024
     B_draft: int = 64
-    T_draft: int = 640
-    A: int = 24
-    texts: int = 16384
-    together: int = 2048
+    T_draft: int = 448
+    A: int = 32
+    texts: int = 24576
+    together: int = 4096
     shortest: int = 32
-    longest: int = 256
+    longest: int = 160
     held: int = 64
 
 
@@ -180,6 +185,63 @@ def train_draft(
     return weights, run(Task("draft", weights, draw, loss, look, 2e-3, 0.05), budget, folder, seed, tell)
 
 
-def beginnings(texts: Sequence[str]) -> list[str]:
-    """What a reader recognises as the beginning of a module: for show."""
-    return [text[:200] for text in texts]
+def make(
+    folder: Path,
+    minutes: float,
+    seed: int,
+    device: torch.device,
+    tell: Tell,
+    library: Path | None = None,
+    steps: int = 0,
+    sizes: Sizes | None = None,
+) -> list[Path]:
+    """Everything, from the library's text to the files of the pair in `folder`; what is finished is not done again."""
+    sizes, files, started = sizes or Sizes(), corpus.library(library), time.perf_counter()
+    texts, held_texts = corpus.divided(files)
+    # a quarter of the files shows what is frequent
+    words = corpus.vocabulary(texts[::4], TARGET.vocab)
+    train, held = (words.encode(some).to(device) for some in (texts, held_texts))
+    tell({"run": "corpus", "files": len(files), "tokens": len(train), "held_out_tokens": len(held)})
+    budgets = [Budget(60 * minutes * share, steps) for share in (TARGET_SHARE, DRAFT_SHARE)]
+    runs = folder / "runs"
+    weights, of_target = train_target(TARGET, train, held, sizes, budgets[0], runs, seed, tell)
+    pool = written(TARGET, weights, train, sizes.texts, sizes, seed + 1)
+    seen = written(TARGET, weights, held, sizes.held, sizes, seed + 2, fixed=sizes.longest // 2)
+    tell({"run": "written", "texts": len(pool.tokens), "seconds": round(time.perf_counter() - started, 1)})
+    drafted, of_draft = train_draft(DRAFT, TARGET, weights, pool, seen, sizes, budgets[1], runs, seed + 3, tell)
+    tokens, characters = len(held), sum(map(len, held_texts))
+    last = of_target.log[-1]
+    facts = {
+        "name": finish.NAME,
+        "data": {
+            "source": f"the standard library of {library.name if library else f'python{platform.python_version()}'}",
+            "files": len(files),
+            "trained_tokens": len(train),
+            "held_out": sorted(corpus.held_out()),
+            "held_out_tokens": tokens,
+        },
+        "recipe": {
+            "command": f"draftwood train --minutes {minutes:g} --seed {seed}",
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "torch": torch.__version__,
+            "seconds": round(time.perf_counter() - started, 1),
+            "sizes": vars(sizes),
+        },
+        "target": {
+            "config": vars(TARGET),
+            "parameters": sum(weight.numel() for weight in weights.values()),
+            "steps": of_target.step,
+            "held_out_loss": last["held_out"],
+            "held_out_bits_per_character": round(last["held_out"] / math.log(2) * tokens / characters, 4),
+            "log": of_target.log,
+        },
+        "draft": {
+            "config": vars(DRAFT),
+            "parameters": sum(weight.numel() for weight in drafted.values()),
+            "steps": of_draft.step,
+            "accuracy_of_rows_1_2_4_8_15": of_draft.log[-1]["rows"],
+            "accept_length": {mode: of_draft.log[-1][mode] for mode in ("chain", "tree")},
+            "log": of_draft.log,
+        },
+    }
+    return finish.write(folder, (TARGET, weights), (DRAFT, drafted), words, facts)

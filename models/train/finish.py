@@ -1,0 +1,101 @@
+"""A trained pair as files: the target in F16 and as a Q4_K_M mix, the draft in BF16 and Q8_0, and the card that says
+what they are made of.
+
+    target-f16.gguf  target-q4_k_m.gguf  draft/{model.safetensors, config.json}  draft-q8_0.gguf  card.json  loss.svg
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import draft as dflash
+from .. import export, qwen35
+from . import corpus, network
+from .corpus import Vocabulary
+from .network import Weights
+
+NAME = "draftwood pair"
+LIMIT = 12 << 20
+# of the plot
+WIDTH, HEIGHT, EDGE = 640, 300, 40
+
+
+def write(
+    folder: Path,
+    target: tuple[qwen35.Config, Weights],
+    draft: tuple[dflash.Config, Weights],
+    words: Vocabulary,
+    facts: Mapping[str, Any],
+) -> list[Path]:
+    """All files of the pair; `facts` go into the card. What is quantised is what the F16 target and the BF16 draft
+    hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    c, weights = target[0], rounded(network.stored(target[1]), torch.float16)
+    draft = draft[0], rounded(draft[1], torch.bfloat16)
+    text = export.tokenizer_metadata(words.tokens, words.merges, words.kinds, words.id(corpus.END), corpus.PRE)
+    export.target(folder / "target-f16.gguf", c, weights, text, f"{NAME} target", export.all_in("f16"), "f16")
+    mix = export.mixed(qwen35.q4_k_m, c.tied)
+    export.target(folder / "target-q4_k_m.gguf", c, weights, text, f"{NAME} target", mix, "q4_k_m")
+    export.draft_gguf(folder / "draft-q8_0.gguf", *draft, f"{NAME} draft", export.all_in("q8_0"), "q8_0")
+    export.draft_safetensors(folder / "draft", *draft)
+    (folder / "loss.svg").write_text(plot(facts["target"]["log"], facts["draft"]["log"]))
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in ("card.json", "CARD.md"))
+    if (size := sum(file.stat().st_size for file in files)) > LIMIT:
+        raise ValueError(f"the pair takes {size} bytes, more than the {LIMIT} that it may")
+    sums = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    card(folder, {"schema": 1, **facts, "sha256": sums})
+    return files
+
+
+def rounded(weights: Weights, dtype: torch.dtype) -> Weights:
+    """Matrices as the dtype holds them."""
+    return {
+        name: value.to(dtype).float() if value.dim() == 2 and "conv1d" not in name else value
+        for name, value in weights.items()
+    }
+
+
+def card(folder: Path, facts: Mapping[str, Any]) -> None:
+    """One fact a line."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items())
+    (folder / "card.json").write_text("{\n" + lines + "\n}\n")
+
+
+def plot(target: list[dict[str, Any]], draft: list[dict[str, Any]]) -> str:
+    """Losses over time, an SVG: the target's, trained and held out; the draft's; its accept lengths."""
+    panels = [
+        panel(0, "target: nats a token", {"trained": _line(target, "loss"), "held out": _line(target, "held_out")}),
+        panel(1, "draft: weighted nats a row", {"loss": _line(draft, "loss")}),
+        panel(2, "draft: tokens a step, held out", {"tree": _line(draft, "tree"), "chain": _line(draft, "chain")}),
+    ]
+    size = f'width="{3 * WIDTH // 2}" height="{HEIGHT}"'
+    style = 'font-family="sans-serif" font-size="12" fill="none"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size} {style}>' + "".join(panels) + "</svg>\n"
+
+
+def _line(log: list[dict[str, Any]], key: str) -> list[tuple[float, float]]:
+    return [(row["seconds"], row[key]) for row in log if key in row]
+
+
+def panel(place: int, title: str, lines: Mapping[str, list[tuple[float, float]]]) -> str:
+    points = [point for line in lines.values() for point in line] or [(0.0, 0.0)]
+    last, low, high = max(x for x, _ in points), min(y for _, y in points), max(y for _, y in points)
+    left, wide = place * WIDTH / 2 + EDGE, WIDTH / 2 - 1.5 * EDGE
+
+    def at(x: float, y: float) -> str:
+        down = EDGE + (HEIGHT - 2 * EDGE) * (high - y) / (high - low or 1)
+        return f"{left + wide * x / (last or 1):.1f},{down:.1f}"
+
+    parts = [f'<text x="{left}" y="20" fill="#444">{title}</text>']
+    parts += [f'<text x="{left - 34}" y="{at(0, y).split(",")[1]}" fill="#444">{y:.2f}</text>' for y in (low, high)]
+    parts.append(f'<text x="{left + wide - 20}" y="{HEIGHT - 12}" fill="#444">{last:.0f} s</text>')
+    for (name, line), color in zip(lines.items(), ("#1f6fb4", "#d1602a"), strict=False):
+        path = " ".join(at(x, y) for x, y in line)
+        parts.append(f'<polyline points="{path}" stroke="{color}" stroke-width="1.5"/>')
+        below = 36 + 14 * list(lines).index(name)
+        parts.append(f'<text x="{left + wide - 60}" y="{below}" fill="{color}">{name}</text>')
+    return "".join(parts)
