@@ -139,7 +139,7 @@ class Bench:
                         break
                     hits[d][found] += 1
         name = "draftwood pair, held-out modules"
-        yield {"name": name, "source": "draftwood pair --study ranks", "hits": hits, "offers": offers}
+        yield {"name": name, "source": "draftwood pair ranks", "hits": hits, "offers": offers}
 
     def _proposals(self, prompt: list[int]) -> list[tuple[list[list[int]], list[int]]]:
         """Of every step of a tree's walk: the draft's candidates by depth, and what the target then wrote."""
@@ -287,9 +287,9 @@ class Bench:
 
 
 def save(machine: timer.Machine, command: str, found: Mapping[str, list[dict[str, Any]]], home: Path = RESULTS) -> Path:
-    """Write the studies into pair.json of this machine, one row a line; studies of other calls that stand there stay.
-    The ranks go to ranks.json beside it, as `draftwood budget --accept` reads them."""
-    file = home / machine.gpu / "pair.json"
+    """Write the studies into pair/studies.json of this machine, one row a line; those of other calls that stand there
+    stay. The ranks go to ranks.json beside it, as `draftwood budget --accept` reads them."""
+    file = home / machine.gpu / "pair" / "studies.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     held = json.loads(file.read_text())["studies"] if file.exists() else {}
     made = {"command": command, **machine.as_dict()}

@@ -62,7 +62,7 @@ def study(
     length: Annotated[str, typer.Option(help="Of texts whose perplexity is taken, by comma.")] = "1024,4096",
     lossless_prompts: Annotated[int, typer.Option(help="Prompts of the study lossless.")] = 100,
     lossless_tokens: Annotated[int, typer.Option(help="Tokens written after each of them.")] = 256,
-    save: Annotated[bool, typer.Option(help="Write perf/results/<gpu or cpu>/pair.json and ranks.json.")] = False,
+    save: Annotated[bool, typer.Option(help="Write perf/results/<gpu or cpu>/pair/.")] = False,
     as_json: Json = False,
 ) -> None:
     """Study the small pair: accept length and speed by mode and budget, ranks by depth, what caches, weights and

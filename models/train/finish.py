@@ -19,6 +19,14 @@ from .corpus import Vocabulary
 from .network import Weights
 
 NAME = "draftwood pair"
+FILES = (
+    "target-f16.gguf",
+    "target-q4_k_m.gguf",
+    "draft/config.json",
+    "draft/model.safetensors",
+    "draft-q8_0.gguf",
+    "loss.svg",
+)
 LIMIT = 12 << 20
 # of the plot
 WIDTH, HEIGHT, EDGE = 640, 300, 40
@@ -43,7 +51,7 @@ def write(
     export.draft_gguf(folder / "draft-q8_0.gguf", *draft, f"{NAME} draft", export.all_in("q8_0"), "q8_0")
     export.draft_safetensors(folder / "draft", *draft)
     (folder / "loss.svg").write_text(plot(facts["target"]["log"], facts["draft"]["log"]))
-    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in ("card.json", "CARD.md"))
+    files = [folder / name for name in FILES]
     if (size := sum(file.stat().st_size for file in files)) > LIMIT:
         raise ValueError(f"the pair takes {size} bytes, more than the {LIMIT} that it may")
     sums = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
