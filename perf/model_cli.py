@@ -201,6 +201,8 @@ def generate(
 
     # without a GPU the references run: the kernels' interpreter is for checking them
     interpret_without_gpu()
+    import torch
+
     from ..models import api, shipped
     from ..models.gguf import BadFile
 
@@ -211,6 +213,8 @@ def generate(
                 raise fail("the small pair writes Python after --prompt, with a draft of its own; name a --target")
             target, draft, prompt = shipped.target(), shipped.draft(), prompt or shipped.PROMPT
             compared, max_tokens = () if mode else COMPARED, max_tokens or 256
+            # of so small a model threads would wait for one another longer than they work
+            torch.set_num_threads(1)
         if bool(prompt) == bool(chat):
             raise fail("give --prompt or --chat, one of them")
         limit = max_tokens or 512

@@ -90,6 +90,8 @@ def study(
         bench = pair.Bench(setting)
     except BadFile as error:
         raise fail(str(error)) from error
+    # of so small a model threads would wait for one another longer than they work
+    torch.set_num_threads(1)
     lengths = [int(part) for part in length.split(",")]
     run = {
         "modes": lambda: bench.modes([int(part) for part in budgets.split(",")]),
