@@ -6,6 +6,7 @@ what they are made of.
 
 import hashlib
 import json
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,7 @@ def write(
         raise ValueError(f"the pair takes {size} bytes, more than the {LIMIT} that it may")
     sums = {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
     card(folder, {"schema": 1, **facts, "sha256": sums})
+    (folder / "CARD.md").write_text(page(json.loads((folder / "card.json").read_text())))
     return files
 
 
@@ -71,6 +73,31 @@ def card(folder: Path, facts: Mapping[str, Any]) -> None:
     """One fact a line."""
     lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in facts.items())
     (folder / "card.json").write_text("{\n" + lines + "\n}\n")
+
+
+def page(facts: Mapping[str, Any]) -> str:
+    """The card for people."""
+    data, recipe, target, draft = (facts[name] for name in ("data", "recipe", "target", "draft"))
+    c, d, sizes, lengths = target["config"], draft["config"], recipe["sizes"], draft["accept_length"]
+    shares = " / ".join(f"{share:.0%}" for share in draft["accuracy_of_rows_1_2_4_8_15"])
+    paragraphs = (
+        f"A target of {target['parameters']:,} parameters of the architecture of Qwen3.5 and its DFlash draft of "
+        f"{draft['parameters']:,}. They write Python that looks like Python and means nothing: made to test decoding.",
+        f"**Data.** The source text of {data['source']}: {data['files']} files, {data['trained_tokens']:,} tokens of a "
+        f"byte-level BPE of {c['vocab']}. Held out, with their tests: {', '.join(data['held_out'])}.",
+        f"**Target.** {c['L']} layers, three gated delta nets ({c['Hk']} key heads, {c['Hv']} value heads of {c['V']}) "
+        f"to a gated attention ({c['H']} heads over {c['Hkv']} of {c['D']}), hidden {c['E']}. {target['steps']:,} steps "
+        f"of {sizes['B']} x {sizes['T']} tokens. Held-out loss {target['held_out_loss']} nats a token, "
+        f"{target['held_out_bits_per_character']} bits a character.",
+        f"**Draft.** {d['L']} layers, blocks of {d['block']}, features of the target's layers "
+        f"{', '.join(map(str, d['captured']))}. {draft['steps']:,} steps on {sizes['texts']:,} texts that the target "
+        f"wrote. On held-out modules its rows 1 / 2 / 4 / 8 / 15 name the target's token in {shares} of blocks; tokens "
+        f"a step: chain {lengths['chain']}, tree of 22 {lengths['tree']}.",
+        f"**Recipe.** `{recipe['command']}`, {recipe['seconds']:.0f} s on {recipe['device']}, torch {recipe['torch']}.",
+    )
+    text = "\n\n".join(textwrap.fill(one, 120, break_on_hyphens=False) for one in paragraphs)
+    sums = "\n".join(f"| `{name}` | `{digest}` |" for name, digest in facts["sha256"].items())
+    return f"# {facts['name']}\n\n{text}\n\n![losses](loss.svg)\n\n| file | sha256 |\n|---|---|\n{sums}\n"
 
 
 def plot(target: list[dict[str, Any]], draft: list[dict[str, Any]]) -> str:
