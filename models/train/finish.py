@@ -86,8 +86,8 @@ def page(facts: Mapping[str, Any]) -> str:
         f"**Data.** The source text of {data['source']}: {data['files']} files, {data['trained_tokens']:,} tokens of a "
         f"byte-level BPE of {c['vocab']}. Held out, with their tests: {', '.join(data['held_out'])}.",
         f"**Target.** {c['L']} layers, three gated delta nets ({c['Hk']} key heads, {c['Hv']} value heads of {c['V']}) "
-        f"to a gated attention ({c['H']} heads over {c['Hkv']} of {c['D']}), hidden {c['E']}. {target['steps']:,} steps "
-        f"of {sizes['B']} x {sizes['T']} tokens. Held-out loss {target['held_out_loss']} nats a token, "
+        f"to a gated attention ({c['H']} heads over {c['Hkv']} of {c['D']}), hidden {c['E']}. {target['steps']:,} "
+        f"steps of {sizes['B']} x {sizes['T']} tokens. Held-out loss {target['held_out_loss']} nats a token, "
         f"{target['held_out_bits_per_character']} bits a character.",
         f"**Draft.** {d['L']} layers, blocks of {d['block']}, features of the target's layers "
         f"{', '.join(map(str, d['captured']))}. {draft['steps']:,} steps on {sizes['texts']:,} texts that the target "
