@@ -15,17 +15,22 @@ FOLDER = Path(__file__).resolve().parent / "pair"
 TARGETS = {"f16": "target-f16.gguf", "q4_k_m": "target-q4_k_m.gguf"}
 DRAFTS = {"bf16": "draft", "q8_0": "draft-q8_0.gguf"}
 # what a newcomer sees the model go on from: the head of no module that it was trained on
-PROMPT = '''"""Read and write tables of text."""
+PROMPT = '''class Queue:
+    """A queue of items, first in, first out."""
 
-import os
-import sys
+    def __init__(self, maxsize=0):
+        self.maxsize = maxsize
+        self.items = []
 
+    def put(self, item):
+        """Add an item."""
+        if self.maxsize and len(self.items) >= self.maxsize:
+            raise Full
 
-class Table:
-    """A table of rows."""
-
-    def __init__(self, name, rows=None):
+    def get(self):
 '''
+# the greedy text of so small a model runs in circles without
+REPETITION = 1.2
 
 
 def target(kind: str = "f16", folder: Path = FOLDER) -> Path:

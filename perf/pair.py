@@ -73,7 +73,7 @@ def load_draft(setting: Setting, path: Path) -> Draft:
 
 def held_out(setting: Setting) -> list[int]:
     """The tokens of the modules held out, one text after another."""
-    _, texts = corpus.divided(corpus.library())
+    _, texts = corpus.divided(corpus.library(modules=corpus.held_out()))
     words = text.load(gguf.load(shipped.target(folder=setting.folder)))
     end = min(words.ends)
     return [token for one in texts for token in (*words.encode(one), end)]
@@ -178,12 +178,9 @@ class Bench:
         for part in spread(self.text, texts, length):
             ids = torch.tensor(part, dtype=torch.int32, device=s.device)
             state.reset()
-            rows = []
-            for some in ids.split(512):
-                hidden, trail = qwen.forward(model, state, qwen.line(state, some))
-                qwen.record(state, some, trail.features, state.counting[len(some) : len(some) + 1])
-                rows.append(qwen.logits(model, hidden).float())
-            total += torch.nn.functional.cross_entropy(torch.cat(rows)[:-1], ids[1:].long()).item()
+            hidden, _ = qwen.forward(model, state, qwen.line(state, ids))
+            logits = qwen.logits(model, hidden[:-1]).float()
+            total += torch.nn.functional.cross_entropy(logits, ids[1:].long()).item()
         return round(math.exp(total / texts), 4)
 
     def caches(self, lengths: Sequence[int], texts: int = 2) -> Iterator[dict[str, Any]]:
@@ -233,28 +230,37 @@ class Bench:
         """Accept length with each strategy; perplexity of a text whose every token went through trees and commits."""
         for strategy in STRATEGIES:
             row, _ = self.decoded(Plan("tree", strategy=strategy))
-            yield {"strategy": strategy, f"perplexity_{length}": self._committed(strategy, length), **row}
+            yield {"strategy": strategy, f"perplexity_{length}": self.committed(strategy, length), **row}
 
-    def _committed(self, strategy: str, length: int) -> float:
-        """The text comes as trees: a chain of its next 15 tokens with as many wrong leaves, of which a few are kept."""
+    def committed(self, strategy: str, length: int) -> float:
+        """Perplexity of a text that a draft knows: each step gets its next tokens right, a few of them, and then errs;
+        the target is told what to choose, and how likely it found that is noted."""
         model, s = replace(self.target, captured=()), self.setting
         state = fresh(model.config, length, s.device, model.do.precision.activations)
-        ids = torch.tensor(spread(self.text, 1, length + 32)[0], dtype=torch.int32, device=s.device)
-        random, total, at, losses = torch.Generator().manual_seed(0), 0, 0, list[torch.Tensor]()
-        parents = torch.tensor([[*range(-1, 15), *range(15)]], dtype=torch.int32, device=s.device)
-        wrong = torch.randint(model.config.vocab, (length, 15), generator=random).int().to(s.device)
-        while at < length:
-            tokens = torch.cat((ids[at : at + 16], wrong[at]))[None]
-            batch = qwen.tree(model.do.ops, state, tokens, parents)
-            hidden, trail = qwen.forward(model, state, batch, strategy)
-            kept = min(1 + int(torch.randint(15, (1,), generator=random)), length - at)
-            rows = qwen.logits(model, hidden)[:kept].float()
-            losses.append(torch.nn.functional.cross_entropy(rows, ids[at + 1 : at + 1 + kept].long(), reduction="sum"))
-            path = torch.arange(16, dtype=torch.int32, device=s.device)[None]
-            path = torch.where(path < kept, path, -1)
-            qwen.commit(model, state, batch, trail, path, state.counting[kept : kept + 1], strategy)
-            at, total = at + kept, total + kept
-        return round(math.exp(torch.stack(losses).sum().item() / total), 4)
+        ids = torch.tensor(spread(self.text, 1, length + 32)[0], device=s.device)
+        random, right, losses = torch.Generator().manual_seed(0), 0, list[torch.Tensor]()
+
+        def propose(held: State) -> torch.Tensor:
+            nonlocal right
+            right = int(torch.randint(15, (1,), generator=random))
+            following = ids[int(held.start) + 1 :][:15, None]
+            guesses = torch.randn(15, model.config.vocab, generator=random).to(s.device)
+            known = torch.where(torch.arange(15, device=s.device) < right, 20.0, -20.0)
+            guesses.scatter_(1, following, known[:, None])
+            return guesses
+
+        def choose(logits: torch.Tensor, batch: qwen.Batch | None) -> torch.Tensor:
+            assert batch is not None
+            wanted = ids[batch.positions.long() + 1]
+            # the root and the best chain come first
+            kept = slice(0, right + 1)
+            losses.append(torch.nn.functional.cross_entropy(logits[kept].float(), wanted[kept], reduction="none"))
+            return wanted.int()
+
+        state.root.fill_(int(ids[0]))
+        while int(state.start) < length:
+            decode.speculate(model, propose, state, Plan("tree", strategy=strategy), choose)
+        return round(math.exp(torch.cat(losses)[:length].mean().item()), 4)
 
     # -- nothing is lost -----------------------------------------------------------------------------------------------
 

@@ -54,13 +54,14 @@ def module(path: Path) -> str:
     return Path(parts[0]).stem.removeprefix("test_")
 
 
-def library(root: Path | None = None) -> dict[Path, str]:
-    """Every source file under the running interpreter's standard library, by its path from there."""
+def library(root: Path | None = None, modules: frozenset[str] = frozenset()) -> dict[Path, str]:
+    """The source files of the running interpreter's standard library, by their paths from there; of some modules, where
+    any are named."""
     root = root or Path(sysconfig.get_paths()["stdlib"])
     found = {}
     for file in sorted(root.rglob("*.py")):
         path = file.relative_to(root)
-        if LEFT_OUT & set(path.parts):
+        if LEFT_OUT & set(path.parts) or (modules and module(path) not in modules):
             continue
         try:
             found[path] = file.read_text(encoding="utf-8")

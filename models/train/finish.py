@@ -43,8 +43,9 @@ def write(
     """All files of the pair; `facts` go into the card. What is quantised is what the F16 target and the BF16 draft
     hold."""
     folder.mkdir(parents=True, exist_ok=True)
-    c, weights = target[0], rounded(network.stored(target[1]), torch.float16)
-    draft = draft[0], rounded(draft[1], torch.bfloat16)
+    c, weights = target[0], network.stored(target[1])
+    weights = {name: value.half().float() if matrix(name, value) else value for name, value in weights.items()}
+    draft = draft[0], {name: value.bfloat16().float() for name, value in draft[1].items()}
     text = export.tokenizer_metadata(words.tokens, words.merges, words.kinds, words.id(corpus.END), corpus.PRE)
     export.target(folder / "target-f16.gguf", c, weights, text, f"{NAME} target", export.all_in("f16"), "f16")
     mix = export.mixed(qwen35.q4_k_m, c.tied)
@@ -61,12 +62,9 @@ def write(
     return files
 
 
-def rounded(weights: Weights, dtype: torch.dtype) -> Weights:
-    """Matrices as the dtype holds them."""
-    return {
-        name: value.to(dtype).float() if value.dim() == 2 and "conv1d" not in name else value
-        for name, value in weights.items()
-    }
+def matrix(name: str, value: torch.Tensor) -> bool:
+    """Whether files hold it in another format than f32."""
+    return value.dim() == 2 and "conv1d" not in name
 
 
 def card(folder: Path, facts: Mapping[str, Any]) -> None:
@@ -91,8 +89,10 @@ def page(facts: Mapping[str, Any]) -> str:
         f"{target['held_out_bits_per_character']} bits a character.",
         f"**Draft.** {d['L']} layers, blocks of {d['block']}, features of the target's layers "
         f"{', '.join(map(str, d['captured']))}. {draft['steps']:,} steps on {sizes['texts']:,} texts that the target "
-        f"wrote. On held-out modules its rows 1 / 2 / 4 / 8 / 15 name the target's token in {shares} of blocks; tokens "
-        f"a step: chain {lengths['chain']}, tree of 22 {lengths['tree']}.",
+        f"wrote. Of what the target writes after {sizes['longest'] // 2} held-out tokens, {sizes['T_draft']} in all, "
+        f"its rows 1 / 2 / 4 / 8 / 15 name the right token in {shares} of blocks; tokens a step: chain "
+        f"{lengths['chain']}, tree of 22 {lengths['tree']}. The longer such a text, the more it runs in circles, which "
+        "is easy to foresee: `draftwood pair modes` looks at shorter ones.",
         f"**Recipe.** `{recipe['command']}`, {recipe['seconds']:.0f} s on {recipe['device']}, torch {recipe['torch']}.",
     )
     text = "\n\n".join(textwrap.fill(one, 120, break_on_hyphens=False) for one in paragraphs)

@@ -221,7 +221,8 @@ def make(
             "held_out_tokens": tokens,
         },
         "recipe": {
-            "command": f"draftwood train --minutes {minutes:g} --seed {seed}",
+            "command": f"draftwood train --minutes {minutes:g} --seed {seed}"
+            + (f" --library …/{library.name}" if library else ""),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "torch": torch.__version__,
             "seconds": round(time.perf_counter() - started, 1),
