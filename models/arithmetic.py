@@ -39,18 +39,19 @@ class Arithmetic:
 
     def normed(self, h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The residual stream h [T, E] as the next matrix takes it."""
-        return self.ops.rms_norm(h, weight, self.eps).to(self.precision.activations)
+        return self.ops.rms_norm(h, weight, self.eps, self.precision.activations)
 
     def linear(self, x: torch.Tensor, weight: Weight, residual: torch.Tensor | None = None) -> torch.Tensor:
         """x: [T, K] -> [T, N], of the residual's dtype where one is added."""
         dtype = None if residual is None else residual.dtype
-        how = "int8" if self._rounds(x, weight) else "exact"
+        how = self._how(x, weight)
         y = self.ops.dequant_matmul(x, weight.data, weight.format, how, residual, out_dtype=dtype, layout=weight.layout)
         return y if y.shape[1] == sum(weight.parts) else y[:, : sum(weight.parts)]
 
-    def _rounds(self, x: torch.Tensor, weight: Weight) -> bool:
+    def _how(self, x: torch.Tensor, weight: Weight) -> str:
+        """Tiles take single rows in int8, blocks as they lie any number; plain weights none."""
         blocks = weight.data.dtype == torch.uint8
-        return self.precision.int8 and blocks and (len(x) == 1 or weight.layout == "gguf")
+        return "int8" if self.precision.int8 and blocks and (len(x) == 1 or weight.layout == "gguf") else "exact"
 
     def project(self, x: torch.Tensor, weights: tuple[Weight, ...]) -> list[torch.Tensor]:
         """x: [T, K] times several matrices: one [T, rows] each, side by side in memory where they were joined."""
@@ -59,8 +60,9 @@ class Arithmetic:
     def mlp(self, x: torch.Tensor, gate_up: tuple[Weight, ...], down: Weight, h: torch.Tensor) -> torch.Tensor:
         """h + down(silu(gate x) * up x)."""
         both = gate_up[0]
-        if len(gate_up) == 1 and not self._rounds(x, both):
-            y = self.ops.dequant_matmul(x, both.data, both.format, swiglu=True, layout=both.layout)
+        if len(gate_up) == 1:
+            how = self._how(x, both)
+            y = self.ops.dequant_matmul(x, both.data, both.format, how, swiglu=True, layout=both.layout)
         else:
             y = self.ops.swiglu(*self.project(x, gate_up))
         return self.linear(y, down, h)

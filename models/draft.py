@@ -130,13 +130,11 @@ def forward(draft: Draft, target: Target, state: State) -> torch.Tensor:
         rows = torch.cat((T, do.normed(h, layer.norm)))
         n = capacity(draft, ring)
         q = store(draft, layer, ring, rows, positions, slots[n])[c.block :]
-        q = do.ops.rms_norm(q.reshape(-1, c.D), layer.q_norm, c.eps).view(c.block, c.H, c.D)
-        q = do.ops.rope(q, own, draft.inv_freq)
         o = do.ops.tree_attention(q, ring.keys, ring.values, begins[n], sees, *formats(ring))
         h = do.linear(o.flatten(1), layer.out, h)
         h = do.mlp(do.normed(h, layer.post_norm), layer.gate_up, layer.down, h)
     state.drafted.copy_(state.start)
-    return head(target, do.normed(h, draft.norm)[1:].to(target.do.precision.activations))
+    return head(target, do.ops.rms_norm(h[1:], draft.norm, c.eps, target.do.precision.activations))
 
 
 def absorb(draft: Draft, state: State, first: int, last: int, chunk: int = 512) -> None:
@@ -160,12 +158,11 @@ def context(draft: Draft, state: State, positions: torch.Tensor) -> torch.Tensor
 def store(
     draft: Draft, layer: Layer, ring: Cache, rows: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
-    """Put the keys and values of rows [n, E] into the ring; their queries [n, H D] as the matrix gives them."""
+    """Put the keys and values of rows [n, E] into the ring; their queries [n, H, D]."""
     c, do = draft.config, draft.do
-    q, k, v = do.project(rows, layer.inputs)
-    k = do.ops.rms_norm(k.reshape(-1, c.D), layer.k_norm, c.eps).view(-1, c.Hkv, c.D)
-    k = do.ops.rope(k, positions, draft.inv_freq)
-    do.ops.kv_quant(k, v.unflatten(-1, (c.Hkv, c.D)), ring.keys, ring.values, slots, *formats(ring))
+    q, k, v = (part.unflatten(1, (-1, c.D)) for part in do.project(rows, layer.inputs))
+    q, k = do.ops.qk_rope(q, k, layer.q_norm, layer.k_norm, positions, draft.inv_freq, c.eps)
+    do.ops.kv_quant(k, v, ring.keys, ring.values, slots, *formats(ring))
     return q
 
 

@@ -69,17 +69,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one forward. tokens, positions, slots (rows of the caches): [T] i32; start: [1] i32;
-    parents: [1, T] i32; ancestors: [1, T, T] u8, None for a long line; path: [1, T] and length: [1] i32 of a line."""
+    """The rows of one forward. tokens, positions, slots (rows of the caches): [T] i32; start: [1] i32; parents: [1, T]
+    i32, None for a line; ancestors: [1, T, T] u8, None for a line of several rows."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
     start: torch.Tensor
-    parents: torch.Tensor
+    parents: torch.Tensor | None = None
     ancestors: torch.Tensor | None = None
-    path: torch.Tensor | None = None
-    length: torch.Tensor | None = None
 
 
 @dataclass
@@ -92,11 +90,8 @@ class Trail:
 
 def line(state: State, tokens: torch.Tensor) -> Batch:
     """Tokens that follow the context one after another."""
-    T = len(tokens)
-    steps = state.counting[:T]
-    rows = steps + state.start
-    alone = state.alone if T == 1 else None
-    return Batch(tokens, rows, rows, state.start, steps[None] - 1, alone, steps[None], state.counting[T : T + 1])
+    rows = state.counting[: len(tokens)] + state.start
+    return Batch(tokens, rows, rows, state.start, ancestors=state.alone if len(tokens) == 1 else None)
 
 
 def tree(ops: Ops, state: State, tokens: torch.Tensor, parents: torch.Tensor) -> Batch:
@@ -136,13 +131,15 @@ def delta(
     """h + the gated delta net of x."""
     do, ops, c = model.do, model.do.ops, model.config
     u, z, a, b = (part[None] for part in do.project(x, layer.inputs))
-    y = ops.tree_conv(u, layer.conv, held.conv, batch.parents)
+    if batch.parents is None:
+        y = ops.conv_line(u, layer.conv, held.conv)
+    else:
+        y = ops.tree_conv(u, layer.conv, held.conv, batch.parents)
     q, k, v = y.split((c.Hk * c.K, c.Hk * c.K, c.Hv * c.V), -1)
     q, k, v = q.unflatten(-1, (c.Hk, c.K)), k.unflatten(-1, (c.Hk, c.K)), v.unflatten(-1, (c.Hv, c.V))
     gates = (a, b, layer.A, layer.dt_bias, held.delta)
-    if batch.path is not None:
+    if batch.parents is None:
         o = ops.gdn_prefill(q, k, v, *gates, c.head_map)
-        ops.conv_commit(u, held.conv, batch.path, batch.length)
     else:
         o, saved = ops.tree_gdn(q, k, v, *gates, batch.parents, batch.ancestors, strategy, c.head_map)
         trail.deltas.append((u, k, v, a, b, saved))
@@ -155,13 +152,11 @@ def attention(
 ) -> torch.Tensor:
     """h + the gated attention of x over the cache, in which the rows' own keys and values are stored first."""
     do, ops, c, T = model.do, model.do.ops, model.config, len(x)
-    both = do.linear(x, layer.query).view(T * c.H, 2 * c.D)
-    k, v = do.project(x, layer.inputs)
-    q = ops.rms_norm(both[:, : c.D], layer.q_norm, c.eps).view(T, c.H, c.D)
-    k = ops.rms_norm(k.reshape(T * c.Hkv, c.D), layer.k_norm, c.eps).view(T, c.Hkv, c.D)
-    q, k = (ops.rope(one, batch.positions, model.inv_freq) for one in (q, k))
-    formats, gate = (state.format_k, state.format_v), both[:, c.D :].view(T, c.H, c.D)
-    ops.kv_quant(k, v.unflatten(-1, (c.Hkv, c.D)), held.keys, held.values, batch.slots, *formats)
+    q, gate = do.linear(x, layer.query).view(T, c.H, 2 * c.D).split(c.D, 2)
+    k, v = (part.unflatten(1, (c.Hkv, c.D)) for part in do.project(x, layer.inputs))
+    q, k = ops.qk_rope(q, k, layer.q_norm, layer.k_norm, batch.positions, model.inv_freq, c.eps)
+    formats = (state.format_k, state.format_v)
+    ops.kv_quant(k, v, held.keys, held.values, batch.slots, *formats)
     caches = (held.keys, held.values, batch.start)
     if batch.ancestors is None:
         o = ops.prefill_attention(q, *caches, *formats, gate=gate)

@@ -71,7 +71,7 @@ class Replay:
 
     def __call__(self, logits: torch.Tensor, batch: Batch | None) -> torch.Tensor:
         own = self.own(logits, batch)
-        if batch is None:
+        if batch is None or batch.parents is None:
             return own
         depth, nodes = batch.positions - batch.start, torch.arange(len(own), device=own.device)
         first = (batch.parents[0] == nodes[:, None]).int().argmax(1)
