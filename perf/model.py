@@ -19,7 +19,7 @@ import torch
 from ..autotune import timer
 from ..models import decode, qwen35, state, target
 from ..models import draft as dflash
-from ..models.arithmetic import Precision
+from ..models.arithmetic import PRECISIONS, Precision
 from ..models.graph import capture
 from ..models.state import Cache, State
 from ..models.synthetic import Weights
@@ -229,7 +229,18 @@ def entries(
         held = bench.state(context)
         for step in steps(bench, held, context, budgets):
             yield measured(bench, held, context, step, rate, replays, traced and device.type == "cuda")
+        if setting.precision == "int8":
+            # of the steps, the one of a single row differs
+            exact = in_precision(bench, "exact")
+            step = next(iter(steps(exact, held, context, ())))
+            yield measured(exact, held, context, step, rate, replays, traced and device.type == "cuda")
         del held
+
+
+def in_precision(bench: Bench, precision: str) -> Bench:
+    """The same weights, met otherwise: of activations that are f16 both ways."""
+    do = replace(bench.model.do, precision=PRECISIONS[precision])
+    return replace(bench, setting=replace(bench.setting, precision=precision), model=replace(bench.model, do=do))
 
 
 def measured(

@@ -28,11 +28,21 @@ class Mode(str, Enum):
     tree = "tree"
 
 
+class Peer(str, Enum):
+    transformers = "transformers"
+
+
 class Numbers(str, Enum):
     exact = "exact"
     bf16 = "bf16"
     int8 = "int8"
     f32 = "f32"
+
+
+PRECISION = (
+    "What activations meet weights in. int8 rounds them in a step of one row, as llama.cpp does, and is exact in one of "
+    "several; exact never rounds them."
+)
 
 
 def fail(sentence: str) -> "typer.Exit":
@@ -46,7 +56,10 @@ def bench_model(
     contexts: Annotated[str, typer.Option(help="Committed tokens, by comma.")] = "4096,32768,131072",
     budgets: Annotated[str, typer.Option(help="Nodes of a tree below its root, by comma.")] = "8,16,22,40,64",
     kv: Annotated[Kv, typer.Option(help="Format of the KV cache.")] = Kv.q4_0,
-    precision: Annotated[Numbers, typer.Option(help="What activations meet weights in.")] = Numbers.exact,
+    precision: Annotated[Numbers, typer.Option(help=PRECISION)] = Numbers.int8,
+    beside: Annotated[
+        list[Peer], typer.Option(help="Also time this, bf16 and eager, at the first context.", show_default=False)
+    ] = [],  # noqa: B006
     replays: Annotated[int, typer.Option(help="Timed replays of each step.")] = 30,
     save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/model.json.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
@@ -60,6 +73,7 @@ def bench_model(
     from ..autotune import timer
     from ..models import qwen35
     from . import bench, model
+    from . import beside as peers
 
     if not torch.cuda.is_available():
         raise fail("bench model times whole steps on a GPU, and there is none here")
@@ -72,6 +86,11 @@ def bench_model(
         for row in model.entries(setting, _numbers(contexts), _numbers(budgets), replays):
             rows.append(row)
             status.update(f"{row['case']['step']} at {row['case']['context']}: {row['ms']['p50']} ms")
+        if beside:
+            status.update("making transformers' weights")
+            torch.cuda.empty_cache()
+            rate = timer.bandwidth(device)["read"]
+            rows += peers.entries(setting.model, device, rate, _numbers(contexts)[:1])
     machine = timer.machine(device)
     if save:
         bench.save("model", machine, "draftwood " + " ".join(sys.argv[1:]), rows)
@@ -103,6 +122,7 @@ def steps_table(rows: list[dict[str, Any]]) -> Table:
     table.add_column("step", no_wrap=True)
     for column in (
         "context",
+        "numbers",
         "kv",
         "ms",
         "p20–p80",
@@ -117,8 +137,9 @@ def steps_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         case, ms = row["case"], row["ms"]
         table.add_row(
-            case["step"],
+            case["step"] if row["impl"] == "kernels" else f"{row['impl']}: {case['step']}",
             str(case["context"]),
+            case["precision"],
             case["kv"],
             f"{ms['p50']:.3f}",
             f"{ms['p20']:.3f}–{ms['p80']:.3f}",
@@ -165,7 +186,7 @@ def generate(
     kv: Annotated[str, typer.Option(help="KV cache: a format, or K,V: f16, q8_0, q4_0, tq3_0.")] = "q8_0",
     ctx: Annotated[int, typer.Option(help="Tokens of context.")] = 8192,
     max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 512,
-    precision: Annotated[Numbers, typer.Option(help="What activations meet weights in.")] = Numbers.exact,
+    precision: Annotated[Numbers, typer.Option(help=PRECISION)] = Numbers.int8,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0: all tokens.")] = 0,
     top_p: Annotated[float, typer.Option()] = 1.0,
