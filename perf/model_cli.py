@@ -40,8 +40,8 @@ class Numbers(str, Enum):
 
 
 PRECISION = (
-    "What activations meet weights in. int8 rounds them in a step of one row, as llama.cpp does, and is exact in one of "
-    "several; exact never rounds them."
+    "What activations meet weights in. int8 rounds them in steps of one row, as llama.cpp does; "
+    "in those of several it is exact."
 )
 
 
