@@ -17,7 +17,7 @@ from ..reference.rope import frequencies
 from .arithmetic import PRECISIONS, Arithmetic
 from .ops import Ops, table
 from .qwen35 import Config
-from .state import LONGEST, Cache, DeltaState, State
+from .state import Cache, DeltaState, State
 from .weights import Rows, Weight, arrange, gate_up, join
 
 Take = Callable[[str], Rows]
@@ -177,9 +177,11 @@ def commit(
     trail: Trail,
     path: torch.Tensor,
     length: torch.Tensor,
+    following: torch.Tensor,
     strategy: str = "wy",
 ) -> None:
-    """Move the state down the accepted path: path [1, D] i32, nodes from the root, then -1; length: [1] i32 of them."""
+    """Move the state down the accepted path: path [1, D] i32, nodes from the root, then -1; length: [1] i32 of them;
+    following: [1] i32, the root of the next step."""
     ops, deltas = model.do.ops, iter(trail.deltas)
     for layer, held in zip(model.layers, state.layers, strict=True):
         if isinstance(layer.mixer, Delta) and isinstance(held, DeltaState):
@@ -189,23 +191,29 @@ def commit(
             ops.conv_commit(u, held.conv, path, length)
         elif isinstance(held, Cache):
             ops.kv_move(held.keys, held.values, path[0], length, state.start)
-    nodes = path[0].clamp_min(0).long()
-    record(state, batch.tokens[nodes], [rows[nodes] for rows in trail.features], length)
+    record(model, state, batch.tokens, trail, path[0], length, following)
 
 
-def record(state: State, tokens: torch.Tensor, features: list[torch.Tensor], length: torch.Tensor) -> None:
-    """Note the first `length` of the rows as committed: tokens [D], features [D, E] each."""
-    D = len(tokens)
-    real = state.counting[:D] < length
-    rows = (state.start + state.counting[:D]).long()
-    # what is not committed goes where nobody looks: past the context, and to the ring's last row
-    state.tokens.index_copy_(0, torch.where(real, rows, len(state.tokens) - 1), tokens)
-    state.emitted[:1].copy_(length)
-    state.emitted[1 : 1 + D].copy_(tokens[:LONGEST])
-    if features:
-        slots = torch.where(real, rows % state.ring, state.ring)
-        state.features.index_copy_(0, slots, torch.cat(features, 1).to(state.features.dtype))
-    state.start += length
+def record(
+    model: Target,
+    state: State,
+    tokens: torch.Tensor,
+    trail: Trail,
+    path: torch.Tensor,
+    length: torch.Tensor,
+    following: torch.Tensor,
+) -> None:
+    """Note the rows path[:length] as committed: their tokens and features; `following` is the next root."""
+    ops, E = model.do.ops, model.config.E
+    for i, rows in enumerate(trail.features):
+        ops.ring_store(rows, state.features[:, i * E : (i + 1) * E], path, length, state.start)
+    ops.advance(tokens, path, length, following, state.tokens, state.emitted, state.start, state.root)
+
+
+def commit_line(model: Target, state: State, batch: Batch, trail: Trail, following: torch.Tensor) -> None:
+    """Note all rows of a line, which has moved the states on itself."""
+    T = len(batch.tokens)
+    record(model, state, batch.tokens, trail, state.counting[:T], state.counting[T : T + 1], following)
 
 
 def prefill(model: Target, state: State, tokens: torch.Tensor, chunk: int = 512) -> torch.Tensor:
@@ -213,7 +221,7 @@ def prefill(model: Target, state: State, tokens: torch.Tensor, chunk: int = 512)
     for part in tokens.split(min(chunk, max(state.ring, 1) if model.captured else chunk)):
         batch = line(state, part)
         hidden, trail = forward(model, state, batch)
-        record(state, part, trail.features, state.counting[len(part) : len(part) + 1])
+        commit_line(model, state, batch, trail, state.root)
     return logits(model, hidden[-1:])
 
 

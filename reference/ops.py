@@ -45,6 +45,9 @@ OPS = (
     "qk_rope",
     "swiglu",
     "embed",
+    "ring_rows",
+    "ring_store",
+    "advance",
 )
 HOME = "draftwood"
 

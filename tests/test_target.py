@@ -41,7 +41,7 @@ def run(model: Target, held: state.State, ids: torch.Tensor) -> torch.Tensor:
     """Logits of all rows of a line, which is then committed."""
     batch = target.line(held, ids.int())
     hidden, trail = target.forward(model, held, batch)
-    target.record(held, batch.tokens, trail.features, torch.tensor([len(ids)], dtype=torch.int32))
+    target.commit_line(model, held, batch, trail, held.root)
     return target.logits(model, hidden)
 
 
@@ -215,7 +215,7 @@ def differences(a: state.State, b: state.State) -> dict[str, float]:
             peer = getattr(other, name)
             rows = slice(None) if name in ("conv", "delta") else (slice(None), slice(0, n))
             found[f"{i}.{name}"] = (value[rows].float() - peer[rows].float()).abs().max().item()
-    found["features"] = (a.features[:-1].float() - b.features[:-1].float()).abs().max().item()
+    found["features"] = (a.features.float() - b.features.float()).abs().max().item()
     return found
 
 
@@ -224,7 +224,8 @@ def verify(model, held, tokens, parents, path, strategy="wy"):
     batch = target.tree(model.do.ops, held, tokens[None], parents[None])
     hidden, trail = target.forward(model, held, batch, strategy)
     padded = torch.tensor([[*path, *[-1] * (16 - len(path))]], dtype=torch.int32)
-    target.commit(model, held, batch, trail, padded, torch.tensor([len(path)], dtype=torch.int32), strategy)
+    length = torch.tensor([len(path)], dtype=torch.int32)
+    target.commit(model, held, batch, trail, padded, length, held.root, strategy)
     return target.logits(model, hidden)
 
 
