@@ -32,7 +32,7 @@ def _conv_line(
     state,
     y,
     T, C,
-    W: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, EARLY: tl.constexpr,
+    W: tl.constexpr, BW: tl.constexpr, BT: tl.constexpr, BC: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     i_t, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
     o_t = i_t * BT + tl.arange(0, BT)
@@ -61,16 +61,16 @@ def _conv_line(
         mask=m_t[:, None] & m_c[None, :],
     )
     if i_t == 0:
-        for row in tl.static_range(W - 1):
-            # the row of x that becomes this one
-            if T + row < W - 1:
-                b_row = tl.load(p_state + (T + row) * C, mask=m_c, other=0.0)
-            else:
-                p_row = p_u + tl.cast(T + row - (W - 1), tl.int64) * s_u_t
-                b_row = tl.load(p_row, mask=m_c, other=0.0).to(state.dtype.element_ty)
-            # a channel's loads and store may be those of different threads
-            tl.debug_barrier()
-            tl.store(p_state + row * C, b_row, mask=m_c)
+        # the row of x that becomes each row of the state
+        o_w = tl.arange(0, BW)
+        source = T + o_w
+        m, m_old = (o_w < W - 1)[:, None] & m_c[None, :], (source < W - 1)[:, None]
+        p_new = p_u[None, :] + (source - (W - 1)).to(tl.int64)[:, None] * s_u_t
+        b_new = tl.load(p_new, mask=m & ~m_old, other=0.0).to(state.dtype.element_ty)
+        b_row = tl.where(m_old, tl.load(p_state[None, :] + source[:, None] * C, mask=m & m_old, other=0.0), b_new)
+        # a channel's loads and stores may be those of different threads
+        tl.debug_barrier()
+        tl.store(p_state[None, :] + o_w[:, None] * C, b_row, mask=m)
 
 
 def conv_line(u: torch.Tensor, weight: torch.Tensor, state: torch.Tensor, config: Config | None = None) -> torch.Tensor:
@@ -87,6 +87,6 @@ def conv_line(u: torch.Tensor, weight: torch.Tensor, state: torch.Tensor, config
     grid = (triton.cdiv(C, config.BLOCK_C), triton.cdiv(T, BT), B)
     _conv_line[grid](
         u, u.stride(0), u.stride(1), weight, state, y, T, C,
-        W=W, BT=BT, BC=config.BLOCK_C, num_warps=config.num_warps, **early(u.device),
+        W=W, BW=triton.next_power_of_2(W - 1), BT=BT, BC=config.BLOCK_C, num_warps=config.num_warps, **early(u.device),
     )  # fmt: skip
     return y

@@ -33,7 +33,7 @@ MUTANTS = (
         name="conv_line-state-replaced",
         op="conv_line",
         bug="fewer tokens than the state has rows: what stays of it does not move up",
-        changes=((KERNEL, "p_state + (T + row) * C", "p_state + row * C"),),
+        changes=((KERNEL, "source[:, None] * C, mask=m & m_old", "o_w[:, None] * C, mask=m & m_old"),),
     ),
     Mutant(
         name="conv_line-state-moved-by-all",
@@ -45,7 +45,7 @@ MUTANTS = (
         name="conv_line-channels-unmasked",
         op="conv_line",
         bug="the state is written past its last channel",
-        changes=((KERNEL, "tl.store(p_state + row * C, b_row, mask=m_c)", "tl.store(p_state + row * C, b_row)"),),
+        changes=((KERNEL, "b_row, mask=m)", "b_row, mask=(o_w < W - 1)[:, None])"),),
     ),
     Mutant(
         name="conv_line-shared-oldest-tap",
