@@ -38,6 +38,12 @@ def test_a_waterfall_adds_up_to_its_step():
     assert fall["phases_us"] == {"draft": 18.0, "tree": 20.0, "verify": 20.0, "choose": 10.0, "commit": 30.0}
 
 
+def test_a_kernel_that_begins_early_counts_from_the_end_of_the_one_before():
+    fall = waterfall.waterfall([("rms_norm", 0.0, 10.0), ("dequant_matmul", 2.0, 20.0), ("swiglu", 3.0, 9.0)], 0.022)
+    assert fall["ops"] == {"dequant_matmul": [12.0, 1], "rms_norm": [10.0, 1], "swiglu": [0.0, 1]}
+    assert fall["explained"] == 1.0 and fall["idle_us"] == 0
+
+
 def test_a_tiny_model_is_timed_from_end_to_end():
     setting = model.Setting(TINY, CPU, kv=("f16", "f16"), impl="reference")
     rows = list(model.entries(setting, (8,), (3,), replays=1))
