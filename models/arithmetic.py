@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from .ops import Ops
+from .streams import side_by_side
 from .weights import Weight
 
 
@@ -55,7 +56,14 @@ class Arithmetic:
 
     def project(self, x: torch.Tensor, weights: tuple[Weight, ...]) -> list[torch.Tensor]:
         """x: [T, K] times several matrices: one [T, rows] each, side by side in memory where they were joined."""
-        return [part for weight in weights for part in self.linear(x, weight).split(weight.parts, 1)]
+
+        def parts(some: tuple[Weight, ...]) -> list[torch.Tensor]:
+            return [part for weight in some for part in self.linear(x, weight).split(weight.parts, 1)]
+
+        if len(weights) == 1:
+            return parts(weights)
+        first, others = side_by_side(x.device, lambda: parts(weights[:1]), lambda: parts(weights[1:]))
+        return first + others
 
     def mlp(self, x: torch.Tensor, gate_up: tuple[Weight, ...], down: Weight, h: torch.Tensor) -> torch.Tensor:
         """h + down(silu(gate x) * up x)."""

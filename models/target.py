@@ -37,9 +37,8 @@ class Delta:
 
 @dataclass(frozen=True)
 class Attention:
-    """query: a head's D rows of q, then its D rows of gate; inputs: [k | v]."""
+    """inputs: [q | k | v], in q of each head D rows of q, then D rows of its gate."""
 
-    query: Weight
     inputs: tuple[Weight, ...]
     q_norm: torch.Tensor
     k_norm: torch.Tensor
@@ -151,9 +150,10 @@ def attention(
     model: Target, layer: Attention, held: Cache, x: torch.Tensor, h: torch.Tensor, batch: Batch, state: State
 ) -> torch.Tensor:
     """h + the gated attention of x over the cache, in which the rows' own keys and values are stored first."""
-    do, ops, c, T = model.do, model.do.ops, model.config, len(x)
-    q, gate = do.linear(x, layer.query).view(T, c.H, 2 * c.D).split(c.D, 2)
-    k, v = (part.unflatten(1, (c.Hkv, c.D)) for part in do.project(x, layer.inputs))
+    do, ops, c = model.do, model.do.ops, model.config
+    q, k, v = (part.unflatten(1, (-1, c.D)) for part in do.project(x, layer.inputs))
+    # a head's q, then its gate
+    q, gate = q[:, ::2], q[:, 1::2]
     q, k = ops.qk_rope(q, k, layer.q_norm, layer.k_norm, batch.positions, model.inv_freq, c.eps)
     formats = (state.format_k, state.format_v)
     ops.kv_quant(k, v, held.keys, held.values, batch.slots, *formats)
@@ -260,8 +260,7 @@ def assemble(
             )
         else:
             mixer = Attention(
-                query=matrix(f"blk.{i}.attn_q.weight"),
-                inputs=matrices(i, "attn_k", "attn_v"),
+                inputs=matrices(i, "attn_q", "attn_k", "attn_v"),
                 q_norm=floats("attn_q_norm.weight"),
                 k_norm=floats("attn_k_norm.weight"),
                 out=matrix(f"blk.{i}.attn_output.weight"),
