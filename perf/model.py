@@ -8,9 +8,11 @@ tokens/s = rows committed / step; with random weights no draft agrees with its t
 
 import functools
 import itertools
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -134,6 +136,26 @@ def build(setting: Setting) -> Bench:
 
     precision = Precision(torch.bfloat16, torch.bfloat16)
     return Bench(setting, model, dflash.assemble(drafts, take, setting.device, precision, setting.impl))
+
+
+def precompile(setting: Setting, contexts: tuple[int, ...], budgets: tuple[int, ...], jobs: int) -> None:
+    """Have every step's kernels compiled, a step a process: `entries` finds them in the compiler's cache on disk."""
+    few = replace(setting.model, L=4, recurrent=setting.model.recurrent[:4])
+    work = [(precision, "ar") for precision in {setting.precision, "exact"}]
+    work += [(setting.precision, name) for name in (*(f"tree {budget}" for budget in budgets), "chain 15")]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        given = [(replace(setting, model=few, precision=precision), contexts, name) for precision, name in work]
+        for done in [pool.submit(_step_once, *arguments) for arguments in given]:
+            done.result()
+
+
+def _step_once(setting: Setting, contexts: tuple[int, ...], name: str) -> None:
+    """A step of the first layers, kernel by kernel; they are of every kind and format that the others are of."""
+    bench = build(setting)
+    for context in contexts:
+        held = bench.state(context)
+        budgets = (int(name.split()[1]),) if name.startswith("tree") else ()
+        next(step for step in steps(bench, held, context, budgets) if step.name == name).run()
 
 
 # -- floors ------------------------------------------------------------------------------------------------------------

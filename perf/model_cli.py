@@ -61,6 +61,7 @@ def bench_model(
         list[Peer], typer.Option(help="Also time this, bf16 and eager, at the first context.", show_default=False)
     ] = [],  # noqa: B006
     replays: Annotated[int, typer.Option(help="Timed replays of each step.")] = 30,
+    jobs: Annotated[int, typer.Option(help="Processes that compile beforehand, 4 to 8 GiB each; 0: none.")] = 8,
     save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/model.json.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -82,7 +83,10 @@ def bench_model(
     device = torch.device("cuda")
     setting = model.Setting(qwen35.FAMILY[synthetic], device, mix, precision.value, (kv.value, kv.value))
     rows: list[dict[str, Any]] = []
-    with err.status("making weights") as status:
+    with err.status("compiling") as status:
+        if jobs:
+            model.precompile(setting, _numbers(contexts), _numbers(budgets), jobs)
+        status.update("making weights")
         for row in model.entries(setting, _numbers(contexts), _numbers(budgets), replays):
             rows.append(row)
             status.update(f"{row['case']['step']} at {row['case']['context']}: {row['ms']['p50']} ms")

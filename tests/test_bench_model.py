@@ -53,6 +53,11 @@ def test_a_tiny_model_is_timed_from_end_to_end():
     assert ar < tree and draft < tree
 
 
+@pytest.mark.parametrize("name", ["ar", "tree 3", "chain 15"])
+def test_a_step_can_be_run_once_to_be_compiled(name):
+    model._step_once(model.Setting(TINY, CPU, precision="int8", kv=("f16", "f16"), impl="reference"), (8,), name)
+
+
 def test_a_step_with_replayed_lengths_commits_that_many_rows():
     bench = model.build(model.Setting(TINY, CPU, kv=("f16", "f16"), impl="reference"))
     held = bench.state(8)
