@@ -32,11 +32,21 @@ class Mode(str, Enum):
     tree = "tree"
 
 
+class Peer(str, Enum):
+    transformers = "transformers"
+
+
 class Numbers(str, Enum):
     exact = "exact"
     bf16 = "bf16"
     int8 = "int8"
     f32 = "f32"
+
+
+PRECISION = (
+    "What activations meet weights in. int8 rounds them in steps of one row, as llama.cpp does; "
+    "in those of several it is exact."
+)
 
 
 def fail(sentence: str) -> "typer.Exit":
@@ -50,8 +60,12 @@ def bench_model(
     contexts: Annotated[str, typer.Option(help="Committed tokens, by comma.")] = "4096,32768,131072",
     budgets: Annotated[str, typer.Option(help="Nodes of a tree below its root, by comma.")] = "8,16,22,40,64",
     kv: Annotated[Kv, typer.Option(help="Format of the KV cache.")] = Kv.q4_0,
-    precision: Annotated[Numbers, typer.Option(help="What activations meet weights in.")] = Numbers.exact,
+    precision: Annotated[Numbers, typer.Option(help=PRECISION)] = Numbers.int8,
+    beside: Annotated[
+        list[Peer], typer.Option(help="Also time this, bf16 and eager, at the first context.", show_default=False)
+    ] = [],  # noqa: B006
     replays: Annotated[int, typer.Option(help="Timed replays of each step.")] = 30,
+    jobs: Annotated[int, typer.Option(help="Processes that compile beforehand, 4 to 8 GiB each; 0: none.")] = 8,
     save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/model.json.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -64,6 +78,7 @@ def bench_model(
     from ..autotune import timer
     from ..models import qwen35
     from . import bench, model
+    from . import beside as peers
 
     if not torch.cuda.is_available():
         raise fail("bench model times whole steps on a GPU, and there is none here")
@@ -72,10 +87,18 @@ def bench_model(
     device = torch.device("cuda")
     setting = model.Setting(qwen35.FAMILY[synthetic], device, mix, precision.value, (kv.value, kv.value))
     rows: list[dict[str, Any]] = []
-    with err.status("making weights") as status:
+    with err.status("compiling") as status:
+        if jobs:
+            model.precompile(setting, _numbers(contexts), _numbers(budgets), jobs)
+        status.update("making weights")
         for row in model.entries(setting, _numbers(contexts), _numbers(budgets), replays):
             rows.append(row)
             status.update(f"{row['case']['step']} at {row['case']['context']}: {row['ms']['p50']} ms")
+        if beside:
+            status.update("making transformers' weights")
+            torch.cuda.empty_cache()
+            rate = timer.bandwidth(device)["read"]
+            rows += peers.entries(setting.model, device, rate, _numbers(contexts)[:1])
     machine = timer.machine(device)
     if save:
         bench.save("model", machine, "draftwood " + " ".join(sys.argv[1:]), rows)
@@ -107,6 +130,7 @@ def steps_table(rows: list[dict[str, Any]]) -> Table:
     table.add_column("step", no_wrap=True)
     for column in (
         "context",
+        "numbers",
         "kv",
         "ms",
         "p20–p80",
@@ -121,8 +145,9 @@ def steps_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         case, ms = row["case"], row["ms"]
         table.add_row(
-            case["step"],
+            case["step"] if row["impl"] == "kernels" else f"{row['impl']}: {case['step']}",
             str(case["context"]),
+            case["precision"],
             case["kv"],
             f"{ms['p50']:.3f}",
             f"{ms['p20']:.3f}–{ms['p80']:.3f}",
@@ -177,7 +202,7 @@ def generate(
     max_tokens: Annotated[
         int, typer.Option(help="Tokens to write at most; 512, or 256 of the small pair.", show_default=False)
     ] = 0,
-    precision: Annotated[Numbers, typer.Option(help="What activations meet weights in.")] = Numbers.exact,
+    precision: Annotated[Numbers, typer.Option(help=PRECISION)] = Numbers.int8,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0: all tokens.")] = 0,
     top_p: Annotated[float, typer.Option()] = 1.0,
