@@ -18,7 +18,7 @@ from typing import Any
 
 import triton
 
-from ..autotune.gpu import Arch
+from ..autotune.gpu import THREADS, Arch
 
 
 def measure(kernel: Any, arch: Arch) -> dict[str, Any]:
@@ -29,6 +29,8 @@ def measure(kernel: Any, arch: Arch) -> dict[str, Any]:
     facts |= {"shared": shared, "occupancy": share, "bound": bound}
     if shared > arch.shared:
         facts["error"] = f"takes {shared} bytes of shared memory, {arch.name} has {arch.shared}"
+    if warps * arch.warp > THREADS:
+        facts["error"] = f"takes {warps * arch.warp} threads, a program has {THREADS}"
     return facts
 
 
