@@ -10,13 +10,18 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import tokenize
 from pathlib import Path
+from typing import Any
 
 import pytest
 import triton
 import triton.language as tl
+from draftwood.autotune.foresight import foresee
 from draftwood.autotune.gpu import ARCHS
+from draftwood.reference.ops import Op, registered
+from draftwood.reference.spec import Case
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -57,26 +62,55 @@ BUILDS = {
 }
 
 
+# a head of 256 in tiles of 64 rows of the cache
+HEAD = {"BLOCK_M": 32, "BLOCK_S": 64, "num_warps": 8}
+# the same of this repository's own ops: op, values of its first such perf case, config, architectures
+OWN = {
+    "attention, two stages": ("prefill_attention", {"format_k": "f16"}, {**HEAD, "num_stages": 2}, ("gfx1201",)),
+    "attention, one stage": ("prefill_attention", {"format_k": "f16"}, {**HEAD, "num_stages": 1}, ("gfx1201",)),
+    "weights, int8": (
+        "dequant_matmul",
+        {"layout": "gguf", "precision": "int8", "M": 23, "format": "q4_k"},
+        {"int8_dot": True, "block_n": 32},
+        ("sm75",),
+    ),
+    "delta rule, tf32x3": ("gdn_commit", {"strategy": "wy"}, {"precision": "tf32x3"}, ("gfx942",)),
+}
+
+
+def own(name: str) -> tuple[Op, Case, Any]:
+    op_name, values, config, _ = OWN[name]
+    op = registered()[op_name]
+    cases = (case for group in ("perf", "qwen35", "edge") for case in op.spec.cases[group])
+    case = next(case for case in cases if values.items() <= case.as_dict().items())
+    return op, case, op.module("kernels").Config(**config)
+
+
 def built(name: str, arch: str) -> dict:
     return found()[f"{name} {arch}"]
 
 
 @functools.cache
 def found() -> dict[str, dict]:
+    # nothing is read from an earlier run
+    with tempfile.TemporaryDirectory() as scratch:
+        return _found(scratch)
+
+
+def _found(scratch: str) -> dict[str, dict]:
     env = {**os.environ, "PYTHONPATH": str(ROOT / ".typings"), "TRITON_DEFAULT_FP_FUSION": "1"}
     env.pop("TRITON_INTERPRET", None)
+    env["XDG_CACHE_HOME"] = str(scratch)
     run = subprocess.run([sys.executable, __file__], capture_output=True, text=True, env=env, cwd=ROOT / "tests")
     assert run.returncode == 0, run.stderr[-2000:]
     return json.loads(run.stdout)
 
 
 def _main() -> None:
-    import tempfile
-
     import torch
     from draftwood.autotune import elsewhere
     from draftwood.perf.binary import measure
-    from draftwood.perf.ports import sentence
+    from draftwood.perf.ports import Task, compile_all, sentence
     from triton.backends.compiler import GPUTarget
 
     rows = {}
@@ -93,6 +127,12 @@ def _main() -> None:
                     rows[f"{name} {arch.name}"] = measure(one, arch)
                 except Exception as error:
                     rows[f"{name} {arch.name}"] = {"error": sentence(error)}
+    for name, (_, _, _, archs) in OWN.items():
+        op, case, config = own(name)
+        for arch in archs:
+            task = Task(op.name, arch, (case.id,), "points", (), (json.dumps(vars(config)),))
+            errors = [build.error for build in compile_all(task) if build.error]
+            rows[f"{name} {arch}"] = {"error": errors[0] if errors else ""}
     print(json.dumps(rows))
 
 
@@ -101,6 +141,16 @@ def test_a_tile_whose_stages_are_over_64_kib_does_not_run_on_rdna_and_cdna_and_o
         error = built("three stages", arch)["error"]
         assert re.fullmatch(rf"takes \d+ bytes of shared memory, {arch} has 65536", error)
     assert "error" not in built("two stages", "gfx1201") and built("two stages", "gfx1201")["shared"] <= 65536
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_breaks_in_our_ops_is_foreseen_in_a_sentence_and_what_does_not_is_not(name):
+    op, case, config = own(name)
+    for arch in OWN[name][3]:
+        error, why = built(name, arch)["error"], foresee(op, case, vars(config), ARCHS[arch])
+        assert bool(error) == bool(why), (error, why)
+        assert bool(error) == (name != "attention, one stage")
+        assert not why or arch in why
 
 
 def test_what_fits_227_kib_need_not_fit_the_99_of_sm120():
