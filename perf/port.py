@@ -21,6 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import TimeoutError as TooLong
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -42,6 +43,8 @@ CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "draftw
 LEAST_S = 10.0
 # between two lines about the same step
 QUIET_S = 10.0
+# a case that is not timed in so long hangs
+HUNG_S = 180.0
 LOST = ("CUDA error", "HIP error", "illegal memory", "launch failure")
 
 Part = tuple[str, ...]
@@ -217,7 +220,7 @@ def _compile(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Re
             os.environ["TRITON_INTERPRET"] = interpreting
         for future in as_completed(waiting, None if clock.left == float("inf") else max(1.0, clock.left)):
             yield waiting[future], future.result()
-    except (TimeoutError, BrokenProcessPool) as error:
+    except (TooLong, BrokenProcessPool) as error:
         # what is not compiled ahead is compiled where it is needed
         say(f"compile: given up on the rest ({type(error).__name__})")
     finally:
@@ -286,18 +289,25 @@ def _bench(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> Re
     try:
         for op, case in parts:
             try:
-                found = pool.submit(_time, order.sources, order.device, op, case).result()
+                found = pool.submit(_time, order.sources, order.device, op, case).result(HUNG_S)
             except Exception as error:  # one case that cannot be timed is a finding
                 text = f"{type(error).__name__}: {str(error)[:200]}"
-                if isinstance(error, BrokenProcessPool) or any(word in text for word in LOST):
-                    pool.shutdown(wait=False, cancel_futures=True)
+                if isinstance(error, (BrokenProcessPool, TooLong)) or any(word in text for word in LOST):
+                    _kill(pool)
                     pool = _apart(order)
                 yield (op, case), {"error": text}
                 continue
             bench.save(op, Machine(**found["machine"]), "draftwood port", [found["row"]], order.results)
             yield (op, case), found["row"]
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        _kill(pool)
+
+
+def _kill(pool: ProcessPoolExecutor) -> None:
+    """End a pool without waiting for what it may never finish."""
+    for process in list((pool._processes or {}).values()):
+        process.kill()
+    pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _turns(order: Order, _done: Journal) -> list[Part]:
@@ -330,15 +340,21 @@ def _tune(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Resul
         first={} if order.times else {problem.name: winners.warm(problem) for problem in problems},
         known_bad={problem.name: atlas.known_bad(problem) for problem in problems},
     )
-    for settled in drive.run(plan, lambda _event: None):
+    tried: set[str] = set()
+    begun = time.monotonic()
+    for settled in drive.run(plan, lambda event: tried.add(event.case) if event.kind == "trial" else None):
         problem, verdict = settled.problem, settled.verdict
         if settled.entry:
             winners.save(problem.op_name, problem.gpu, [settled.entry], order.configs)
         moved = bool(verdict and settled.entry and verdict.winner != settled.facts["default"])
         found = {"entry": settled.entry, "why": verdict.why if verdict else "nothing ran and was right", "moved": moved}
-        yield (problem.op_name, problem.case.id), found
-    if not order.rehearsed:
-        atlas.add(problems, "", settled.facts["machine"])
+        # what the time did not reach is left for the next call
+        if problem.case.id in tried:
+            yield (problem.op_name, problem.case.id), found
+        if not order.rehearsed:
+            atlas.add([problem], "", settled.facts["machine"])
+        if time.monotonic() - begun > seconds:
+            return
 
 
 def _moved(_order: Order, done: Journal) -> list[Part]:
