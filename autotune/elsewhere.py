@@ -138,7 +138,7 @@ class _Elsewhere:
 
 _run, _compile = JITFunction.run, triton.compiler.compile
 # Triton keeps kernels by the number of their device: a target has a number of its own
-_targets: list[GPUTarget] = []
+_targets: list[GPUTarget | None] = []
 _compiler: Callable[..., Any] = _compile
 _launched: list[Any] = []
 
@@ -169,6 +169,11 @@ def launches(call: Callable[[], Any]) -> list[Any]:
     _launched.clear()
     call()
     return list(_launched)
+
+
+def forget() -> None:
+    """Ask the compiler anew for every kernel that was launched up to now: the next claim gets another number."""
+    _targets[:] = [None for _ in _targets]
 
 
 def compile_here(*args: Any, **kwargs: Any) -> Any:

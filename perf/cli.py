@@ -289,6 +289,12 @@ def ports(
             show_default=False,
         ),
     ] = 0,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit", help="Where defaults spill, look for configs that do not; write autotune/configs/<arch>-fitted/."
+        ),
+    ] = False,
     explain: Annotated[
         str,
         typer.Option(help="Say of each case why this config (JSON; {}: the default) will not run.", show_default=False),
@@ -322,6 +328,8 @@ def ports(
     chosen, workers = choose(ops, sources), jobs or len(os.sched_getaffinity(0))
     if explain:
         raise typer.Exit(ports_cli.explain(chosen, wanted, cases.split(","), explain, sources, as_json))
+    if fit:
+        raise typer.Exit(ports_cli.fit(chosen, wanted, workers, sources, as_json))
     if foresee:
         raise typer.Exit(ports_cli.foresee(chosen, wanted, foresee, workers, save, sources, as_json))
     raise typer.Exit(ports_cli.compile_(chosen, wanted, cases.split(","), kinds, workers, save, diff, sources, as_json))

@@ -111,6 +111,17 @@ def configs(op: Op, case: Case, task: Task, launch: Any) -> list[Any]:
     return [op.module("kernels").Config(**point) for point in unique.values()]
 
 
+def default(op: Op, case: Case, arch_name: str) -> dict[str, Any]:
+    """Every knob of the config that a launch takes where nothing is tuned."""
+    arch = ARCHS[arch_name]
+    elsewhere.claim(GPUTarget(arch.backend, arch.number, arch.warp), lambda src, **_: SimpleNamespace(name=src.name))
+    inputs = elsewhere.hollow(shapes(op, case))
+    with picking.recording() as picked:
+        op.function("kernels")(**inputs)
+    elsewhere.forget()
+    return picked[op.name]
+
+
 def _tuned(op: Op, arch: str, launch: Any) -> list[Any]:
     """What a GPU of this architecture that nobody tuned for would be given: a relative's config, if any."""
     with picking.recording() as picked:
@@ -246,7 +257,7 @@ def run(work: list[Task], workers: int) -> Iterator[tuple[Task, list[Build]]]:
     if not waiting:
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=_alone) as pool:
+    with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=alone) as pool:
         futures = {pool.submit(compile_all, task): (task, file) for task, file in waiting}
         for done in as_completed(futures):
             task, file = futures[done]
@@ -255,6 +266,7 @@ def run(work: list[Task], workers: int) -> Iterator[tuple[Task, list[Build]]]:
             yield task, builds
 
 
-def _alone() -> None:
+def alone() -> None:
+    """A process of a pool."""
     end_with_parent()
     torch.set_num_threads(1)

@@ -10,6 +10,7 @@ from rich.table import Table
 from ..autotune.foresight import foresee as foreseen
 from ..autotune.gpu import ARCHS
 from ..reference.ops import registered
+from . import fit as fitting
 from . import forecast, matrix, tables
 from . import ports as porting
 from .terminal import err, fail, out
@@ -76,6 +77,28 @@ def foresee(
             text = f"missed: {point.op} on {point.arch}, {point.case}, {point.config}: {point.found}"
             err.print(text, highlight=False, markup=False, soft_wrap=True)
     out.print(f"{forecast.misses(rows):.1%} of the real failures missed", highlight=False)
+    return 0
+
+
+def fit(ops: list[str], archs: list[str], workers: int, sources: list[str], as_json: bool) -> int:
+    """Defaults are compiled, and where they spill, what is near them."""
+    work = porting.tasks(ops, archs, ["perf"], ["default"], sources)
+    builds: list[porting.Build] = []
+    for _, found in tables.progress(porting.run(work, workers), len(work), "compiling", None if as_json else err):
+        builds += found
+    rows = []
+    for op, arch, entries in fitting.fit(fitting.spilling(builds), tuple(sources), workers):
+        file = fitting.save(op, arch, entries)
+        still = [entry for entry in entries if entry["spills"]]
+        row = {"op": op, "arch": arch, "changed": sum(entry["changed"] for entry in entries), "still": len(still)}
+        rows.append(row)
+        if not as_json:
+            text = f"{op} on {arch}: {row['changed']} of {len(entries)} cases get another config than the default, "
+            out.print(f"{text}{row['still']} spill still", highlight=False, soft_wrap=True)
+            if file:
+                out.print(f"    {file}", highlight=False, soft_wrap=True)
+    if as_json:
+        print(json.dumps(rows, indent=0))
     return 0
 
 

@@ -7,12 +7,10 @@ from pathlib import Path
 import pytest
 from draftwood.autotune import gpu
 from draftwood.kernels.lib.device import slug
-from draftwood.perf import binary, matrix, port, port_report, ports
-from draftwood.reference.ops import OPS
+from draftwood.perf import binary, fit, forecast, matrix, port, port_report, ports
+from draftwood.reference.ops import OPS, registered
 
 from .test_cli import OUTSIDE, draftwood
-
-ROOT = Path(__file__).resolve().parent.parent
 
 GOOD = ports.Build("op", "sm90", "T=1", {}, "_kernel", shared=1024, registers=64)
 
@@ -114,6 +112,68 @@ def test_an_op_is_compiled_for_gpus_that_are_not_here_and_read_from_the_cache_af
     assert all(build["registers"] and build["code"] and not build["error"] for build in builds)
     assert json.loads(runs[1].stdout) == builds
     assert list(Path(tmp_path).rglob("runs/*.json")) and list(Path(tmp_path).rglob("kernels/*/*.json"))
+
+
+def test_where_defaults_spill_there_are_configs_to_try_smaller_ones_first_and_legal_ones_alone():
+    op = registered()["tree_gdn"]
+    case = next(case for case in op.spec.cases["perf"] if case["strategy"] == "wy")
+    start = vars(op.module("kernels").Config())
+    found = fit.candidates(op, case, start, "gfx1201")
+    changes = [sum(point[knob] != start[knob] for knob in start) for point in found]
+    assert changes == sorted(changes) and changes[0] == 1
+    legal = op.module("autotune").legal
+    assert all(
+        legal({knob: point[knob] for knob in op.module("autotune").SPACE}, case, "gfx1201") is None for point in found
+    )
+    assert all(
+        point["num_stages"] <= start["num_stages"] and point["num_warps"] >= start["num_warps"] for point in found
+    )
+
+
+def test_a_fitted_config_is_taken_last_and_only_on_its_own_architecture(tmp_path, monkeypatch):
+    from draftwood.kernels import config
+
+    for home in ("sm86-fitted", "sm75-t4", "sm86-rtx-3090", "sm89-fitted"):
+        (tmp_path / home).mkdir()
+    monkeypatch.setattr(config, "CONFIGS", tmp_path)
+    config.homes.cache_clear()
+    try:
+        assert config.homes("sm86-a40") == (
+            ("sm86-a40", "exact"),
+            ("sm86-rtx-3090", "architecture"),
+            ("sm75-t4", "older"),
+            ("sm86-fitted", "fitted"),
+        )
+    finally:
+        config.homes.cache_clear()
+
+
+def test_a_config_that_will_not_run_is_explained_before_anything_is_compiled():
+    config = json.dumps({"BLOCK_S": 128, "BLOCK_M": 64, "num_stages": 4})
+    run = draftwood("ports", "prefill_attention", "--arch", "gfx1201", "--arch", "sm90", "--explain", config)
+    assert run.returncode == 1
+    assert "prefill_attention on gfx1201" in run.stdout and "gfx1201 has 65536" in run.stdout
+    assert "no knob named 'BLOCK'" in draftwood("ports", "rms_norm", "--explain", '{"BLOCK": 1}').stderr
+    assert draftwood("ports", "rms_norm", "--explain", "{}").returncode == 0
+
+
+def test_a_forecast_counts_what_was_missed():
+    point = forecast.Point("op", "sm90", "T=1", "{}", "", "")
+    points = [
+        point,
+        replace(point, found="no"),
+        replace(point, foreseen="no"),
+        replace(point, foreseen="no", found="no"),
+    ]
+    rows = forecast.table(points)
+    assert rows["op"] == {"right passes": 1, "missed": 1, "needless": 1, "right refusals": 1}
+    assert forecast.misses(rows) == 0.5
+
+
+def test_the_committed_forecast_missed_less_than_one_real_failure_in_a_hundred():
+    rows = matrix.load()["forecast"]["rows"]
+    assert set(rows) >= {"all", *(op for op in OPS)}
+    assert forecast.misses(rows) < 0.01
 
 
 def test_an_unknown_architecture_or_kind_of_config_is_one_sentence():
