@@ -382,10 +382,14 @@ def port(
         order, ops=named, sources=tuple(sources), limit_s=limit, tune_s=tune, jobs=jobs, compilers=compilers
     )
     done = bringing.journal(order, fresh)
-    finished = bringing.run(order, done)
     file = Path(to) if to else order.results / order.gpu / "PORT.md"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(port_report.report(order, done, finished))
+
+    def report(finished: bool = False) -> None:
+        file.write_text(port_report.report(order, done, finished))
+
+    finished = bringing.run(order, done, report=report)
+    report(finished)
     out.print(f"{file}", highlight=False, soft_wrap=True)
     if not finished:
         err.print("not done: the same command goes on", highlight=False)

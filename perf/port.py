@@ -378,13 +378,13 @@ def say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
-def run(order: Order, done: Journal, steps: tuple[Step, ...] = STEPS) -> bool:
-    """Do what is left to do, in the time there is; whether nothing is left."""
+def run(order: Order, done: Journal, steps: tuple[Step, ...] = STEPS, report: Callable[[], Any] = lambda: None) -> bool:
+    """Do what is left to do, in the time there is; whether nothing is left. `report` is called now and then."""
     clock = Clock(order.limit_s)
-    return all(_step(step, order, done, clock) for step in steps)
+    return all(_step(step, order, done, clock, report) for step in steps)
 
 
-def _step(step: Step, order: Order, done: Journal, clock: Clock) -> bool:
+def _step(step: Step, order: Order, done: Journal, clock: Clock, report: Callable[[], Any]) -> bool:
     parts = step.parts(order, done)
     left = [part for part in parts if part not in done.of(step.name)]
     if not left:
@@ -405,12 +405,14 @@ def _step(step: Step, order: Order, done: Journal, clock: Clock) -> bool:
         if time.time() - said > QUIET_S:
             said = time.time()
             say(f"[{clock.spent:4.0f} s] {step.name} {count}/{len(left)}: {' '.join(part)[:120]}")
+            report()
         # so that what it took is known, though the call be killed
         done.add("seconds", (step.name, f"{begun:.3f}"), round(time.time() - begun, 1))
         if clock.left <= 0 and count < len(left):
             break
     found.close()
     done.add("seconds", (step.name, f"{begun:.3f}"), round(time.time() - begun, 1))
+    report()
     over = count == len(left) or step.name == "compile" or (step.name == "tune" and _tuned(order, done))
     say(f"[{clock.spent:4.0f} s] {step.name}: {count} done{'' if over else f', {len(left) - count} left'}")
     return over

@@ -60,6 +60,13 @@ def test_every_model_is_of_a_known_architecture():
     assert {model.arch for _, model in gpu._MODELS} <= set(gpu.ARCHS)
 
 
+def test_the_facts_of_an_architecture_are_the_same_wherever_they_stand():
+    from draftwood.kernels.config import FAMILIES
+
+    listed = {name: kib for family in FAMILIES for name, kib in family.items()}
+    assert listed == {name: arch.shared // 1024 for name, arch in gpu.ARCHS.items()}
+
+
 def test_a_kernel_that_stops_compiling_or_starts_to_spill_is_worse_and_nothing_else():
     broken, spilling = replace(GOOD, error="CompileError: no"), replace(GOOD, spills=8)
     (text,) = matrix.worse([broken], [GOOD])
