@@ -14,23 +14,27 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .config import pick
+from .lib.device import multiply
+from .lib.early import early, prefetch, wait
+from .lib.factors import factors
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
-from .lib.wy import product, span, unit_lower_inverse
+from .lib.wy import outlined, product, thirds
 
 CHUNKED_FROM = 16
 
 
 @dataclass(frozen=True)
 class Config:
-    BLOCK_T: int = 32
-    BLOCK_K: int = 32
-    BLOCK_V: int = 32
+    BLOCK_T: int = 64
+    BLOCK_V: int = 64
     num_warps: int = 4
-    num_stages: int = 2
+    factor_warps: int = 4
+    num_stages: int = 1
     # how chunks multiply f32, see lib/wy.py
-    precision: str = "ieee"
+    precision: str = "auto"
 
 
 @triton.jit
@@ -72,74 +76,111 @@ def _gdn_recurrent(
 
 
 @triton.jit
-def _gdn_chunked(
-    q, s_q_b, s_q_t,
-    k, s_k_b, s_k_t,
-    v, s_v_b, s_v_t,
-    a, s_a_b, s_a_t,
-    b, s_b_b, s_b_t,
+def _gdn_step(
+    q, s_q_b,
+    k, s_k_b,
+    v, s_v_b,
+    a, s_a_b,
+    b, s_b_b,
     A,
     dt_bias,
     state,
     o,
-    T, HK, HV,
-    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
-    LEVELS: tl.constexpr, TILED: tl.constexpr, PRECISION: tl.constexpr,
+    HK, HV,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, TILED: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    i_b, i_h = (tl.program_id(0) // HV).to(tl.int64), tl.program_id(0) % HV
+    i_v, i_h, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_k = key_head(i_h, HK, HV, TILED)
-    o_t, o_k = tl.arange(0, BT), tl.arange(0, BK)
-    o_v = tl.program_id(1) * BV + tl.arange(0, BV)
-    p_q, p_k = q + i_b * s_q_b + i_k * K + o_k[None, :], k + i_b * s_k_b + i_k * K + o_k[None, :]
-    p_v, p_o = v + i_b * s_v_b + i_h * V + o_v[None, :], o + (i_b * T * HV + i_h) * V + o_v[None, :]
-    p_a, p_b = a + i_b * s_a_b + i_h, b + i_b * s_b_b + i_h
-    p_s = state + ((i_b * HV + i_h) * V + o_v[:, None]) * K + o_k[None, :]
+    o_k = tl.arange(0, K)
+    o_v = i_v * BV + tl.arange(0, BV)
+    p_s = state + (i_b * HV + i_h) * V * K
+    if EARLY:
+        prefetch(p_s + i_v * BV * K, BV * K * (state.dtype.element_ty.primitive_bitwidth // 8))
     b_A, b_bias = tl.load(A + i_h), tl.load(dt_bias + i_h)
-    # a chain: everything before a token is above it
-    m_above = (o_t[:, None] >= o_t[None, :]).to(tl.int32)
-    for start in range(0, T, BT):
-        o_i = start + o_t
-        m_i = o_i < T
-        r_i = o_i.to(tl.int64)
-        b_v = tl.load(p_v + r_i[:, None] * s_v_t, mask=m_i[:, None], other=0.0).to(tl.float32)  # [BT, BV]
-        b_g = log_decay(tl.load(p_a + r_i * s_a_t, mask=m_i, other=0.0).to(tl.float32), b_bias, b_A)  # [BT]
-        # past the end nothing decays and nothing is written
-        b_g = tl.where(m_i, b_g, 0.0)
-        b_beta = tl.sigmoid(tl.load(p_b + r_i * s_b_t, mask=m_i, other=0.0).to(tl.float32))
-        b_kk, b_qk = tl.zeros((BT, BT), tl.float32), tl.zeros((BT, BT), tl.float32)
-        b_ks, b_qs = tl.zeros((BT, BV), tl.float32), tl.zeros((BT, BV), tl.float32)
-        b_rk, b_rq = tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32)
-        for i_c in range(0, K, BK):
-            b_q = tl.load(p_q + r_i[:, None] * s_q_t + i_c, mask=m_i[:, None], other=0.0)  # [BT, BK]
-            b_k = tl.load(p_k + r_i[:, None] * s_k_t + i_c, mask=m_i[:, None], other=0.0)
-            b_s = tl.trans(tl.load(p_s + i_c))  # [BK, BV]
-            b_rk += squares(b_k, 1)
-            b_rq += squares(b_q, 1)
-            b_kk = product(b_k, tl.trans(b_k), b_kk, PRECISION)
-            b_qk = product(b_q, tl.trans(b_k), b_qk, PRECISION)
-            b_ks = product(b_k, b_s, b_ks, PRECISION)
-            b_qs = product(b_q, b_s, b_qs, PRECISION)
-        # norms come after the dots, which so stay exact on halves
-        b_rk = tl.rsqrt(b_rk + 1e-6)
-        b_rq = tl.rsqrt(b_rq + 1e-6) * K**-0.5
-        b_decay = tl.exp(span(m_above, m_above, b_g, BT, PRECISION)) * b_rk[None, :]
-        b_a = tl.where(o_t[:, None] > o_t[None, :], b_kk * b_decay * (b_beta * b_rk)[:, None], 0.0)
-        b_p = tl.where(m_above != 0, b_qk * b_decay * b_rq[:, None], 0.0)
-        b_e = tl.exp(tl.sum(tl.where(m_above != 0, b_g[None, :], 0.0), 1))
-        b_u = b_beta[:, None] * (b_v - b_ks * (b_e * b_rk)[:, None])
-        b_x = unit_lower_inverse(b_a, BT, LEVELS, PRECISION)
-        b_u = product(b_x, b_u, tl.zeros((BT, BV), tl.float32), PRECISION)
-        b_o = product(b_p, b_u, b_qs * (b_e * b_rq)[:, None], PRECISION)
-        tl.store(p_o + r_i[:, None] * HV * V, b_o.to(o.dtype.element_ty), mask=m_i[:, None])
-        b_after = tl.exp(tl.sum(tl.where(m_above != 0, 0.0, b_g[None, :]), 1))
-        b_u = tl.trans(b_u * (b_after * b_rk)[:, None])  # [BV, BT]
-        # S lies in memory, in L2 that is: other threads than those that read it write it, and again
-        tl.debug_barrier()
-        for i_c in range(0, K, BK):
-            b_k = tl.load(p_k + r_i[:, None] * s_k_t + i_c, mask=m_i[:, None], other=0.0)
-            b_s = tl.load(p_s + i_c) * tl.exp(tl.sum(b_g, 0))  # [BV, BK]
-            tl.store(p_s + i_c, product(b_u, b_k, b_s, PRECISION))
-        tl.debug_barrier()
+    if EARLY:
+        wait()
+    p_s += o_v[:, None] * K + o_k[None, :]
+    b_s = tl.load(p_s).to(tl.float32)  # [BV, K]
+    b_k = tl.load(k + i_b * s_k_b + i_k * K + o_k).to(tl.float32)
+    b_q = tl.load(q + i_b * s_q_b + i_k * K + o_k).to(tl.float32)
+    b_a, b_b = tl.load(a + i_b * s_a_b + i_h).to(tl.float32), tl.load(b + i_b * s_b_b + i_h).to(tl.float32)
+    b_v = tl.load(v + i_b * s_v_b + i_h * V + o_v).to(tl.float32)
+    b_rk = tl.rsqrt(squares(b_k, 0) + 1e-6)
+    b_rq = tl.rsqrt(squares(b_q, 0) + 1e-6) * K**-0.5
+    b_e = tl.exp(log_decay(b_a, b_bias, b_A))
+    # the sums over K wait for nothing but the loads: S q = e^g S_old q + u k.q
+    b_ks, b_qs = tl.sum(b_s * b_k[None, :], 1), tl.sum(b_s * b_q[None, :], 1)
+    b_u = tl.sigmoid(b_b) * (b_v - (b_e * b_rk) * b_ks) * b_rk  # [BV]
+    tl.store(p_s, (b_e * b_s + b_u[:, None] * b_k[None, :]).to(state.dtype.element_ty))
+    b_o = (b_e * b_qs + b_u * tl.sum(b_k * b_q, 0)) * b_rq
+    tl.store(o + (i_b * HV + i_h) * V + o_v, b_o.to(o.dtype.element_ty))
+
+
+@triton.jit
+def _gdn_chunks(
+    q, k, v, planes, o,
+    gates,
+    state,
+    NT, HK, HV,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, PLANES: tl.constexpr, STAGES: tl.constexpr,
+    TILED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    i_v, i_h, i_b = tl.program_id(0) * BV, tl.program_id(1), tl.program_id(2)
+    i_k, r_b = key_head(i_h, HK, HV, TILED) * K, i_b.to(tl.int64)
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, K)
+    p_s = state + ((r_b * HV + i_h) * V + i_v + tl.arange(0, BV)[:, None]) * K + o_k[None, :]
+    # no launch since the one that this one follows has written the state
+    b_s = tl.load(p_s).to(tl.float32)  # [BV, K]
+    if EARLY:
+        wait()
+    for i_c in tl.range(0, NT, num_stages=STAGES):
+        b_k = k.load([i_b, i_c * BT, i_k]).reshape(BT, K)
+        b_q = q.load([i_b, i_c * BT, i_k]).reshape(BT, K)
+        b_v = tl.trans(v.load([i_b, i_c * BT, i_h * V + i_v]).reshape(BT, BV)).to(tl.float32)
+        i_n = (i_b * NT + i_c) * HV + i_h
+        p_gates = gates + i_n.to(tl.int64) * 4 * BT
+        b_c, b_e = tl.load(p_gates + o_t), tl.load(p_gates + BT + o_t)
+        b_d, b_last = tl.load(p_gates + 2 * BT + o_t), tl.load(p_gates + 3 * BT)
+        b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
+        b_qs = outlined(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION, EXACT)
+        b_r = b_v - b_ks * b_c[None, :]
+        if PRECISION == "bf16":
+            x_high = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
+            x_mid = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
+            x_low = tl.trans(planes.load([i_n, 2 * BT, 0]).reshape(BT, BT))
+            p_high = tl.trans(planes.load([i_n, 3 * BT, 0]).reshape(BT, BT))
+            p_mid = tl.trans(planes.load([i_n, 4 * BT, 0]).reshape(BT, BT))
+            r_high, r_mid, r_low = thirds(b_r)
+            b_u = tl.dot(r_low, x_high)
+            b_u = tl.dot(r_high, x_low, b_u)
+            b_u = tl.dot(r_mid, x_mid, b_u)
+            b_u = tl.dot(r_mid, x_high, b_u)
+            b_u = tl.dot(r_high, x_mid, b_u)
+            b_u = tl.dot(r_high, x_high, b_u)
+            u_high, u_mid, u_low = thirds(b_u)
+            b_o = b_qs * b_e[None, :]
+            if EXACT:
+                b_o = tl.dot(u_low, p_high, b_o)
+                b_o = tl.dot(u_high, tl.trans(planes.load([i_n, 5 * BT, 0]).reshape(BT, BT)), b_o)
+                b_o = tl.dot(u_mid, p_mid, b_o)
+            b_o = tl.dot(u_mid, p_high, b_o)
+            b_o = tl.dot(u_high, p_mid, b_o)
+            b_o = tl.dot(u_high, p_high, b_o)
+        else:
+            b_x = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
+            b_p = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
+            b_u = product(b_r, b_x, tl.zeros((BV, BT), tl.float32), PRECISION)
+            b_o = product(b_u, b_p, b_qs * b_e[None, :], PRECISION)
+        o.store([i_b, i_c * BT, i_h * V + i_v], tl.trans(b_o).to(o.dtype).reshape(1, BT, BV))
+        # the sum apart: tensor cores cut the low bits of what they add to
+        b_s = b_last * b_s + product(b_u * b_d[None, :], b_k, tl.zeros((BV, K), tl.float32), PRECISION)
+    tl.store(p_s, b_s.to(state.dtype.element_ty))
+
+
+def described(x: torch.Tensor, BT: int, width: int) -> TensorDescriptor:
+    """[BT, width] tiles of the rows of x [B, T, heads, channels]; what lies past the last is 0 and is not written."""
+    (B, T, H, C), (step, row) = x.shape, x.stride()[:2]
+    return TensorDescriptor(x, [B, T, H * C], [step, row, 1], [1, BT, width])
 
 
 def gdn_prefill(
@@ -157,23 +198,33 @@ def gdn_prefill(
     (B, T, Hv, V), (Hk, K) = v.shape, k.shape[2:]
     tensors = {"q": q, "k": k, "v": v, "a": a, "b": b, "A": A, "dt_bias": dt_bias, "state": state}
     check_heads("gdn_prefill", tensors, (A, dt_bias, state), head_map)
-    config = config or pick("gdn_prefill", Config(), v.device, B=B, T=T, Hk=Hk, Hv=Hv, K=K, V=V)
-    tokens = [part for name in ("q", "k", "v", "a", "b") for part in rows("gdn_prefill", name, tensors[name])]
+    sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
+    default = Config() if T >= CHUNKED_FROM else Config(BLOCK_V=8, num_warps=1)
+    config = config or pick("gdn_prefill", default, v.device, **sizes, V=V)
+    row = {name: rows("gdn_prefill", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
-    BV = min(config.BLOCK_V, V)
-    grid = (B * Hv, V // BV)
+    BV, overlap = min(config.BLOCK_V, V), early(v.device)
     heads = {"K": K, "V": V, "BV": BV, "TILED": head_map == "tiled", "num_warps": config.num_warps}
-    if T < CHUNKED_FROM:
-        _gdn_recurrent[grid](*tokens, A, dt_bias, state, o, T, Hk, Hv, **heads)
+    launch = {"EARLY": overlap, **({"launch_pdl": True} if overlap else {})}
+    if T == 1:
+        tokens = [part for name in row for part in row[name][:2]]
+        _gdn_step[(V // BV, Hv, B)](*tokens, A, dt_bias, state, o, Hk, Hv, **heads, **launch)
         return o
-    BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T)))
-    blocks = {"BT": BT, "BK": min(config.BLOCK_K, K), "LEVELS": BT.bit_length() - 1}
-    # between chunks the state stays in f32
-    work = state if state.dtype == torch.float32 else state.float()
-    _gdn_chunked[grid](
-        *tokens, A, dt_bias, work, o, T, Hk, Hv,
-        PRECISION=config.precision, num_stages=config.num_stages, **blocks, **heads,
+    if T < CHUNKED_FROM:
+        tokens = [part for name in row for part in row[name]]
+        _gdn_recurrent[(B * Hv, V // BV)](*tokens, A, dt_bias, state, o, T, Hk, Hv, **heads)
+        return o
+    exact, precision = v.dtype == torch.float32, multiply(config.precision, v.device)
+    # without tensor cores a block of 64 squared is too much
+    BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T))) if precision != "ieee" else 16
+    planes, gates, count = factors(
+        row, A, dt_bias, None, sizes, BT, head_map == "tiled", exact, precision, config.factor_warps, overlap
+    )
+    NT = triton.cdiv(T, BT)
+    tiles = [described(x, BT, size) for x, size in ((q, K), (k, K), (v, BV))]
+    held = TensorDescriptor(planes, [B * NT * Hv, count * BT, BT], [count * BT * BT, BT, 1], [1, BT, BT])
+    _gdn_chunks[(V // BV, Hv, B)](
+        *tiles, held, described(o, BT, BV), gates, state, NT, Hk, Hv,
+        BT=BT, PLANES=count, STAGES=config.num_stages, EXACT=exact, PRECISION=precision, **heads, **launch,
     )  # fmt: skip
-    if work is not state:
-        state.copy_(work)
     return o

@@ -60,6 +60,14 @@ def _capability(device: torch.device) -> int:
     return target.arch if target.backend == "cuda" else 0
 
 
+def multiply(precision: str, device: torch.device) -> str:
+    """How f32 are multiplied here (lib/wy.py) where a config says auto: on bf16 tensor cores where there are any."""
+    if precision != "auto":
+        return precision
+    cores = device.type != "cuda" or torch.version.hip is not None or int(arch(device)[2:]) >= 80
+    return "bf16" if cores else "ieee"
+
+
 @triton.jit
 def _probe():
     pass
