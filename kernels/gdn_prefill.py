@@ -19,9 +19,9 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from .config import pick
 from .lib.device import multiply
 from .lib.early import early, prefetch, wait
-from .lib.factors import factors
+from .lib.factors import GATES, factors
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
-from .lib.wy import outlined, product, thirds
+from .lib.wy import pair, power, product
 
 CHUNKED_FROM = 16
 
@@ -122,8 +122,8 @@ def _gdn_chunks(
     gates,
     state,
     NT, HK, HV,
-    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, PLANES: tl.constexpr, STAGES: tl.constexpr,
-    TILED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr,
+    FORM: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     i_v, i_h, i_b = tl.program_id(0) * BV, tl.program_id(1), tl.program_id(2)
     i_k, r_b = key_head(i_h, HK, HV, TILED) * K, i_b.to(tl.int64)
@@ -138,42 +138,42 @@ def _gdn_chunks(
         b_q = q.load([i_b, i_c * BT, i_k]).reshape(BT, K)
         b_v = tl.trans(v.load([i_b, i_c * BT, i_h * V + i_v]).reshape(BT, BV)).to(tl.float32)
         i_n = (i_b * NT + i_c) * HV + i_h
-        p_gates = gates + i_n.to(tl.int64) * 4 * BT
+        p_gates = gates + i_n.to(tl.int64) * GATES * BT
         b_c, b_e = tl.load(p_gates + o_t), tl.load(p_gates + BT + o_t)
         b_d, b_last = tl.load(p_gates + 2 * BT + o_t), tl.load(p_gates + 3 * BT)
-        b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
-        b_qs = outlined(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION, EXACT)
-        b_r = b_v - b_ks * b_c[None, :]
-        if PRECISION == "bf16":
+        if FORM == "f16":
+            b_beta = tl.load(p_gates + 4 * BT + o_t)
             x_high = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
-            x_mid = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
-            x_low = tl.trans(planes.load([i_n, 2 * BT, 0]).reshape(BT, BT))
-            p_high = tl.trans(planes.load([i_n, 3 * BT, 0]).reshape(BT, BT))
-            p_mid = tl.trans(planes.load([i_n, 4 * BT, 0]).reshape(BT, BT))
-            r_high, r_mid, r_low = thirds(b_r)
+            x_low = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
+            b_p = tl.trans(planes.load([i_n, 2 * BT, 0]).reshape(BT, BT))
+            # every row has its own power of two
+            s_up, s_down = power(tl.max(tl.abs(b_s), 1), 12)
+            s_high, s_low = pair(b_s * s_up[:, None])
+            b_ks = tl.dot(s_low, tl.trans(b_k))
+            b_ks = tl.dot(s_high, tl.trans(b_k), b_ks)
+            b_qs = tl.dot(s_high, tl.trans(b_q))
+            b_r = b_v * b_beta[None, :] - b_ks * s_down[:, None] * b_c[None, :]
+            # no element of X is larger than 1: u is below 2^15, and no smaller than r / BT
+            r_up, r_down = power(tl.max(tl.abs(b_r), 1), 8)
+            r_high, r_low = pair(b_r * r_up[:, None])
             b_u = tl.dot(r_low, x_high)
             b_u = tl.dot(r_high, x_low, b_u)
-            b_u = tl.dot(r_mid, x_mid, b_u)
-            b_u = tl.dot(r_mid, x_high, b_u)
-            b_u = tl.dot(r_high, x_mid, b_u)
-            b_u = tl.dot(r_high, x_high, b_u)
-            u_high, u_mid, u_low = thirds(b_u)
-            b_o = b_qs * b_e[None, :]
-            if EXACT:
-                b_o = tl.dot(u_low, p_high, b_o)
-                b_o = tl.dot(u_high, tl.trans(planes.load([i_n, 5 * BT, 0]).reshape(BT, BT)), b_o)
-                b_o = tl.dot(u_mid, p_mid, b_o)
-            b_o = tl.dot(u_mid, p_high, b_o)
-            b_o = tl.dot(u_high, p_mid, b_o)
-            b_o = tl.dot(u_high, p_high, b_o)
+            b_u = tl.dot(r_high, x_high, b_u) * (1.0 / 8192)
+            b_o = tl.dot(b_u.to(tl.float16), b_p) * r_down[:, None] + b_qs * s_down[:, None] * b_e[None, :]
+            d_high, d_low = pair(b_u * b_d[None, :])
+            b_fold = tl.dot(d_low, b_k)
+            b_fold = tl.dot(d_high, b_k, b_fold) * r_down[:, None]
         else:
             b_x = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
             b_p = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
-            b_u = product(b_r, b_x, tl.zeros((BV, BT), tl.float32), PRECISION)
+            b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
+            b_qs = product(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION)
+            b_u = product(b_v - b_ks * b_c[None, :], b_x, tl.zeros((BV, BT), tl.float32), PRECISION)
             b_o = product(b_u, b_p, b_qs * b_e[None, :], PRECISION)
+            b_fold = product(b_u * b_d[None, :], b_k, tl.zeros((BV, K), tl.float32), PRECISION)
         o.store([i_b, i_c * BT, i_h * V + i_v], tl.trans(b_o).to(o.dtype).reshape(1, BT, BV))
         # the sum apart: tensor cores cut the low bits of what they add to
-        b_s = b_last * b_s + product(b_u * b_d[None, :], b_k, tl.zeros((BV, K), tl.float32), PRECISION)
+        b_s = b_last * b_s + b_fold
     tl.store(p_s, b_s.to(state.dtype.element_ty))
 
 
@@ -214,17 +214,18 @@ def gdn_prefill(
         tokens = [part for name in row for part in row[name]]
         _gdn_recurrent[(B * Hv, V // BV)](*tokens, A, dt_bias, state, o, T, Hk, Hv, **heads)
         return o
-    exact, precision = v.dtype == torch.float32, multiply(config.precision, v.device)
+    precision = multiply(config.precision, v.device)
     # without tensor cores a block of 64 squared is too much
     BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T))) if precision != "ieee" else 16
-    planes, gates, count = factors(
-        row, A, dt_bias, None, sizes, BT, head_map == "tiled", exact, precision, config.factor_warps, overlap
-    )
+    form = "f16" if config.precision == "auto" and precision == "bf16" and v.dtype != torch.float32 else "f32"
+    tiled = head_map == "tiled"
+    made = factors(row, A, dt_bias, None, sizes, BT, tiled, form, True, precision, config.factor_warps, overlap)
     NT = triton.cdiv(T, BT)
+    k, q = made.halves if form == "f16" else (k, q)
     tiles = [described(x, BT, size) for x, size in ((q, K), (k, K), (v, BV))]
-    held = TensorDescriptor(planes, [B * NT * Hv, count * BT, BT], [count * BT * BT, BT, 1], [1, BT, BT])
+    held = TensorDescriptor(made.planes, [B * NT * Hv, made.count * BT, BT], [made.count * BT * BT, BT, 1], [1, BT, BT])
     _gdn_chunks[(V // BV, Hv, B)](
-        *tiles, held, described(o, BT, BV), gates, state, NT, Hk, Hv,
-        BT=BT, PLANES=count, STAGES=config.num_stages, EXACT=exact, PRECISION=precision, **heads, **launch,
+        *tiles, held, described(o, BT, BV), made.gates, state, NT, Hk, Hv,
+        BT=BT, STAGES=config.num_stages, FORM=form, PRECISION=precision, **heads, **launch,
     )  # fmt: skip
     return o

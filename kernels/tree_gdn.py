@@ -24,7 +24,7 @@ import triton.language as tl
 from .config import pick
 from .lib.device import multiply
 from .lib.early import early, prefetch, wait
-from .lib.factors import factored, factors, node_gates, through_p, through_x
+from .lib.factors import GATES, factored, factors, node_gates, through_p, through_x
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
 from .lib.wy import outlined, product, span, unit_lower_inverse
 
@@ -82,7 +82,7 @@ def _tree_gdn_fused(
     b_s = tl.load(p_s + o_v[:, None] * K + o_k[None, :])  # [BV, K]
     b_v = tl.load(v + i_b * s_v_b + i_h * V + r_t[None, :] * s_v_t + o_v[:, None], mask=m_t[None, :], other=0.0)
     b_g, b_beta = node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, True)
-    b_x, b_p, b_c, b_e, _, _ = factored(b_q, b_k, b_g, b_beta, m_self, K, BT, True, PRECISION)
+    b_x, b_p, b_c, b_e, _, _ = factored(b_q, b_k, b_g, b_beta, m_self, K, BT, True, "f32", PRECISION)
     b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
     b_qs = outlined(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION, EXACT)
     b_r = tl.where(m_real[None, :], b_v.to(tl.float32) - b_ks * b_c[None, :], 0.0)
@@ -126,7 +126,7 @@ def _tree_gdn_block(
     b_qs = outlined(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION, EXACT)
     if EARLY:
         wait()
-    p_planes, p_gates = planes + i_n * PLANES * BT * BT, gates + i_n * 4 * BT + o_t
+    p_planes, p_gates = planes + i_n * PLANES * BT * BT, gates + i_n * GATES * BT + o_t
     b_c, b_e = tl.load(p_gates), tl.load(p_gates + BT)
     b_r = tl.where(m_real[None, :], b_v.to(tl.float32) - b_ks * b_c[None, :], 0.0)
     b_u = through_x(b_r, p_planes, BT, PRECISION)
@@ -342,13 +342,24 @@ def tree_gdn(
                 EARLY=overlap, num_warps=config.num_warps, num_stages=1, **({"launch_pdl": True} if overlap else {}),
             )  # fmt: skip
             return o, u if strategy == "wy" else torch.empty(0, dtype=torch.float32, device=v.device)
-        planes, gates, count = factors(
-            row, A, dt_bias, ancestors, sizes, BT, tiled, exact, precision, config.factor_warps, overlap
+        made = factors(
+            row,
+            A,
+            dt_bias,
+            ancestors,
+            sizes,
+            BT,
+            tiled,
+            precision if precision == "bf16" else "f32",
+            exact,
+            precision,
+            config.factor_warps,
+            overlap,
         )
         launch = {"launch_pdl": True} if overlap else {}
         _tree_gdn_block[(V // BV, Hv, B)](
-            *row["q"], *row["k"], *row["v"], state, ancestors, planes, gates, o, u, T, Hk, Hv,
-            K=K, V=V, BT=BT, BV=BV, PLANES=count, SAVE=save, TILED=tiled, EXACT=exact, PRECISION=precision,
+            *row["q"], *row["k"], *row["v"], state, ancestors, made.planes, made.gates, o, u, T, Hk, Hv,
+            K=K, V=V, BT=BT, BV=BV, PLANES=made.count, SAVE=save, TILED=tiled, EXACT=exact, PRECISION=precision,
             EARLY=overlap, num_warps=config.num_warps, num_stages=1, **launch,
         )  # fmt: skip
     else:

@@ -9,15 +9,26 @@ k and q stay as they came, halves perhaps: their norms rk and rq lie in the gate
 terms of its sum, ready for tensor cores: three planes for X', three for P or two where o is a half.
 """
 
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
 
 from .early import wait
 from .gates import key_head, log_decay, squares
-from .wy import coarse_fine, product, thirds, unit_lower_inverse
+from .wy import coarse_fine, pair, power, product, thirds, unit_lower_inverse
 
-GATES = 4
+GATES = tl.constexpr(5)
+
+
+@dataclass(frozen=True)
+class Factors:
+    planes: torch.Tensor
+    gates: torch.Tensor
+    # k and q, where they are multiplied as f16
+    halves: torch.Tensor
+    count: int
 
 
 @triton.jit
@@ -31,9 +42,10 @@ def _factors(
     ancestors,
     planes,
     gates,
+    halves,
     T, NT, HK, HV,
     K: tl.constexpr, BT: tl.constexpr, TREE: tl.constexpr, TILED: tl.constexpr, PLANES: tl.constexpr,
-    PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    FORM: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     i_h, i_c, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_k = key_head(i_h, HK, HV, TILED)
@@ -52,11 +64,29 @@ def _factors(
     else:
         p_mask = p_a
         m_self = (o_t[:, None] >= o_t[None, :]) & m_t[:, None]
+    if FORM == "f16":
+        # a key head's first value head brings its rows into the range of f16, where a bf16 is exact
+        k_up, k_down = power(tl.max(tl.abs(b_k), 1), 0)
+        q_up, q_down = power(tl.max(tl.abs(b_q), 1), 0)
+        m_first = m_t & (i_h == (i_k if TILED else i_k * (HV // HK)))
+        p_halves = halves + ((i_b * T + r_t[:, None]) * HK + i_k) * K + o_k[None, :]
+        b_k16, b_q16 = (
+            (b_k.to(tl.float32) * k_up[:, None]).to(tl.float16),
+            (b_q.to(tl.float32) * q_up[:, None]).to(tl.float16),
+        )
+        tl.store(p_halves, b_k16, mask=m_first[:, None])
+        tl.store(p_halves + tl.num_programs(2).to(tl.int64) * T * HK * K, b_q16, mask=m_first[:, None])
     b_g, b_beta = node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, TREE)
-    b_x, b_p, b_c, b_e, b_d, b_last = factored(b_q, b_k, b_g, b_beta, m_self, K, BT, TREE, PRECISION)
+    b_x, b_p, b_c, b_e, b_d, b_last = factored(b_q, b_k, b_g, b_beta, m_self, K, BT, TREE, FORM, PRECISION)
     i_n = (i_b * NT + i_c) * HV + i_h
     p_planes = planes + i_n * PLANES * BT * BT + o_t[:, None] * BT + o_t[None, :]
-    if PRECISION == "bf16":
+    if FORM == "f16":
+        x_high, x_low = pair(b_x * 8192.0)
+        tl.store(p_planes, x_high)
+        tl.store(p_planes + BT * BT, x_low)
+        tl.store(p_planes + 2 * BT * BT, b_p.to(tl.float16))
+        b_c, b_d, b_e = b_c * b_beta * k_down, b_d * k_down, b_e * q_down
+    elif FORM == "bf16":
         x_high, x_mid, x_low = thirds(b_x)
         p_high, p_mid, p_low = thirds(b_p)
         tl.store(p_planes, x_high)
@@ -69,11 +99,12 @@ def _factors(
     else:
         tl.store(p_planes, b_x)
         tl.store(p_planes + BT * BT, b_p)
-    p_gates = gates + i_n * 4 * BT + o_t
+    p_gates = gates + i_n * GATES * BT + o_t
     tl.store(p_gates, b_c)
     tl.store(p_gates + BT, b_e)
     tl.store(p_gates + 2 * BT, b_d)
     tl.store(p_gates + 3 * BT, tl.zeros((BT,), tl.float32) + b_last)
+    tl.store(p_gates + 4 * BT, b_beta)
 
 
 @triton.jit
@@ -93,7 +124,7 @@ def node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, TREE: tl.con
 @triton.jit
 def factored(
     b_q, b_k, b_g, b_beta, m_self,
-    K: tl.constexpr, BT: tl.constexpr, TREE: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BT: tl.constexpr, TREE: tl.constexpr, FORM: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """X', P, c, e, d, last of rows i with ancestors j in the mask [BT, BT]."""
     o_t = tl.arange(0, BT)
@@ -112,7 +143,9 @@ def factored(
     m_above = m_self & (o_t[:, None] > o_t[None, :])
     b_kk = tl.where(m_above, b_kk * (b_beta * b_rk)[:, None] * b_rk[None, :], 0.0)
     # decays telescope: A and its inverse are those without any, times the decay from j to i
-    b_x = unit_lower_inverse(b_kk, BT, PRECISION) * b_decay * b_beta[None, :]
+    b_x = unit_lower_inverse(b_kk, BT, PRECISION) * b_decay
+    if FORM != "f16":
+        b_x *= b_beta[None, :]
     b_p = tl.where(m_self, b_qk * b_decay * b_rq[:, None] * b_rk[None, :], 0.0)
     b_e = tl.exp(b_far + b_near)
     b_all, b_rest = tl.sum(b_coarse, 0), tl.sum(b_fine, 0)
@@ -167,21 +200,30 @@ def factors(
     sizes: dict[str, int],
     BT: int,
     tiled: bool,
+    form: str,
     exact: bool,
     precision: str,
     num_warps: int,
     overlap: bool,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """planes, gates and how many planes; `tokens` are q, k, a, b as `gates.rows` gives them."""
+) -> Factors:
+    """`tokens` are q, k, a, b as `gates.rows` gives them."""
     B, T, Hk, Hv, K = (sizes[name] for name in ("B", "T", "Hk", "Hv", "K"))
     NT = triton.cdiv(T, BT)
-    count, dtype = (6 if exact else 5, torch.bfloat16) if precision == "bf16" else (2, torch.float32)
+    match form:
+        case "f16":
+            count, dtype = 3, torch.float16
+        case "bf16":
+            count, dtype = 6 if exact else 5, torch.bfloat16
+        case _:
+            count, dtype = 2, torch.float32
     planes = torch.empty((B, NT, Hv, count, BT, BT), dtype=dtype, device=A.device)
-    gates = torch.empty((B, NT, Hv, GATES, BT), dtype=torch.float32, device=A.device)
+    gates = torch.empty((B, NT, Hv, GATES.value, BT), dtype=torch.float32, device=A.device)
+    # k and q
+    halves = torch.empty((2, B, T, Hk, K) if form == "f16" else 0, dtype=torch.float16, device=A.device)
     launch = {"launch_pdl": True} if overlap else {}
     _factors[(Hv, NT, B)](
-        *tokens["q"], *tokens["k"], *tokens["a"], *tokens["b"], A, dt_bias, ancestors, planes, gates, T, NT, Hk, Hv,
-        K=K, BT=BT, TREE=ancestors is not None, TILED=tiled, PLANES=count, PRECISION=precision, EARLY=overlap,
-        num_warps=num_warps, num_stages=1, **launch,
+        *tokens["q"], *tokens["k"], *tokens["a"], *tokens["b"], A, dt_bias, ancestors, planes, gates, halves,
+        T, NT, Hk, Hv, K=K, BT=BT, TREE=ancestors is not None, TILED=tiled, PLANES=count, FORM=form,
+        PRECISION=precision, EARLY=overlap, num_warps=num_warps, num_stages=1, **launch,
     )  # fmt: skip
-    return planes, gates, count
+    return Factors(planes, gates, halves, count)

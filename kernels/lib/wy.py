@@ -68,6 +68,22 @@ def _upper(b_bits):
 
 
 @triton.jit
+def power(b_most, UP: tl.constexpr):
+    """The power of two that brings `b_most`, which is not negative, into [2^UP, 2^(UP+1)), and its inverse."""
+    b_exponent = b_most.to(tl.float32).to(tl.int32, bitcast=True) >> 23
+    b_exponent = tl.minimum(tl.maximum(b_exponent, UP + 1), UP + 253)
+    b_up, b_down = (UP + 254 - b_exponent) << 23, (b_exponent - UP) << 23
+    return b_up.to(tl.float32, bitcast=True), b_down.to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def pair(b_x):
+    """x as the sum of two f16: 22 bits where x is no smaller than 2^-3, an error of 2^-25 below."""
+    b_high = b_x.to(tl.float16)
+    return b_high, (b_x - b_high.to(tl.float32)).to(tl.float16)
+
+
+@triton.jit
 def outlined(b_a, b_b, b_acc, PRECISION: tl.constexpr, EXACT: tl.constexpr):
     """As `product`; unless EXACT only to the 16 bits that a sum rounded to a half needs."""
     half: tl.constexpr = b_a.dtype == b_b.dtype and b_a.dtype.primitive_bitwidth == 16
