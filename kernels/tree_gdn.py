@@ -24,7 +24,7 @@ import triton.language as tl
 from .config import pick
 from .lib.device import multiply
 from .lib.early import early, prefetch, wait
-from .lib.factors import GATES, factored, factors, node_gates, through_p, through_x
+from .lib.factors import GATES, factors, node_gates, terms, through_p, through_x
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
 from .lib.wy import outlined, product, span, unit_lower_inverse
 
@@ -82,7 +82,8 @@ def _tree_gdn_fused(
     b_s = tl.load(p_s + o_v[:, None] * K + o_k[None, :])  # [BV, K]
     b_v = tl.load(v + i_b * s_v_b + i_h * V + r_t[None, :] * s_v_t + o_v[:, None], mask=m_t[None, :], other=0.0)
     b_g, b_beta = node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, True)
-    b_x, b_p, b_c, b_e, _, _ = factored(b_q, b_k, b_g, b_beta, m_self, K, BT, True, "f32", PRECISION)
+    b_a, b_decay, b_p, b_c, b_e, _, _ = terms(b_q, b_k, b_g, b_beta, m_self, K, BT, True, PRECISION)
+    b_x = unit_lower_inverse(b_a, BT, PRECISION) * b_decay * b_beta[None, :]
     b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
     b_qs = outlined(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION, EXACT)
     b_r = tl.where(m_real[None, :], b_v.to(tl.float32) - b_ks * b_c[None, :], 0.0)

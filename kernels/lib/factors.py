@@ -77,27 +77,20 @@ def _factors(
         tl.store(p_halves, b_k16, mask=m_first[:, None])
         tl.store(p_halves + tl.num_programs(2).to(tl.int64) * T * HK * K, b_q16, mask=m_first[:, None])
     b_g, b_beta = node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, TREE)
-    b_x, b_p, b_c, b_e, b_d, b_last = factored(b_q, b_k, b_g, b_beta, m_self, K, BT, TREE, FORM, PRECISION)
+    b_a, b_decay, b_p, b_c, b_e, b_d, b_last = terms(b_q, b_k, b_g, b_beta, m_self, K, BT, TREE, PRECISION)
     i_n = (i_b * NT + i_c) * HV + i_h
     p_planes = planes + i_n * PLANES * BT * BT + o_t[:, None] * BT + o_t[None, :]
+    # what is done with goes out before the inverse, which needs the registers
     if FORM == "f16":
-        x_high, x_low = pair(b_x * 8192.0)
-        tl.store(p_planes, x_high)
-        tl.store(p_planes + BT * BT, x_low)
         tl.store(p_planes + 2 * BT * BT, b_p.to(tl.float16))
         b_c, b_d, b_e = b_c * b_beta * k_down, b_d * k_down, b_e * q_down
     elif FORM == "bf16":
-        x_high, x_mid, x_low = thirds(b_x)
         p_high, p_mid, p_low = thirds(b_p)
-        tl.store(p_planes, x_high)
-        tl.store(p_planes + BT * BT, x_mid)
-        tl.store(p_planes + 2 * BT * BT, x_low)
         tl.store(p_planes + 3 * BT * BT, p_high)
         tl.store(p_planes + 4 * BT * BT, p_mid)
         if PLANES > 5:
             tl.store(p_planes + 5 * BT * BT, p_low)
     else:
-        tl.store(p_planes, b_x)
         tl.store(p_planes + BT * BT, b_p)
     p_gates = gates + i_n * GATES * BT + o_t
     tl.store(p_gates, b_c)
@@ -105,6 +98,19 @@ def _factors(
     tl.store(p_gates + 2 * BT, b_d)
     tl.store(p_gates + 3 * BT, tl.zeros((BT,), tl.float32) + b_last)
     tl.store(p_gates + 4 * BT, b_beta)
+    b_x = unit_lower_inverse(b_a, BT, PRECISION) * b_decay
+    if FORM == "f16":
+        # up, so that the lower half is far from subnormal: few f16 are smaller than 2^-14
+        x_high, x_low = pair(b_x * 8192.0)
+        tl.store(p_planes, x_high)
+        tl.store(p_planes + BT * BT, x_low)
+    elif FORM == "bf16":
+        x_high, x_mid, x_low = thirds(b_x * b_beta[None, :])
+        tl.store(p_planes, x_high)
+        tl.store(p_planes + BT * BT, x_mid)
+        tl.store(p_planes + 2 * BT * BT, x_low)
+    else:
+        tl.store(p_planes, b_x * b_beta[None, :])
 
 
 @triton.jit
@@ -122,11 +128,14 @@ def node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, TREE: tl.con
 
 
 @triton.jit
-def factored(
+def terms(
     b_q, b_k, b_g, b_beta, m_self,
-    K: tl.constexpr, BT: tl.constexpr, TREE: tl.constexpr, FORM: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, BT: tl.constexpr, TREE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """X', P, c, e, d, last of rows i with ancestors j in the mask [BT, BT]."""
+    """For rows i with ancestors j in the mask [BT, BT]: A without decays, the decays, P, c, e, d, last.
+
+    The decays telescope: the inverse of I + A is that of I + A without any, times the decay from j to i.
+    """
     o_t = tl.arange(0, BT)
     b_coarse, b_fine = coarse_fine(b_g)
     b_kk = product(b_k, tl.trans(b_k), tl.zeros((BT, BT), tl.float32), PRECISION)
@@ -142,15 +151,11 @@ def factored(
     b_decay = tl.where(m_self, tl.exp(b_span), 0.0)
     m_above = m_self & (o_t[:, None] > o_t[None, :])
     b_kk = tl.where(m_above, b_kk * (b_beta * b_rk)[:, None] * b_rk[None, :], 0.0)
-    # decays telescope: A and its inverse are those without any, times the decay from j to i
-    b_x = unit_lower_inverse(b_kk, BT, PRECISION) * b_decay
-    if FORM != "f16":
-        b_x *= b_beta[None, :]
     b_p = tl.where(m_self, b_qk * b_decay * b_rq[:, None] * b_rk[None, :], 0.0)
     b_e = tl.exp(b_far + b_near)
     b_all, b_rest = tl.sum(b_coarse, 0), tl.sum(b_fine, 0)
     b_d = tl.exp((b_all - b_far) + (b_rest - b_near)) * b_rk
-    return b_x, b_p, b_e * b_rk, b_e * b_rq, b_d, tl.exp(b_all + b_rest)
+    return b_kk, b_decay, b_p, b_e * b_rk, b_e * b_rq, b_d, tl.exp(b_all + b_rest)
 
 
 @triton.jit
