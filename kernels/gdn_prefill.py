@@ -37,6 +37,9 @@ class Config:
     precision: str = "auto"
 
 
+SLOW = Config(BLOCK_V=8, num_warps=1)
+
+
 @triton.jit
 def _gdn_recurrent(
     q, s_q_b, s_q_t,
@@ -48,20 +51,27 @@ def _gdn_recurrent(
     dt_bias,
     state,
     o,
+    coarse,
     T, HK, HV,
-    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, TILED: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BV: tl.constexpr, TILED: tl.constexpr, WIDTH: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    i_b, i_h = (tl.program_id(0) // HV).to(tl.int64), tl.program_id(0) % HV
+    i_v, i_h, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_k = key_head(i_h, HK, HV, TILED)
     o_k = tl.arange(0, K)
-    o_v = tl.program_id(1) * BV + tl.arange(0, BV)
+    o_v = i_v * BV + tl.arange(0, BV)
+    if EARLY:
+        wait()
+    count = T
+    if WIDTH:
+        # only where chunks were too coarse
+        count = tl.where(tl.load(coarse + (i_b * HV + i_h) * (V // WIDTH) + i_v * BV // WIDTH) != 0, T, 0)
     p_q, p_k = q + i_b * s_q_b + i_k * K + o_k, k + i_b * s_k_b + i_k * K + o_k
     p_v, p_o = v + i_b * s_v_b + i_h * V + o_v, o + (i_b * T * HV + i_h) * V + o_v
     p_a, p_b = a + i_b * s_a_b + i_h, b + i_b * s_b_b + i_h
     p_s = state + ((i_b * HV + i_h) * V + o_v[:, None]) * K + o_k[None, :]
-    b_s = tl.load(p_s).to(tl.float32)  # [BV, K]
+    b_s = tl.load(p_s, mask=count > 0, other=0.0).to(tl.float32)  # [BV, K]
     b_A, b_bias = tl.load(A + i_h), tl.load(dt_bias + i_h)
-    for _ in range(T):
+    for _ in range(count):
         b_q, b_k = tl.load(p_q).to(tl.float32), tl.load(p_k).to(tl.float32)
         b_v = tl.load(p_v).to(tl.float32)
         b_k *= tl.rsqrt(squares(b_k, 0) + 1e-6)
@@ -72,7 +82,7 @@ def _gdn_recurrent(
         tl.store(p_o, tl.sum(b_s * b_q[None, :], 1).to(o.dtype.element_ty))
         p_q, p_k, p_v, p_a, p_b = p_q + s_q_t, p_k + s_k_t, p_v + s_v_t, p_a + s_a_t, p_b + s_b_t
         p_o += HV * V
-    tl.store(p_s, b_s.to(state.dtype.element_ty))
+    tl.store(p_s, b_s.to(state.dtype.element_ty), mask=count > 0)
 
 
 @triton.jit
@@ -121,6 +131,7 @@ def _gdn_chunks(
     q, k, v, planes, o,
     gates,
     state,
+    coarse,
     NT, HK, HV,
     K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr,
     FORM: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
@@ -133,6 +144,7 @@ def _gdn_chunks(
     b_s = tl.load(p_s).to(tl.float32)  # [BV, K]
     if EARLY:
         wait()
+    b_step = tl.zeros((BV,), tl.float32)
     for i_c in tl.range(0, NT, num_stages=STAGES):
         b_k = k.load([i_b, i_c * BT, i_k]).reshape(BT, K)
         b_q = q.load([i_b, i_c * BT, i_k]).reshape(BT, K)
@@ -154,7 +166,9 @@ def _gdn_chunks(
             b_qs = tl.dot(s_high, tl.trans(b_q))
             b_r = b_v * b_beta[None, :] - b_ks * s_down[:, None] * b_c[None, :]
             # no element of X is larger than 1: u is below 2^15, and no smaller than r / BT
-            r_up, r_down = power(tl.max(tl.abs(b_r), 1), 8)
+            b_most = tl.max(tl.abs(b_r), 1)
+            r_up, r_down = power(b_most, 8)
+            b_step = b_last * b_step + tl.where(b_most > 0, r_down, 0.0)
             r_high, r_low = pair(b_r * r_up[:, None])
             b_u = tl.dot(r_low, x_high)
             b_u = tl.dot(r_high, x_low, b_u)
@@ -174,7 +188,11 @@ def _gdn_chunks(
         o.store([i_b, i_c * BT, i_h * V + i_v], tl.trans(b_o).to(o.dtype).reshape(1, BT, BV))
         # the sum apart: tensor cores cut the low bits of what they add to
         b_s = b_last * b_s + b_fold
-    tl.store(p_s, b_s.to(state.dtype.element_ty))
+    good = True
+    if FORM == "f16":
+        good = tl.max(b_step, 0) <= tl.max(tl.max(tl.abs(b_s), 1), 0)
+        tl.store(coarse + (r_b * HV + i_h) * tl.num_programs(0) + tl.program_id(0), tl.where(good, 0, 1))
+    tl.store(p_s, b_s.to(state.dtype.element_ty), mask=good)
 
 
 def described(x: torch.Tensor, BT: int, width: int) -> TensorDescriptor:
@@ -199,33 +217,41 @@ def gdn_prefill(
     tensors = {"q": q, "k": k, "v": v, "a": a, "b": b, "A": A, "dt_bias": dt_bias, "state": state}
     check_heads("gdn_prefill", tensors, (A, dt_bias, state), head_map)
     sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
-    default = Config() if T >= CHUNKED_FROM else Config(BLOCK_V=8, num_warps=1)
+    default = Config() if T >= CHUNKED_FROM else SLOW
     config = config or pick("gdn_prefill", default, v.device, **sizes, V=V)
     row = {name: rows("gdn_prefill", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
-    BV, overlap = min(config.BLOCK_V, V), early(v.device)
-    heads = {"K": K, "V": V, "BV": BV, "TILED": head_map == "tiled", "num_warps": config.num_warps}
-    launch = {"EARLY": overlap, **({"launch_pdl": True} if overlap else {})}
+    BV, tiled, overlap = min(config.BLOCK_V, V), head_map == "tiled", early(v.device)
+    heads = {"K": K, "V": V, "TILED": tiled, "EARLY": overlap, **({"launch_pdl": True} if overlap else {})}
     if T == 1:
         tokens = [part for name in row for part in row[name][:2]]
-        _gdn_step[(V // BV, Hv, B)](*tokens, A, dt_bias, state, o, Hk, Hv, **heads, **launch)
+        _gdn_step[(V // BV, Hv, B)](
+            *tokens, A, dt_bias, state, o, Hk, Hv, BV=BV, num_warps=config.num_warps, **heads
+        )  # fmt: skip
         return o
+    tokens = [*(part for name in row for part in row[name]), A, dt_bias, state, o]
     if T < CHUNKED_FROM:
-        tokens = [part for name in row for part in row[name]]
-        _gdn_recurrent[(B * Hv, V // BV)](*tokens, A, dt_bias, state, o, T, Hk, Hv, **heads)
+        _gdn_recurrent[(V // BV, Hv, B)](
+            *tokens, o, T, Hk, Hv, BV=BV, WIDTH=0, num_warps=config.num_warps, **heads
+        )  # fmt: skip
         return o
     precision = multiply(config.precision, v.device)
     # without tensor cores a block of 64 squared is too much
     BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T))) if precision != "ieee" else 16
     form = "f16" if config.precision == "auto" and precision == "bf16" and v.dtype != torch.float32 else "f32"
-    tiled = head_map == "tiled"
     made = factors(row, A, dt_bias, None, sizes, BT, tiled, form, True, precision, config.factor_warps, overlap)
     NT = triton.cdiv(T, BT)
     k, q = made.halves if form == "f16" else (k, q)
     tiles = [described(x, BT, size) for x, size in ((q, K), (k, K), (v, BV))]
     held = TensorDescriptor(made.planes, [B * NT * Hv, made.count * BT, BT], [made.count * BT * BT, BT, 1], [1, BT, BT])
+    coarse = torch.empty((B, Hv, V // BV), dtype=torch.int32, device=v.device)
     _gdn_chunks[(V // BV, Hv, B)](
-        *tiles, held, described(o, BT, BV), made.gates, state, NT, Hk, Hv,
-        BT=BT, STAGES=config.num_stages, FORM=form, PRECISION=precision, **heads, **launch,
+        *tiles, held, described(o, BT, BV), made.gates, state, coarse, NT, Hk, Hv,
+        BT=BT, BV=BV, STAGES=config.num_stages, FORM=form, PRECISION=precision, num_warps=config.num_warps, **heads,
     )  # fmt: skip
+    if form == "f16":
+        rows_each = min(SLOW.BLOCK_V, BV)
+        _gdn_recurrent[(V // rows_each, Hv, B)](
+            *tokens, coarse, T, Hk, Hv, BV=rows_each, WIDTH=BV, num_warps=SLOW.num_warps, **heads
+        )  # fmt: skip
     return o
