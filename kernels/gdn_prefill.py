@@ -158,25 +158,22 @@ def _gdn_chunks(
             x_high = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
             x_low = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
             b_p = tl.trans(planes.load([i_n, 2 * BT, 0]).reshape(BT, BT))
-            # every row has its own power of two
-            s_up, s_down = power(tl.max(tl.abs(b_s), 1), 12)
-            s_high, s_low = pair(b_s * s_up[:, None])
+            # a row of S and its r <= |v| + |S| sqrt(K) share a power of two: u, at most BT times r, stays below 2^15
+            b_most = tl.maximum(4.0 * tl.max(tl.abs(b_s), 1), tl.max(tl.abs(b_v), 1))
+            b_up, b_down = power(b_most, 6)
+            b_step = b_last * b_step + tl.where(b_most > 0, b_down, 0.0)
+            s_high, s_low = pair(b_s * b_up[:, None])
             b_ks = tl.dot(s_low, tl.trans(b_k))
             b_ks = tl.dot(s_high, tl.trans(b_k), b_ks)
             b_qs = tl.dot(s_high, tl.trans(b_q))
-            b_r = b_v * b_beta[None, :] - b_ks * s_down[:, None] * b_c[None, :]
-            # no element of X is larger than 1: u is below 2^15, and no smaller than r / BT
-            b_most = tl.max(tl.abs(b_r), 1)
-            r_up, r_down = power(b_most, 8)
-            b_step = b_last * b_step + tl.where(b_most > 0, r_down, 0.0)
-            r_high, r_low = pair(b_r * r_up[:, None])
+            r_high, r_low = pair(b_v * b_up[:, None] * b_beta[None, :] - b_ks * b_c[None, :])
             b_u = tl.dot(r_low, x_high)
             b_u = tl.dot(r_high, x_low, b_u)
             b_u = tl.dot(r_high, x_high, b_u) * (1.0 / 8192)
-            b_o = tl.dot(b_u.to(tl.float16), b_p) * r_down[:, None] + b_qs * s_down[:, None] * b_e[None, :]
+            b_o = tl.dot(b_u.to(tl.float16), b_p, b_qs * b_e[None, :]) * b_down[:, None]
             d_high, d_low = pair(b_u * b_d[None, :])
             b_fold = tl.dot(d_low, b_k)
-            b_fold = tl.dot(d_high, b_k, b_fold) * r_down[:, None]
+            b_fold = tl.dot(d_high, b_k, b_fold) * b_down[:, None]
         else:
             b_x = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
             b_p = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
@@ -190,7 +187,7 @@ def _gdn_chunks(
         b_s = b_last * b_s + b_fold
     good = True
     if FORM == "f16":
-        good = tl.max(b_step, 0) <= tl.max(tl.max(tl.abs(b_s), 1), 0)
+        good = tl.max(b_step, 0) <= 2.0 * tl.max(tl.max(tl.abs(b_s), 1), 0)
         tl.store(coarse + (r_b * HV + i_h) * tl.num_programs(0) + tl.program_id(0), tl.where(good, 0, 1))
     tl.store(p_s, b_s.to(state.dtype.element_ty), mask=good)
 

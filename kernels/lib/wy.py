@@ -181,7 +181,8 @@ def _quartered(b_a, N: tl.constexpr, M: tl.constexpr):
     b_left, b_right = tl.split(tl.permute(tl.reshape(b_a, (N, 2, M, 2, M)), (0, 2, 4, 1, 3)))
     b_00, b_10 = tl.split(b_left)
     _, b_11 = tl.split(b_right)
-    return tl.reshape(tl.permute(tl.join(b_00, b_11), (0, 3, 1, 2)), (2 * N, M, M)), b_10
+    m_first = tl.arange(0, 2)[None, :, None, None] == 0
+    return tl.reshape(tl.where(m_first, b_00[:, None, :, :], b_11[:, None, :, :]), (2 * N, M, M)), b_10
 
 
 @triton.jit
@@ -194,6 +195,9 @@ def _joined(b_x, b_10, N: tl.constexpr, M: tl.constexpr, PRECISION: tl.constexpr
         b_10 = tl.reshape(_times(tl.reshape(b_11, (M, M)), b_10, PRECISION), (1, M, M))
     else:
         b_10 = _times(b_11, _times(b_10, b_00, PRECISION), PRECISION)
-    # [N, M, M, column, row]
-    b_x = tl.join(tl.join(b_00, tl.zeros((N, M, M), tl.float32)), tl.join(-b_10, b_11))
-    return tl.reshape(tl.permute(b_x, (0, 4, 1, 3, 2)), (N, 2 * M, 2 * M))
+    # selected, not joined: triton 3.6 gives a dot behind a join and a load of bytes an operand layout wider than 16
+    m_top = tl.arange(0, 2)[None, :, None, None, None] == 0
+    m_left = tl.arange(0, 2)[None, None, None, :, None] == 0
+    b_left = tl.where(m_top, b_00[:, None, :, None, :], -b_10[:, None, :, None, :])
+    b_right = tl.where(m_top, 0.0, b_11[:, None, :, None, :])
+    return tl.reshape(tl.where(m_left, b_left, b_right), (N, 2 * M, 2 * M))
