@@ -32,7 +32,9 @@ class Config:
     BLOCK_V: int = 64
     num_warps: int = 4
     factor_warps: int = 4
-    num_stages: int = 1
+    num_stages: int = 2
+    # chunks whose factors are made while those before them are applied
+    segment: int = 16
     # how chunks multiply f32, see lib/wy.py
     precision: str = "auto"
 
@@ -131,21 +133,27 @@ def _gdn_chunks(
     q, k, v, planes, o,
     gates,
     state,
+    carry,
     coarse,
-    NT, HK, HV,
+    NT, START, END, HK, HV,
     K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr,
-    FORM: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    FORM: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     i_v, i_h, i_b = tl.program_id(0) * BV, tl.program_id(1), tl.program_id(2)
     i_k, r_b = key_head(i_h, HK, HV, TILED) * K, i_b.to(tl.int64)
     o_t, o_k = tl.arange(0, BT), tl.arange(0, K)
-    p_s = state + ((r_b * HV + i_h) * V + i_v + tl.arange(0, BV)[:, None]) * K + o_k[None, :]
-    # no launch since the one that this one follows has written the state
-    b_s = tl.load(p_s).to(tl.float32)  # [BV, K]
+    r_v = (r_b * HV + i_h) * V + i_v + tl.arange(0, BV)
+    p_s = r_v[:, None] * K + o_k[None, :]
+    # what a row of the state may be off, carried behind the states
+    p_off = carry + tl.num_programs(2).to(tl.int64) * HV * V * K + r_v
     if EARLY:
         wait()
-    b_step = tl.zeros((BV,), tl.float32)
-    for i_c in tl.range(0, NT, num_stages=STAGES):
+    if FIRST:
+        b_s = tl.load(state + p_s).to(tl.float32)  # [BV, K]
+        b_off = tl.zeros((BV,), tl.float32)
+    else:
+        b_s, b_off = tl.load(carry + p_s), tl.load(p_off)
+    for i_c in tl.range(START, END, num_stages=STAGES):
         b_k = k.load([i_b, i_c * BT, i_k]).reshape(BT, K)
         b_q = q.load([i_b, i_c * BT, i_k]).reshape(BT, K)
         b_v = tl.trans(v.load([i_b, i_c * BT, i_h * V + i_v]).reshape(BT, BV)).to(tl.float32)
@@ -161,7 +169,7 @@ def _gdn_chunks(
             # a row of S and its r <= |v| + |S| sqrt(K) share a power of two: u, at most BT times r, stays below 2^15
             b_most = tl.maximum(4.0 * tl.max(tl.abs(b_s), 1), tl.max(tl.abs(b_v), 1))
             b_up, b_down = power(b_most, 6)
-            b_step = b_last * b_step + tl.where(b_most > 0, b_down, 0.0)
+            b_off = b_last * b_off + tl.where(b_most > 0, b_down, 0.0)
             s_high, s_low = pair(b_s * b_up[:, None])
             b_ks = tl.dot(s_low, tl.trans(b_k))
             b_ks = tl.dot(s_high, tl.trans(b_k), b_ks)
@@ -180,16 +188,21 @@ def _gdn_chunks(
             b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
             b_qs = product(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION)
             b_u = product(b_v - b_ks * b_c[None, :], b_x, tl.zeros((BV, BT), tl.float32), PRECISION)
-            b_o = product(b_u, b_p, b_qs * b_e[None, :], PRECISION)
+            # sums apart here, too
+            b_o = b_qs * b_e[None, :] + product(b_u, b_p, tl.zeros((BV, BT), tl.float32), PRECISION)
             b_fold = product(b_u * b_d[None, :], b_k, tl.zeros((BV, K), tl.float32), PRECISION)
         o.store([i_b, i_c * BT, i_h * V + i_v], tl.trans(b_o).to(o.dtype).reshape(1, BT, BV))
         # the sum apart: tensor cores cut the low bits of what they add to
         b_s = b_last * b_s + b_fold
-    good = True
-    if FORM == "f16":
-        good = tl.max(b_step, 0) <= 2.0 * tl.max(tl.max(tl.abs(b_s), 1), 0)
-        tl.store(coarse + (r_b * HV + i_h) * tl.num_programs(0) + tl.program_id(0), tl.where(good, 0, 1))
-    tl.store(p_s, b_s.to(state.dtype.element_ty), mask=good)
+    if LAST:
+        good = True
+        if FORM == "f16":
+            good = tl.max(b_off, 0) <= 2.0 * tl.max(tl.max(tl.abs(b_s), 1), 0)
+            tl.store(coarse + (r_b * HV + i_h) * tl.num_programs(0) + tl.program_id(0), tl.where(good, 0, 1))
+        tl.store(state + p_s, b_s.to(state.dtype.element_ty), mask=good)
+    else:
+        tl.store(carry + p_s, b_s)
+        tl.store(p_off, b_off)
 
 
 def described(x: torch.Tensor, BT: int, width: int) -> TensorDescriptor:
@@ -236,16 +249,22 @@ def gdn_prefill(
     # without tensor cores a block of 64 squared is too much
     BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T))) if precision != "ieee" else 16
     form = "f16" if config.precision == "auto" and precision == "bf16" and v.dtype != torch.float32 else "f32"
-    made = factors(row, A, dt_bias, None, sizes, BT, tiled, form, True, precision, config.factor_warps, overlap)
+    made, make = factors(row, A, dt_bias, None, sizes, BT, tiled, form, True, precision, config.factor_warps, overlap)
     NT = triton.cdiv(T, BT)
     k, q = made.halves if form == "f16" else (k, q)
     tiles = [described(x, BT, size) for x, size in ((q, K), (k, K), (v, BV))]
     held = TensorDescriptor(made.planes, [B * NT * Hv, made.count * BT, BT], [made.count * BT * BT, BT, 1], [1, BT, BT])
     coarse = torch.empty((B, Hv, V // BV), dtype=torch.int32, device=v.device)
-    _gdn_chunks[(V // BV, Hv, B)](
-        *tiles, held, described(o, BT, BV), made.gates, state, coarse, NT, Hk, Hv,
-        BT=BT, BV=BV, STAGES=config.num_stages, FORM=form, PRECISION=precision, num_warps=config.num_warps, **heads,
-    )  # fmt: skip
+    span = config.segment if overlap else NT
+    carry = torch.empty((B * Hv * V, K + 1) if span < NT else 0, dtype=torch.float32, device=v.device)
+    for first in range(0, NT, span):
+        end = min(first + span, NT)
+        make(first, end - first, ahead=first > 0)
+        _gdn_chunks[(V // BV, Hv, B)](
+            *tiles, held, described(o, BT, BV), made.gates, state, carry, coarse, NT, first, end, Hk, Hv,
+            BT=BT, BV=BV, STAGES=config.num_stages, FORM=form, PRECISION=precision, FIRST=first == 0, LAST=end == NT,
+            num_warps=config.num_warps, **heads,
+        )  # fmt: skip
     if form == "f16":
         rows_each = min(SLOW.BLOCK_V, BV)
         _gdn_recurrent[(V // rows_each, Hv, B)](

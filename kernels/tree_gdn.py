@@ -131,7 +131,7 @@ def _tree_gdn_block(
     b_c, b_e = tl.load(p_gates), tl.load(p_gates + BT)
     b_r = tl.where(m_real[None, :], b_v.to(tl.float32) - b_ks * b_c[None, :], 0.0)
     b_u = through_x(b_r, p_planes, BT, PRECISION)
-    b_o = through_p(b_u, b_qs * b_e[None, :], p_planes, BT, PLANES, PRECISION)
+    b_o = b_qs * b_e[None, :] + through_p(b_u, p_planes, BT, PLANES, PRECISION)
     p_out = ((i_b * T + r_t[None, :]) * HV + i_h) * V + o_v[:, None]
     tl.store(o + p_out, tl.where(m_real[None, :], b_o, 0.0).to(o.dtype.element_ty), mask=m_t[None, :])
     if SAVE:
@@ -343,7 +343,7 @@ def tree_gdn(
                 EARLY=overlap, num_warps=config.num_warps, num_stages=1, **({"launch_pdl": True} if overlap else {}),
             )  # fmt: skip
             return o, u if strategy == "wy" else torch.empty(0, dtype=torch.float32, device=v.device)
-        made = factors(
+        made, make = factors(
             row,
             A,
             dt_bias,
@@ -357,6 +357,7 @@ def tree_gdn(
             config.factor_warps,
             overlap,
         )
+        make()
         launch = {"launch_pdl": True} if overlap else {}
         _tree_gdn_block[(V // BV, Hv, B)](
             *row["q"], *row["k"], *row["v"], state, ancestors, made.planes, made.gates, o, u, T, Hk, Hv,

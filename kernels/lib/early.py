@@ -46,4 +46,10 @@ def prefetch(p, BYTES: tl.constexpr):
 def wait():
     """Until everything before this launch is done and visible; the next launch may then start."""
     cuda.gdc_wait()
+    release()
+
+
+@triton.jit
+def release():
+    """The next launch may start as soon as every program of this one came here or ended."""
     cuda.gdc_launch_dependents()

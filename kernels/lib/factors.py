@@ -9,13 +9,14 @@ k and q stay as they came, halves perhaps: their norms rk and rq lie in the gate
 terms of its sum, ready for tensor cores: three planes for X', three for P or two where o is a half.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from .early import wait
+from .early import release, wait
 from .gates import key_head, log_decay, squares
 from .wy import coarse_fine, pair, power, product, thirds, unit_lower_inverse
 
@@ -43,18 +44,22 @@ def _factors(
     planes,
     gates,
     halves,
-    T, NT, HK, HV,
+    T, NT, FIRST, HK, HV,
     K: tl.constexpr, BT: tl.constexpr, TREE: tl.constexpr, TILED: tl.constexpr, PLANES: tl.constexpr,
-    FORM: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+    FORM: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    i_h, i_c, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_h, i_c, i_b = tl.program_id(0), FIRST + tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_k = key_head(i_h, HK, HV, TILED)
     o_t, o_k = tl.arange(0, BT), tl.arange(0, K)
     r_t = (i_c * BT + o_t).to(tl.int64)
     m_t = r_t < T
     b_A, b_bias = tl.load(A + i_h), tl.load(dt_bias + i_h)
     if EARLY:
-        wait()
+        if AHEAD:
+            # the launch before this one writes nothing that is read here
+            release()
+        else:
+            wait()
     b_k = tl.load(k + i_b * s_k_b + i_k * K + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)
     b_q = tl.load(q + i_b * s_q_b + i_k * K + r_t[:, None] * s_q_t + o_k[None, :], mask=m_t[:, None], other=0.0)
     p_a, p_b = a + i_b * s_a_b + i_h, b + i_b * s_b_b + i_h
@@ -111,6 +116,10 @@ def _factors(
         tl.store(p_planes + 2 * BT * BT, x_low)
     else:
         tl.store(p_planes, b_x * b_beta[None, :])
+    # whoever waits for this launch waits for all before it
+    if EARLY and AHEAD:  # noqa: SIM102
+        if (i_h == 0) & (tl.program_id(1) == 0) & (tl.program_id(2) == 0):
+            wait()
 
 
 @triton.jit
@@ -179,9 +188,10 @@ def through_x(b_r, planes, BT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def through_p(b_u, b_o, planes, BT: tl.constexpr, PLANES: tl.constexpr, PRECISION: tl.constexpr):
-    """[BV, BT] -> o + u P^T."""
+def through_p(b_u, planes, BT: tl.constexpr, PLANES: tl.constexpr, PRECISION: tl.constexpr):
+    """[BV, BT] -> u P^T, to be added elsewhere: tensor cores cut the low bits of what they add to."""
     o_t = tl.arange(0, BT)
+    b_o = tl.zeros(b_u.shape, tl.float32)
     p_p = planes + o_t[:, None] * BT + o_t[None, :]
     if PRECISION == "bf16":
         p_high, p_mid = tl.trans(tl.load(p_p + 3 * BT * BT)), tl.trans(tl.load(p_p + 4 * BT * BT))
@@ -210,25 +220,31 @@ def factors(
     precision: str,
     num_warps: int,
     overlap: bool,
-) -> Factors:
-    """`tokens` are q, k, a, b as `gates.rows` gives them."""
+) -> tuple[Factors, Callable[..., None]]:
+    """Room for them, and the launch that makes those of `count` blocks from `first` on; `tokens` are q, k, a, b as
+    `gates.rows` gives them. With `ahead` it does not wait for the launch before it, which must not write its inputs."""
     B, T, Hk, Hv, K = (sizes[name] for name in ("B", "T", "Hk", "Hv", "K"))
     NT = triton.cdiv(T, BT)
     match form:
         case "f16":
-            count, dtype = 3, torch.float16
+            planes, dtype = 3, torch.float16
         case "bf16":
-            count, dtype = 6 if exact else 5, torch.bfloat16
+            planes, dtype = 6 if exact else 5, torch.bfloat16
         case _:
-            count, dtype = 2, torch.float32
-    planes = torch.empty((B, NT, Hv, count, BT, BT), dtype=dtype, device=A.device)
-    gates = torch.empty((B, NT, Hv, GATES.value, BT), dtype=torch.float32, device=A.device)
-    # k and q
-    halves = torch.empty((2, B, T, Hk, K) if form == "f16" else 0, dtype=torch.float16, device=A.device)
-    launch = {"launch_pdl": True} if overlap else {}
-    _factors[(Hv, NT, B)](
-        *tokens["q"], *tokens["k"], *tokens["a"], *tokens["b"], A, dt_bias, ancestors, planes, gates, halves,
-        T, NT, Hk, Hv, K=K, BT=BT, TREE=ancestors is not None, TILED=tiled, PLANES=count, FORM=form,
-        PRECISION=precision, EARLY=overlap, num_warps=num_warps, num_stages=1, **launch,
-    )  # fmt: skip
-    return Factors(planes, gates, halves, count)
+            planes, dtype = 2, torch.float32
+    made = Factors(
+        torch.empty((B, NT, Hv, planes, BT, BT), dtype=dtype, device=A.device),
+        torch.empty((B, NT, Hv, GATES.value, BT), dtype=torch.float32, device=A.device),
+        torch.empty((2, B, T, Hk, K) if form == "f16" else 0, dtype=torch.float16, device=A.device),
+        planes,
+    )
+
+    def launch(first: int = 0, count: int = NT, ahead: bool = False) -> None:
+        _factors[(Hv, count, B)](
+            *tokens["q"], *tokens["k"], *tokens["a"], *tokens["b"], A, dt_bias, ancestors,
+            made.planes, made.gates, made.halves, T, NT, first, Hk, Hv,
+            K=K, BT=BT, TREE=ancestors is not None, TILED=tiled, PLANES=planes, FORM=form, PRECISION=precision,
+            EARLY=overlap, AHEAD=ahead, num_warps=num_warps, num_stages=1, **({"launch_pdl": True} if overlap else {}),
+        )  # fmt: skip
+
+    return made, launch
