@@ -12,6 +12,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "num_warps": (1, 2, 4, 8),
     "factor_warps": (4, 8),
     "num_stages": (1, 2, 3),
+    "segment": (8, 16, 32, 64),
 }
 
 
@@ -22,7 +23,9 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     if case["T"] < CHUNKED_FROM:
         if width * case["K"] > 64 * 32 * warps:
             return f"a state of {width} x {case['K']} takes more than 64 registers a thread of {warps} warps"
-        return unread(config, ("BLOCK_T", "factor_warps", "num_stages"), f"fewer than {CHUNKED_FROM} tokens", Config())
+        return unread(
+            config, ("BLOCK_T", "factor_warps", "num_stages", "segment"), f"fewer than {CHUNKED_FROM} tokens", Config()
+        )
     if width < 16:
         return f"a dot is at least 16 wide, BLOCK_V is {width}"
     if tokens > 16 and tokens >= 2 * case["T"]:

@@ -43,6 +43,8 @@ def crowded(width: int, K: int, warps: int) -> str | None:
     """Why a block of the state and its three bf16 parts do not suit these warps, in a sentence, or None."""
     if width * K > 64 * 32 * warps:
         return f"{width} x {K} of state and its parts take more than 160 registers a thread of {warps} warps"
+    if width == 64 and warps == 8:
+        return "triton 3.6 multiplies 64 rows wrongly with 8 warps"
     if 16 * warps > 2 * width:
         return f"{width} rows leave some of {warps} warps without a tile of 16"
     return None

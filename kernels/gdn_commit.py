@@ -16,8 +16,8 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.device import multiply
-from .lib.early import early, prefetch, wait
+from .lib.device import has_pdl, multiply
+from .lib.early import prefetch, wait
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
 from .lib.wy import product, thirds
 
@@ -169,7 +169,7 @@ def gdn_commit(
     row = {name: rows("gdn_commit", name, tensors[name]) for name in ("k", "v", "a", "b")}
     match strategy:
         case "wy":
-            BD, overlap = max(16, min(config.BLOCK_D, triton.next_power_of_2(D))), early(v.device)
+            BD, overlap = max(16, min(config.BLOCK_D, triton.next_power_of_2(D))), has_pdl(v.device)
             blocks = {"BD": BD, "ONE": D <= BD, "PRECISION": multiply("auto", v.device), "EARLY": overlap}
             tensors_wy = (*row["k"], *row["a"], A, dt_bias, state, saved, path, length)
             launch = {"launch_pdl": True} if overlap else {}

@@ -17,8 +17,8 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .config import pick
-from .lib.device import multiply
-from .lib.early import early, prefetch, wait
+from .lib.device import has_pdl, multiply, shared_memory
+from .lib.early import prefetch, wait
 from .lib.factors import GATES, factors
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
 from .lib.wy import pair, power, product
@@ -32,7 +32,7 @@ class Config:
     BLOCK_V: int = 64
     num_warps: int = 4
     factor_warps: int = 4
-    num_stages: int = 2
+    num_stages: int = 1
     # chunks whose factors are made while those before them are applied
     segment: int = 16
     # how chunks multiply f32, see lib/wy.py
@@ -227,11 +227,13 @@ def gdn_prefill(
     tensors = {"q": q, "k": k, "v": v, "a": a, "b": b, "A": A, "dt_bias": dt_bias, "state": state}
     check_heads("gdn_prefill", tensors, (A, dt_bias, state), head_map)
     sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
-    default = Config() if T >= CHUNKED_FROM else SLOW
+    # two stages of a chunk's tiles are 129 KiB
+    chunked = Config(num_stages=2 if shared_memory(v.device) > 160 << 10 else 1)
+    default = chunked if T >= CHUNKED_FROM else SLOW
     config = config or pick("gdn_prefill", default, v.device, **sizes, V=V)
     row = {name: rows("gdn_prefill", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
-    BV, tiled, overlap = min(config.BLOCK_V, V), head_map == "tiled", early(v.device)
+    BV, tiled, overlap = min(config.BLOCK_V, V), head_map == "tiled", has_pdl(v.device)
     heads = {"K": K, "V": V, "TILED": tiled, "EARLY": overlap, **({"launch_pdl": True} if overlap else {})}
     if T == 1:
         tokens = [part for name in row for part in row[name][:2]]

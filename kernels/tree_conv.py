@@ -16,7 +16,8 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.early import early, wait
+from .lib.device import has_pdl
+from .lib.early import wait
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def tree_conv(
     y = torch.empty((B, T, C), dtype=u.dtype, device=u.device)
     BT = min(config.BLOCK_T, triton.next_power_of_2(T))
     grid = (triton.cdiv(T, BT), triton.cdiv(C, config.BLOCK_C), B)
-    overlap = early(u.device)
+    overlap = has_pdl(u.device)
     launch = {"launch_pdl": True} if overlap else {}
     _tree_conv[grid](
         u, u.stride(0), u.stride(1), weight, state, parents, y, T, C,

@@ -22,8 +22,8 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.device import multiply
-from .lib.early import early, prefetch, wait
+from .lib.device import has_pdl, multiply
+from .lib.early import prefetch, wait
 from .lib.factors import GATES, factors, node_gates, terms, through_p, through_x
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
 from .lib.wy import outlined, product, span, unit_lower_inverse
@@ -335,7 +335,7 @@ def tree_gdn(
     save = strategy == "wy" or not one_block
     u = torch.empty((B, T, Hv, V) if save else 0, dtype=torch.float32, device=v.device)
     if one_block:
-        BT, exact, overlap = max(16, triton.next_power_of_2(T)), v.dtype == torch.float32, early(v.device)
+        BT, exact, overlap = max(16, triton.next_power_of_2(T)), v.dtype == torch.float32, has_pdl(v.device)
         if config.factor_warps == 0:
             _tree_gdn_fused[(V // BV, Hv, B)](
                 *[part for name in row for part in row[name]], A, dt_bias, state, ancestors, o, u, T, Hk, Hv,

@@ -85,7 +85,8 @@ def at_every(most: int) -> list[dict[str, Any]]:
 
     on_gpu = device.type == "cuda"
     folder, sizes = ("kernels", {}) if on_gpu else ("reference", SMALL)
-    ops, states = registered(), []
+    ops = registered()
+    states: list[Any] = []
     rows: list[dict[str, Any]] = []
     for T in track(range(1, most + 1), "timing", console=err):
         row: dict[str, Any] = {"T": T}

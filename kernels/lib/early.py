@@ -3,21 +3,14 @@
     kernel n      ..wait | may start the next | work, store ............|
     kernel n + 1              launch, indices, prefetch of the state    wait | ...
 
-Before its wait a kernel reads nothing: it only asks the L2 for what it will need. So whoever comes before it may still
-be writing, and whoever comes after it may start at once.
+Before its wait a kernel reads nothing but weights: it asks the L2 for what it will need. So whoever comes before it may
+still be writing, and whoever comes after it may start at once. What two launches of one op do is its own affair: the
+second may read before its wait what the first does not write, for all before the first is done by then.
 """
 
-import torch
 import triton
 import triton.language as tl
 from triton.language.extra import cuda
-
-from .device import arch, has_ptx
-
-
-def early(device: torch.device) -> bool:
-    """Whether launches on this device may overlap."""
-    return has_ptx(device) and int(arch(device)[2:]) >= 90
 
 
 @triton.jit
