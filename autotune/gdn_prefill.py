@@ -12,7 +12,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "num_warps": (1, 2, 4, 8),
     "factor_warps": (4, 8),
     "num_stages": (1, 2, 3),
-    "segment": (8, 16, 32, 64),
+    "segment": (0, 16, 32, 64),
 }
 
 
@@ -32,6 +32,8 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         return f"BLOCK_T {tokens} runs as a smaller chunk on {case['T']} tokens"
     if tokens < 32 and case["T"] >= 64:
         return "chunks of 16 tokens leave tensor cores idle where there are many"
+    if config["segment"] * tokens >= case["T"]:
+        return f"{case['T']} tokens are fewer than {config['segment']} chunks of {tokens}"
     half = 2 if case["dtype"] in ("bf16", "f16") else 4
     held = config["num_stages"] * tokens * (2 * case["K"] * half + 12 * tokens + width * half)
     if gpu.startswith("sm90") and held > 227 << 10:

@@ -25,8 +25,8 @@ from .lib.wy import product, thirds
 @dataclass(frozen=True)
 class Config:
     BLOCK_D: int = 32
-    BLOCK_V: int = 32
-    num_warps: int = 4
+    BLOCK_V: int = 16
+    num_warps: int = 2
 
 
 @triton.jit

@@ -33,8 +33,8 @@ class Config:
     num_warps: int = 4
     factor_warps: int = 4
     num_stages: int = 1
-    # chunks whose factors are made while those before them are applied
-    segment: int = 16
+    # chunks a launch; the factors of the next are made meanwhile. 0: all in one
+    segment: int = 0
     # how chunks multiply f32, see lib/wy.py
     precision: str = "auto"
 
@@ -174,11 +174,18 @@ def _gdn_chunks(
             b_ks = tl.dot(s_low, tl.trans(b_k))
             b_ks = tl.dot(s_high, tl.trans(b_k), b_ks)
             b_qs = tl.dot(s_high, tl.trans(b_q))
+            if o.dtype == tl.float16:
+                # as many bits as the output
+                b_qs = tl.dot(s_low, tl.trans(b_q), b_qs)
             r_high, r_low = pair(b_v * b_up[:, None] * b_beta[None, :] - b_ks * b_c[None, :])
             b_u = tl.dot(r_low, x_high)
             b_u = tl.dot(r_high, x_low, b_u)
             b_u = tl.dot(r_high, x_high, b_u) * (1.0 / 8192)
-            b_o = tl.dot(b_u.to(tl.float16), b_p, b_qs * b_e[None, :]) * b_down[:, None]
+            u_high, u_low = pair(b_u)
+            b_o = b_qs * b_e[None, :]
+            if o.dtype == tl.float16:
+                b_o = tl.dot(u_low, b_p, b_o)
+            b_o = tl.dot(u_high, b_p, b_o) * b_down[:, None]
             d_high, d_low = pair(b_u * b_d[None, :])
             b_fold = tl.dot(d_low, b_k)
             b_fold = tl.dot(d_high, b_k, b_fold) * b_down[:, None]
@@ -227,13 +234,14 @@ def gdn_prefill(
     tensors = {"q": q, "k": k, "v": v, "a": a, "b": b, "A": A, "dt_bias": dt_bias, "state": state}
     check_heads("gdn_prefill", tensors, (A, dt_bias, state), head_map)
     sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
+    overlap = has_pdl(v.device)
     # two stages of a chunk's tiles are 129 KiB
-    chunked = Config(num_stages=2 if shared_memory(v.device) > 160 << 10 else 1)
-    default = chunked if T >= CHUNKED_FROM else SLOW
+    stages = 2 if shared_memory(v.device) > 160 << 10 else 1
+    default = Config(num_stages=stages, segment=16 * overlap) if T >= CHUNKED_FROM else SLOW
     config = config or pick("gdn_prefill", default, v.device, **sizes, V=V)
     row = {name: rows("gdn_prefill", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
-    BV, tiled, overlap = min(config.BLOCK_V, V), head_map == "tiled", has_pdl(v.device)
+    BV, tiled = min(config.BLOCK_V, V), head_map == "tiled"
     heads = {"K": K, "V": V, "TILED": tiled, "EARLY": overlap, **({"launch_pdl": True} if overlap else {})}
     if T == 1:
         tokens = [part for name in row for part in row[name][:2]]
@@ -257,7 +265,7 @@ def gdn_prefill(
     tiles = [described(x, BT, size) for x, size in ((q, K), (k, K), (v, BV))]
     held = TensorDescriptor(made.planes, [B * NT * Hv, made.count * BT, BT], [made.count * BT * BT, BT, 1], [1, BT, BT])
     coarse = torch.empty((B, Hv, V // BV), dtype=torch.int32, device=v.device)
-    span = config.segment if overlap else NT
+    span = config.segment or NT
     carry = torch.empty((B * Hv * V, K + 1) if span < NT else 0, dtype=torch.float32, device=v.device)
     for first in range(0, NT, span):
         end = min(first + span, NT)

@@ -23,8 +23,8 @@ import triton.language as tl
 
 from .config import pick
 from .lib.device import has_pdl, multiply
-from .lib.early import prefetch, wait
-from .lib.factors import GATES, factors, node_gates, terms, through_p, through_x
+from .lib.early import wait
+from .lib.factors import GATES, factors, through_p, through_x
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
 from .lib.wy import outlined, product, span, unit_lower_inverse
 
@@ -42,57 +42,6 @@ class Config:
     BLOCK_K: int = 32
     # how wy multiplies f32, see lib/wy.py
     precision: str = "auto"
-
-
-@triton.jit
-def _tree_gdn_fused(
-    q, s_q_b, s_q_t,
-    k, s_k_b, s_k_t,
-    v, s_v_b, s_v_t,
-    a, s_a_b, s_a_t,
-    b, s_b_b, s_b_t,
-    A,
-    dt_bias,
-    state,
-    ancestors,
-    o,
-    u,
-    T, HK, HV,
-    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr,
-    SAVE: tl.constexpr, TILED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
-):  # fmt: skip
-    i_v, i_h, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
-    i_k, i_n = key_head(i_h, HK, HV, TILED), i_b * HV + i_h
-    o_t, o_k = tl.arange(0, BT), tl.arange(0, K)
-    o_v = i_v * BV + tl.arange(0, BV)
-    r_t = o_t.to(tl.int64)
-    m_t = o_t < T
-    p_s = state + i_n * V * K
-    if EARLY:
-        prefetch(p_s + i_v * BV * K, BV * K * (state.dtype.element_ty.primitive_bitwidth // 8))
-    b_A, b_bias = tl.load(A + i_h), tl.load(dt_bias + i_h)
-    if EARLY:
-        wait()
-    b_k = tl.load(k + i_b * s_k_b + i_k * K + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)
-    b_q = tl.load(q + i_b * s_q_b + i_k * K + r_t[:, None] * s_q_t + o_k[None, :], mask=m_t[:, None], other=0.0)
-    p_mask = ancestors + i_b * T * T + r_t[:, None] * T
-    m_self = tl.load(p_mask + r_t[None, :], mask=m_t[:, None] & m_t[None, :], other=0) != 0  # [BT, BT]
-    m_real = tl.load(ancestors + (i_b * T + r_t) * T + r_t, mask=m_t, other=0) != 0
-    p_a, p_b = a + i_b * s_a_b + i_h, b + i_b * s_b_b + i_h
-    b_s = tl.load(p_s + o_v[:, None] * K + o_k[None, :])  # [BV, K]
-    b_v = tl.load(v + i_b * s_v_b + i_h * V + r_t[None, :] * s_v_t + o_v[:, None], mask=m_t[None, :], other=0.0)
-    b_g, b_beta = node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, True)
-    b_a, b_decay, b_p, b_c, b_e, _, _ = terms(b_q, b_k, b_g, b_beta, m_self, K, BT, True, PRECISION)
-    b_x = unit_lower_inverse(b_a, BT, PRECISION) * b_decay * b_beta[None, :]
-    b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
-    b_qs = outlined(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION, EXACT)
-    b_r = tl.where(m_real[None, :], b_v.to(tl.float32) - b_ks * b_c[None, :], 0.0)
-    b_u = product(b_r, tl.trans(b_x), tl.zeros((BV, BT), tl.float32), PRECISION)
-    b_o = outlined(b_u, tl.trans(b_p), b_qs * b_e[None, :], PRECISION, EXACT)
-    p_out = ((i_b * T + r_t[None, :]) * HV + i_h) * V + o_v[:, None]
-    tl.store(o + p_out, tl.where(m_real[None, :], b_o, 0.0).to(o.dtype.element_ty), mask=m_t[None, :])
-    if SAVE:
-        tl.store(u + p_out, b_u, mask=m_t[None, :])
 
 
 @triton.jit
@@ -336,26 +285,9 @@ def tree_gdn(
     u = torch.empty((B, T, Hv, V) if save else 0, dtype=torch.float32, device=v.device)
     if one_block:
         BT, exact, overlap = max(16, triton.next_power_of_2(T)), v.dtype == torch.float32, has_pdl(v.device)
-        if config.factor_warps == 0:
-            _tree_gdn_fused[(V // BV, Hv, B)](
-                *[part for name in row for part in row[name]], A, dt_bias, state, ancestors, o, u, T, Hk, Hv,
-                K=K, V=V, BT=BT, BV=BV, SAVE=save, TILED=tiled, EXACT=exact, PRECISION=precision,
-                EARLY=overlap, num_warps=config.num_warps, num_stages=1, **({"launch_pdl": True} if overlap else {}),
-            )  # fmt: skip
-            return o, u if strategy == "wy" else torch.empty(0, dtype=torch.float32, device=v.device)
+        form = precision if precision == "bf16" else "f32"
         made, make = factors(
-            row,
-            A,
-            dt_bias,
-            ancestors,
-            sizes,
-            BT,
-            tiled,
-            precision if precision == "bf16" else "f32",
-            exact,
-            precision,
-            config.factor_warps,
-            overlap,
+            row, A, dt_bias, ancestors, sizes, BT, tiled, form, exact, precision, config.factor_warps, overlap
         )
         make()
         launch = {"launch_pdl": True} if overlap else {}

@@ -10,7 +10,7 @@ from draftwood.kernels.tree_gdn import Config
 from draftwood.kernels.tree_gdn import tree_gdn as kernel
 from draftwood.lab.check import target
 from draftwood.lab.oracles import implementation
-from draftwood.reference import tree
+from draftwood.reference import paths, tree
 from draftwood.reference.gdn_prefill import gdn_prefill
 from draftwood.reference.ops import find, registered
 from draftwood.reference.spec import map_tensors
@@ -208,7 +208,8 @@ def test_what_the_kernel_does_not_take_is_refused_with_its_value():
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", SPEC.choices["strategy"])
 @pytest.mark.parametrize("folder", ["reference", "kernels"] if target() == "cuda" else ["reference"])
-def test_ten_thousand_trees_equal_their_paths_run_as_chains(folder, strategy):
+def test_ten_thousand_trees_equal_their_paths_run_as_chains_over_five_steps(folder, strategy, monkeypatch):
+    monkeypatch.setattr(paths, "STEPS", 5)
     call = implementation(find("tree_gdn"), folder, registered())
     for seed in range(TREES // BATCH):
         changes = {"B": BATCH, "T": 20, "shape": tree.SHAPES[seed % len(tree.SHAPES)], "strategy": strategy}

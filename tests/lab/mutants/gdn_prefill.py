@@ -58,8 +58,8 @@ MUTANTS = (
         changes=(
             (
                 KERNEL,
-                "    tl.store(p_s, b_s.to(state.dtype.element_ty))\n\n\ndef described",
-                "    tl.store(p_s, b_s.to(state.dtype.element_ty), mask=o_k[None, :] < 0)\n\n\ndef described",
+                "tl.store(state + p_s, b_s.to(state.dtype.element_ty), mask=good)",
+                "tl.store(state + p_s, b_s.to(state.dtype.element_ty), mask=o_k[None, :] < 0)",
             ),
         ),
     ),
@@ -67,7 +67,7 @@ MUTANTS = (
         name="gdn_prefill-old-state-kept-whole",
         op="gdn_prefill",
         bug="chunked: the state does not decay from chunk to chunk",
-        changes=((KERNEL, "b_s = b_last * b_s + product", "b_s = b_s + product"),),
+        changes=((KERNEL, "b_s = b_last * b_s + b_fold", "b_s = b_s + b_fold"),),
     ),
     Mutant(
         name="gdn_prefill-first-factors",
@@ -80,6 +80,36 @@ MUTANTS = (
         op="gdn_prefill",
         bug="chunked: what a chunk writes decays as what it reads does",
         changes=((KERNEL, "product(b_u * b_d[None, :]", "product(b_u * b_c[None, :]"),),
+    ),
+    Mutant(
+        name="gdn_prefill-too-coarse-kept",
+        op="gdn_prefill",
+        bug="chunked, halves: a state below what f16 pairs resolve is kept as it is",
+        changes=((KERNEL, "good = tl.max(b_off, 0) <= 2.0", "good = tl.max(b_off, 0) * 0.0 <= 2.0"),),
+    ),
+    Mutant(
+        name="gdn_prefill-half-inverse",
+        op="gdn_prefill",
+        bug="chunked, halves: the inverse is rounded to f16, 11 bits instead of 22",
+        changes=((FACTORS, "tl.store(p_planes + BT * BT, x_low)", "tl.store(p_planes + BT * BT, x_low * 0)"),),
+    ),
+    Mutant(
+        name="gdn_prefill-half-state",
+        op="gdn_prefill",
+        bug="chunked, halves: keys read the state rounded to f16",
+        changes=((KERNEL, "b_ks = tl.dot(s_low, tl.trans(b_k))", "b_ks = tl.dot(s_low * 0, tl.trans(b_k))"),),
+    ),
+    Mutant(
+        name="gdn_prefill-beta-before-scale",
+        op="gdn_prefill",
+        bug="chunked, halves: beta weighs the value but not what the state already says",
+        changes=((FACTORS, "b_c * b_beta * k_down", "b_c * k_down"),),
+    ),
+    Mutant(
+        name="gdn_prefill-query-scale-of-key",
+        op="gdn_prefill",
+        bug="chunked, halves: the power of two that q went up by is taken back by that of k",
+        changes=((FACTORS, "b_e * q_down", "b_e * k_down"),),
     ),
     Mutant(
         name="gdn_prefill-step-without-own",
@@ -100,19 +130,15 @@ MUTANTS = (
         changes=(
             (
                 KERNEL,
-                "b_s = tl.load(p_s).to(tl.float32)  # [BV, K]\n    b_A,",
-                "b_s = 0.0 * tl.load(p_s).to(tl.float32)\n    b_A,",
+                "b_s = tl.load(p_s, mask=count > 0, other=0.0).to(tl.float32)",
+                "b_s = 0.0 * tl.load(p_s, mask=count > 0, other=0.0).to(tl.float32)",
             ),
             (
                 KERNEL,
                 "b_s = tl.load(p_s).to(tl.float32)  # [BV, K]\n    b_k =",
                 "b_s = 0.0 * tl.load(p_s).to(tl.float32)\n    b_k =",
             ),
-            (
-                KERNEL,
-                "b_s = tl.load(p_s).to(tl.float32)  # [BV, K]\n    if EARLY",
-                "b_s = 0.0 * tl.load(p_s).to(tl.float32)\n    if EARLY",
-            ),
+            (KERNEL, "b_s = tl.load(state + p_s).to(tl.float32)", "b_s = 0.0 * tl.load(state + p_s).to(tl.float32)"),
             ("reference/gdn_prefill.py", "S = state.to(wide)", "S = 0 * state.to(wide)"),
         ),
     ),

@@ -90,8 +90,11 @@ MUTANTS = (
         bug="q is scaled by 1/K, in kernel and reference alike (and not in gdn_prefill): only the path oracle sees it",
         changes=(
             (KERNEL, "b_rq = tl.rsqrt(b_rq + 1e-6) * K**-0.5", "b_rq = tl.rsqrt(b_rq + 1e-6) / K"),
-            (KERNEL, "b_qs * b_e[None, :], p_planes", "b_qs * (b_e * K**-0.5)[None, :], p_planes"),
-            (KERNEL, "through_p(b_u, ", "through_p(b_u * K**-0.5, "),
+            (
+                KERNEL,
+                "b_qs * b_e[None, :] + through_p(b_u, p_planes",
+                "b_qs * (b_e * K**-0.5)[None, :] + through_p(b_u * K**-0.5, p_planes",
+            ),
             (KERNEL, "(tl.rsqrt(squares(b_q32, 0) + 1e-6) * K**-0.5)", "(tl.rsqrt(squares(b_q32, 0) + 1e-6) / K)"),
             (
                 "reference/tree_gdn.py",
@@ -157,19 +160,21 @@ MUTANTS = (
         name="tree_gdn-inverse-blocks-not-negated",
         op="tree_gdn",
         bug="wy: the block below the diagonal of the inverse has the wrong sign, from 17 nodes on",
-        changes=((WY, "tl.join(-b_10, b_11)", "tl.join(b_10, b_11)"),),
+        changes=((WY, "-b_10[:, None, :, None, :]", "b_10[:, None, :, None, :]"),),
     ),
     Mutant(
         name="tree_gdn-inverse-undecayed",
         op="tree_gdn",
         bug="wy: the inverse of the system without decays is used as it is",
-        changes=((FACTORS, "PRECISION) * b_decay * b_beta[None, :]", "PRECISION) * b_beta[None, :]"),),
+        changes=(
+            (FACTORS, "unit_lower_inverse(b_a, BT, PRECISION) * b_decay", "unit_lower_inverse(b_a, BT, PRECISION)"),
+        ),
     ),
     Mutant(
         name="tree_gdn-beta-on-rows",
         op="tree_gdn",
         bug="wy: beta of the row instead of the column goes to the inverse",
-        changes=((FACTORS, "b_decay * b_beta[None, :]", "b_decay * b_beta[:, None]"),),
+        changes=((FACTORS, "thirds(b_x * b_beta[None, :])", "thirds(b_x * b_beta[:, None])"),),
     ),
     Mutant(
         name="tree_gdn-last-third-dropped",
