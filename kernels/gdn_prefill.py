@@ -134,81 +134,126 @@ def _gdn_chunks(
     gates,
     state,
     carry,
-    coarse,
     NT, START, END, HK, HV,
     K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr,
-    FORM: tl.constexpr, PRECISION: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, EARLY: tl.constexpr,
+    PRECISION: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     i_v, i_h, i_b = tl.program_id(0) * BV, tl.program_id(1), tl.program_id(2)
-    i_k, r_b = key_head(i_h, HK, HV, TILED) * K, i_b.to(tl.int64)
-    o_t, o_k = tl.arange(0, BT), tl.arange(0, K)
-    r_v = (r_b * HV + i_h) * V + i_v + tl.arange(0, BV)
-    p_s = r_v[:, None] * K + o_k[None, :]
-    # what a row of the state may be off, carried behind the states
-    p_off = carry + tl.num_programs(2).to(tl.int64) * HV * V * K + r_v
+    i_k = key_head(i_h, HK, HV, TILED) * K
+    o_t, o_v = tl.arange(0, BT), i_v + tl.arange(0, BV)
+    p_s = ((i_b.to(tl.int64) * HV + i_h) * V + o_v[:, None]) * K + tl.arange(0, K)[None, :]
     if EARLY:
         wait()
     if FIRST:
         b_s = tl.load(state + p_s).to(tl.float32)  # [BV, K]
-        b_off = tl.zeros((BV,), tl.float32)
     else:
-        b_s, b_off = tl.load(carry + p_s), tl.load(p_off)
+        b_s = tl.load(carry + p_s)
     for i_c in tl.range(START, END, num_stages=STAGES):
         b_k = k.load([i_b, i_c * BT, i_k]).reshape(BT, K)
         b_q = q.load([i_b, i_c * BT, i_k]).reshape(BT, K)
         b_v = tl.trans(v.load([i_b, i_c * BT, i_h * V + i_v]).reshape(BT, BV)).to(tl.float32)
         i_n = (i_b * NT + i_c) * HV + i_h
+        b_x = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
+        b_p = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
         p_gates = gates + i_n.to(tl.int64) * GATES * BT
         b_c, b_e = tl.load(p_gates + o_t), tl.load(p_gates + BT + o_t)
         b_d, b_last = tl.load(p_gates + 2 * BT + o_t), tl.load(p_gates + 3 * BT)
-        if FORM == "f16":
-            b_beta = tl.load(p_gates + 4 * BT + o_t)
-            x_high = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
-            x_low = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
-            b_p = tl.trans(planes.load([i_n, 2 * BT, 0]).reshape(BT, BT))
-            # a row of S and its r <= |v| + |S| sqrt(K) share a power of two: u, at most BT times r, stays below 2^15
-            b_most = tl.maximum(4.0 * tl.max(tl.abs(b_s), 1), tl.max(tl.abs(b_v), 1))
-            b_up, b_down = power(b_most, 6)
-            b_off = b_last * b_off + tl.where(b_most > 0, b_down, 0.0)
-            s_high, s_low = pair(b_s * b_up[:, None])
-            b_ks = tl.dot(s_low, tl.trans(b_k))
-            b_ks = tl.dot(s_high, tl.trans(b_k), b_ks)
-            b_qs = tl.dot(s_high, tl.trans(b_q))
-            if o.dtype == tl.float16:
-                # as many bits as the output
-                b_qs = tl.dot(s_low, tl.trans(b_q), b_qs)
-            r_high, r_low = pair(b_v * b_up[:, None] * b_beta[None, :] - b_ks * b_c[None, :])
-            b_u = tl.dot(r_low, x_high)
-            b_u = tl.dot(r_high, x_low, b_u)
-            b_u = tl.dot(r_high, x_high, b_u) * (1.0 / 8192)
-            u_high, u_low = pair(b_u)
-            b_o = b_qs * b_e[None, :]
-            if o.dtype == tl.float16:
-                b_o = tl.dot(u_low, b_p, b_o)
-            b_o = tl.dot(u_high, b_p, b_o) * b_down[:, None]
-            d_high, d_low = pair(b_u * b_d[None, :])
-            b_fold = tl.dot(d_low, b_k)
-            b_fold = tl.dot(d_high, b_k, b_fold) * b_down[:, None]
-        else:
-            b_x = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
-            b_p = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
-            b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
-            b_qs = product(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION)
-            b_u = product(b_v - b_ks * b_c[None, :], b_x, tl.zeros((BV, BT), tl.float32), PRECISION)
-            # sums apart here, too
-            b_o = b_qs * b_e[None, :] + product(b_u, b_p, tl.zeros((BV, BT), tl.float32), PRECISION)
-            b_fold = product(b_u * b_d[None, :], b_k, tl.zeros((BV, K), tl.float32), PRECISION)
+        b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
+        b_qs = product(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION)
+        b_u = product(b_v - b_ks * b_c[None, :], b_x, tl.zeros((BV, BT), tl.float32), PRECISION)
+        # sums apart: tensor cores cut the low bits of what they add to
+        b_o = b_qs * b_e[None, :] + product(b_u, b_p, tl.zeros((BV, BT), tl.float32), PRECISION)
         o.store([i_b, i_c * BT, i_h * V + i_v], tl.trans(b_o).to(o.dtype).reshape(1, BT, BV))
-        # the sum apart: tensor cores cut the low bits of what they add to
-        b_s = b_last * b_s + b_fold
+        b_s = b_last * b_s + product(b_u * b_d[None, :], b_k, tl.zeros((BV, K), tl.float32), PRECISION)
     if LAST:
-        good = True
-        if FORM == "f16":
-            good = tl.max(b_off, 0) <= 2.0 * tl.max(tl.max(tl.abs(b_s), 1), 0)
-            tl.store(coarse + (r_b * HV + i_h) * tl.num_programs(0) + tl.program_id(0), tl.where(good, 0, 1))
-        tl.store(state + p_s, b_s.to(state.dtype.element_ty), mask=good)
+        tl.store(state + p_s, b_s.to(state.dtype.element_ty))
     else:
         tl.store(carry + p_s, b_s)
+
+
+@triton.jit
+def _gdn_pairs(
+    q, k, v, planes, o,
+    gates,
+    state,
+    carry,
+    coarse,
+    NT, START, END, HK, HV,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, STAGES: tl.constexpr, TILED: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = K // 2
+    i_v, i_h, i_b = tl.program_id(0) * BV, tl.program_id(1), tl.program_id(2)
+    i_k, r_b = key_head(i_h, HK, HV, TILED) * K, i_b.to(tl.int64)
+    o_t = tl.arange(0, BT)
+    r_v = (r_b * HV + i_h) * V + i_v + tl.arange(0, BV)
+    p_s = r_v[:, None] * K + tl.arange(0, HALF)[None, :]
+    # what a row of the state may be off, carried behind the states
+    p_off = carry + tl.num_programs(2).to(tl.int64) * HV * V * K + r_v
+    if EARLY:
+        wait()
+    # in halves of K: their parts in f16 need not be alive together
+    if FIRST:
+        b_s, b_t = tl.load(state + p_s).to(tl.float32), tl.load(state + p_s + HALF).to(tl.float32)  # [BV, HALF]
+        b_off = tl.zeros((BV,), tl.float32)
+    else:
+        b_s, b_t, b_off = tl.load(carry + p_s), tl.load(carry + p_s + HALF), tl.load(p_off)
+    for i_c in tl.range(START, END, num_stages=STAGES):
+        b_v = tl.trans(v.load([i_b, i_c * BT, i_h * V + i_v]).reshape(BT, BV))
+        # a row of S and its r <= |v| + |S| sqrt(K) share a power of two: u, at most BT times r, stays below 2^15
+        b_most = tl.maximum(tl.max(tl.abs(b_s), 1), tl.max(tl.abs(b_t), 1))
+        b_most = tl.maximum(4.0 * b_most, tl.max(tl.abs(b_v), 1).to(tl.float32))
+        b_up, b_down = power(b_most, 6)
+        b_k = k.load([i_b, i_c * BT, i_k]).reshape(BT, HALF)
+        b_q = q.load([i_b, i_c * BT, i_k]).reshape(BT, HALF)
+        s_high, s_low = pair(b_s * b_up[:, None])
+        b_ks = tl.dot(s_low, tl.trans(b_k))
+        b_ks = tl.dot(s_high, tl.trans(b_k), b_ks)
+        b_qs = tl.dot(s_high, tl.trans(b_q))
+        if o.dtype == tl.float16:
+            # as many bits as the output
+            b_qs = tl.dot(s_low, tl.trans(b_q), b_qs)
+        b_l = k.load([i_b, i_c * BT, i_k + HALF]).reshape(BT, HALF)
+        b_q = q.load([i_b, i_c * BT, i_k + HALF]).reshape(BT, HALF)
+        s_high, s_low = pair(b_t * b_up[:, None])
+        b_ks = tl.dot(s_low, tl.trans(b_l), b_ks)
+        b_ks = tl.dot(s_high, tl.trans(b_l), b_ks)
+        b_qs = tl.dot(s_high, tl.trans(b_q), b_qs)
+        if o.dtype == tl.float16:
+            b_qs = tl.dot(s_low, tl.trans(b_q), b_qs)
+        i_n = (i_b * NT + i_c) * HV + i_h
+        p_gates = gates + i_n.to(tl.int64) * GATES * BT
+        b_c, b_beta = tl.load(p_gates + o_t), tl.load(p_gates + 4 * BT + o_t)
+        b_e, b_d = tl.load(p_gates + BT + o_t), tl.load(p_gates + 2 * BT + o_t)
+        b_last = tl.load(p_gates + 3 * BT)
+        r_high, r_low = pair(b_v.to(tl.float32) * b_up[:, None] * b_beta[None, :] - b_ks * b_c[None, :])
+        x_high = tl.trans(planes.load([i_n, 0, 0]).reshape(BT, BT))
+        x_low = tl.trans(planes.load([i_n, BT, 0]).reshape(BT, BT))
+        b_u = tl.dot(r_low, x_high)
+        b_u = tl.dot(r_high, x_low, b_u)
+        b_u = tl.dot(r_high, x_high, b_u) * (1.0 / 8192)
+        b_p = tl.trans(planes.load([i_n, 2 * BT, 0]).reshape(BT, BT))
+        u_high, u_low = pair(b_u)
+        b_o = b_qs * b_e[None, :]
+        if o.dtype == tl.float16:
+            b_o = tl.dot(u_low, b_p, b_o)
+        b_o = tl.dot(u_high, b_p, b_o) * b_down[:, None]
+        o.store([i_b, i_c * BT, i_h * V + i_v], tl.trans(b_o).to(o.dtype).reshape(1, BT, BV))
+        d_high, d_low = pair(b_u * b_d[None, :])
+        # sums apart: tensor cores cut the low bits of what they add to
+        b_fold = tl.dot(d_low, b_k)
+        b_s = b_last * b_s + tl.dot(d_high, b_k, b_fold) * b_down[:, None]
+        b_fold = tl.dot(d_low, b_l)
+        b_t = b_last * b_t + tl.dot(d_high, b_l, b_fold) * b_down[:, None]
+        b_off = b_last * b_off + tl.where(b_most > 0, b_down, 0.0)
+    if LAST:
+        good = tl.max(b_off, 0) <= 2.0 * tl.max(tl.maximum(tl.max(tl.abs(b_s), 1), tl.max(tl.abs(b_t), 1)), 0)
+        tl.store(coarse + (r_b * HV + i_h) * tl.num_programs(0) + tl.program_id(0), tl.where(good, 0, 1))
+        tl.store(state + p_s, b_s.to(state.dtype.element_ty), mask=good)
+        tl.store(state + p_s + HALF, b_t.to(state.dtype.element_ty), mask=good)
+    else:
+        tl.store(carry + p_s, b_s)
+        tl.store(carry + p_s + HALF, b_t)
         tl.store(p_off, b_off)
 
 
@@ -258,26 +303,33 @@ def gdn_prefill(
     precision = multiply(config.precision, v.device)
     # without tensor cores a block of 64 squared is too much
     BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T))) if precision != "ieee" else 16
-    form = "f16" if config.precision == "auto" and precision == "bf16" and v.dtype != torch.float32 else "f32"
+    pairs = config.precision == "auto" and precision == "bf16" and v.dtype != torch.float32 and K > 16
+    form = "f16" if pairs else "f32"
     made, make = factors(row, A, dt_bias, None, sizes, BT, tiled, form, True, precision, config.factor_warps, overlap)
-    NT = triton.cdiv(T, BT)
-    k, q = made.halves if form == "f16" else (k, q)
-    tiles = [described(x, BT, size) for x, size in ((q, K), (k, K), (v, BV))]
-    held = TensorDescriptor(made.planes, [B * NT * Hv, made.count * BT, BT], [made.count * BT * BT, BT, 1], [1, BT, BT])
+    NT, width = triton.cdiv(T, BT), K
+    if pairs:
+        (k, q), width = made.halves, K // 2
+    tiles = [described(x, BT, size) for x, size in ((q, width), (k, width), (v, BV))]
+    tiles += [
+        TensorDescriptor(made.planes, [B * NT * Hv, made.count * BT, BT], [made.count * BT * BT, BT, 1], [1, BT, BT])
+    ]
     coarse = torch.empty((B, Hv, V // BV), dtype=torch.int32, device=v.device)
     span = config.segment or NT
     carry = torch.empty((B * Hv * V, K + 1) if span < NT else 0, dtype=torch.float32, device=v.device)
+    heads |= {"num_warps": config.num_warps}
+    blocks = {"BT": BT, "BV": BV, "STAGES": config.num_stages}
     for first in range(0, NT, span):
         end = min(first + span, NT)
         make(first, end - first, ahead=first > 0)
-        _gdn_chunks[(V // BV, Hv, B)](
-            *tiles, held, described(o, BT, BV), made.gates, state, carry, coarse, NT, first, end, Hk, Hv,
-            BT=BT, BV=BV, STAGES=config.num_stages, FORM=form, PRECISION=precision, FIRST=first == 0, LAST=end == NT,
-            num_warps=config.num_warps, **heads,
-        )  # fmt: skip
-    if form == "f16":
+        ends = {"FIRST": first == 0, "LAST": end == NT}
+        moved = (*tiles, described(o, BT, BV), made.gates, state, carry)
+        where = (NT, first, end, Hk, Hv)
+        if pairs:
+            _gdn_pairs[(V // BV, Hv, B)](*moved, coarse, *where, **blocks, **ends, **heads)
+        else:
+            _gdn_chunks[(V // BV, Hv, B)](*moved, *where, PRECISION=precision, **blocks, **ends, **heads)
+    if pairs:
         rows_each = min(SLOW.BLOCK_V, BV)
-        _gdn_recurrent[(V // rows_each, Hv, B)](
-            *tokens, coarse, T, Hk, Hv, BV=rows_each, WIDTH=BV, num_warps=SLOW.num_warps, **heads
-        )  # fmt: skip
+        heads |= {"num_warps": SLOW.num_warps}
+        _gdn_recurrent[(V // rows_each, Hv, B)](*tokens, coarse, T, Hk, Hv, BV=rows_each, WIDTH=BV, **heads)
     return o

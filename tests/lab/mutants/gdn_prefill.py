@@ -46,7 +46,7 @@ MUTANTS = (
         op="gdn_prefill",
         bug="chunked: o is said to have one row more than it has: redzone and bounds see it",
         changes=(
-            (KERNEL, "held, described(o, BT, BV)", "held, described(o, BT, BV, 1)"),
+            (KERNEL, "(*tiles, described(o, BT, BV)", "(*tiles, described(o, BT, BV, 1)"),
             (KERNEL, "width: int)", "width: int, more: int = 0)"),
             (KERNEL, "[B, T, H * C]", "[B, T + more, H * C]"),
         ),
@@ -67,13 +67,22 @@ MUTANTS = (
         name="gdn_prefill-old-state-kept-whole",
         op="gdn_prefill",
         bug="chunked: the state does not decay from chunk to chunk",
-        changes=((KERNEL, "b_s = b_last * b_s + b_fold", "b_s = b_s + b_fold"),),
+        changes=(
+            (KERNEL, "b_s = b_last * b_s + product", "b_s = b_s + product"),
+            (KERNEL, "b_s = b_last * b_s + tl.dot", "b_s = b_s + tl.dot"),
+        ),
     ),
     Mutant(
         name="gdn_prefill-first-factors",
         op="gdn_prefill",
         bug="chunked: every chunk is given the factors of the first",
-        changes=((KERNEL, "i_n = (i_b * NT + i_c) * HV + i_h", "i_n = i_b * NT * HV + i_h"),),
+        changes=(
+            (
+                KERNEL,
+                "i_n = (i_b * NT + i_c) * HV + i_h\n        b_x",
+                "i_n = i_b * NT * HV + i_h\n        b_x",
+            ),
+        ),
     ),
     Mutant(
         name="gdn_prefill-decay-of-the-query",
@@ -86,6 +95,14 @@ MUTANTS = (
         op="gdn_prefill",
         bug="chunked, halves: a state below what f16 pairs resolve is kept as it is",
         changes=((KERNEL, "good = tl.max(b_off, 0) <= 2.0", "good = tl.max(b_off, 0) * 0.0 <= 2.0"),),
+    ),
+    Mutant(
+        name="gdn_prefill-second-half-unread",
+        op="gdn_prefill",
+        bug="chunked, halves: of the state q reads the first half of K alone",
+        changes=(
+            (KERNEL, "b_qs = tl.dot(s_high, tl.trans(b_q), b_qs)", "b_qs = tl.dot(s_high * 0, tl.trans(b_q), b_qs)"),
+        ),
     ),
     Mutant(
         name="gdn_prefill-half-inverse",
