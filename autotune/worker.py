@@ -28,7 +28,8 @@ from ..lab.oracles import Subject, Trial, Verdict, named
 from ..reference.ops import registered
 from ..reference.spec import Case, map_tensors
 from . import landscape, timer
-from .ahead import PRELOAD, outline
+from .ahead import PRELOAD
+from .elsewhere import outline
 from .outcome import Found, Outcome
 from .race import MARGIN, Race, quantiles, race
 from .space import Point, Problem

@@ -235,6 +235,8 @@ SPEC = Spec(
             *_cases(64, 288, 31, "q4_0"),
             *_cases(3, 96, 2, "q4_0", "int8", dtype="f32", epilogue="swiglu", scales="extreme"),
             *_cases(16, 288, 64, "bf16", epilogue="residual"),
+            *_cases(17, 4096, 64, "bf16", epilogue="residual"),
+            *_cases(5, 2336, 66, "f16", dtype="f16", epilogue="swiglu"),
             *_cases(1, 288, 65, "f16", dtype="f32"),
             *_cases(15, 64, 30, "f32", dtype="f32"),
             *_cases(65, 512, 64, "q4_k", dtype="f32", scales="extreme"),
@@ -292,6 +294,10 @@ SPEC = Spec(
                 for one in _cases((1, 23), 5120, 2 * 17408, "q4_k", p, dtype="f16", epilogue="swiglu", layout="tiles")
             ),
             *(one for K, N, f in _TIMED[:2] for one in _cases(2048, K, N, f, dtype="f16", layout="tiles")),
+            # the draft's
+            *_cases(16, 17408, 5120, "bf16", epilogue="residual"),
+            *_cases(16, 5120, 2 * 17408, "bf16", epilogue="swiglu"),
+            *_cases(32, 5120, 6144, "bf16"),
             *(one for p in ("exact", "int8") for one in _cases((1, 23), 5120, 17408, "q4_k", p)),
         ),
     },
