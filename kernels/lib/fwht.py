@@ -56,17 +56,6 @@ def _odd(b_bits):
 
 
 @triton.jit
-def signs(o_a, o_b):
-    """o_a [A], o_b [128 / A] -> [128, 128] f32: H[o_a[i] ^ o_b[j], column] without its scale, row (128 / A) i + j.
-
-    A sign is the product of two, of which there are few: that is all the arithmetic it takes.
-    """
-    o_c = tl.arange(0, 128)
-    b_a, b_b = _odd(o_a[:, None] & o_c[None, :]), _odd(o_b[:, None] & o_c[None, :])
-    return tl.reshape(tl.where((b_a[:, None, :] ^ b_b[None, :, :]) == 1, -1.0, 1.0), (128, 128))
-
-
-@triton.jit
 def _transform(b_x, o_n, TYPE: tl.constexpr):
     """[R, 128] of TYPE -> H of each row, f32: by butterflies in f32, else as a product with the matrix."""
     if tl.float32 == TYPE:

@@ -10,15 +10,12 @@ import triton
 import triton.language as tl
 
 LOWEST = tl.constexpr(-3.0e38)
-# a maximum may lie this far below a score, in units of log 2, before all sums are rescaled
-SLACK = tl.constexpr(8.0)
 LOG2E = 1.4426950408889634
 
 
 @triton.jit
 def attend(b_q, b_k, b_v, m, scale, b_m, b_l, b_acc):
-    """b_q [BM, D], b_k [BS, D] of one type, b_v [BS, D], m [BM, BS] or broadcastable: what each query
-    sees, None if all."""
+    """b_q [BM, D], b_k [BS, D] of one type, b_v [BS, D], m [BM, BS] or broadcastable: what queries see, if not all."""
     b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
     if m is not None:
         b_s = tl.where(m, b_s, float("-inf"))  # [BM, BS]
