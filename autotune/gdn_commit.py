@@ -2,14 +2,14 @@
 
 from typing import Any
 
+from ..kernels.gdn_commit import Config
 from ..reference.spec import Case
-from .tree_gdn import refused
+from .tree_gdn import unread
 
 SPACE: dict[str, tuple[Any, ...]] = {
     "BLOCK_D": (16, 32),
     "BLOCK_V": (4, 8, 16, 32, 64, 128),
     "num_warps": (1, 2, 4, 8),
-    "precision": ("ieee", "tf32x3", "bf16"),
 }
 
 
@@ -20,10 +20,9 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     if width * case["K"] > 64 * 32 * warps:
         return f"a state of {width} x {case['K']} takes more than 64 registers a thread of {warps} warps"
     if case["strategy"] != "wy":
-        odd = [name for name, value in (("BLOCK_D", 16), ("precision", "ieee")) if config[name] != value]
-        return f"{case['strategy']} does not read {', '.join(odd)}" if odd else None
+        return unread(config, ("BLOCK_D",), case["strategy"], Config())
     if width < 16:
         return f"a dot is at least 16 wide, BLOCK_V is {width}"
     if nodes > 16 and nodes >= 2 * case["D"]:
         return f"BLOCK_D {nodes} is twice the {case['D']} slots of a path"
-    return refused(config["precision"], gpu)
+    return None

@@ -2,55 +2,49 @@
 
 from typing import Any
 
+from ..kernels.tree_gdn import ONE_BLOCK, Config
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "BLOCK_T": (16, 32, 64),
-    "BLOCK_K": (16, 32, 64, 128),
     "BLOCK_V": (4, 8, 16, 32, 64, 128),
     "num_warps": (1, 2, 4, 8),
-    "num_stages": (1, 2, 3, 4),
-    "precision": ("ieee", "tf32x3", "bf16"),
+    "factor_warps": (4, 8),
+    "BLOCK_T": (16, 32, 64),
+    "BLOCK_K": (32, 64, 128),
 }
-# what the recurrence does not read stays at one value
-UNREAD = {"BLOCK_T": 32, "BLOCK_K": 32, "num_stages": 2, "precision": "ieee"}
 
 
 def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
-    tokens, width = config["BLOCK_T"], config["BLOCK_V"]
-    if config["BLOCK_V"] > case["V"]:
+    width, warps = config["BLOCK_V"], config["num_warps"]
+    if width > case["V"]:
         return f"BLOCK_V {width} is larger than V, {case['V']}"
     if case["strategy"].startswith("store"):
-        odd = [name for name, value in UNREAD.items() if config[name] != value]
-        if odd:
-            return f"{case['strategy']} does not read {', '.join(odd)}"
-        if width * case["K"] > 128 * 32 * config["num_warps"]:
-            return f"{width} x {case['K']} of state take more than 128 registers a thread, {config['num_warps']} warps"
-        return None
+        if width * case["K"] > 128 * 32 * warps:
+            return f"{width} x {case['K']} of state take more than 128 registers a thread of {warps} warps"
+        return unread(config, ("factor_warps", "BLOCK_T", "BLOCK_K"), case["strategy"])
     if width < 16:
         return f"a dot is at least 16 wide, BLOCK_V is {width}"
-    if tokens > 16 and tokens >= 2 * case["T"]:
-        return f"BLOCK_T {tokens} runs as a smaller block on {case['T']} slots"
+    if case["T"] <= ONE_BLOCK:
+        return crowded(width, case["K"], warps) or unread(config, ("BLOCK_T", "BLOCK_K"), "a tree of one block")
     if config["BLOCK_K"] > case["K"]:
         return f"BLOCK_K {config['BLOCK_K']} is larger than K, {case['K']}"
-    return refused(config["precision"], gpu) or heavy(config)
+    if config["BLOCK_T"] ** 2 > 32 * 32 * warps:
+        return f"several matrices of {config['BLOCK_T']} squared take more than 32 registers each of {warps} warps"
+    return unread(config, ("factor_warps",), "a tree of several blocks")
 
 
-def refused(precision: str, gpu: str) -> str | None:
-    """Why this GPU does not multiply f32 like that, in a sentence, or None."""
-    arch = gpu.split("-")[0]
-    if precision != "ieee" and arch.startswith("sm") and int(arch[2:]) < 80:
-        return f"{arch} has no tensor cores for {precision}"
-    if precision == "tf32x3" and arch.startswith("gfx"):
-        return f"{arch} has no tf32x3"
-    return None
+def unread(config: dict[str, Any], names: tuple[str, ...], who: str, default: object = Config()) -> str | None:
+    """Why other values than the default of what `who` does not read are no configs of their own, or None."""
+    odd = [name for name in names if config[name] != getattr(default, name)]
+    return f"{who} does not read {', '.join(odd)}" if odd else None
 
 
-def heavy(config: dict[str, Any]) -> str | None:
-    """Why a block of BLOCK_T tokens cannot fit in registers, in a sentence, or None."""
-    tokens, warps = config["BLOCK_T"], config["num_warps"]
-    if tokens * tokens > 32 * 32 * warps:
-        return f"several matrices of {tokens} x {tokens} take more than 32 registers each a thread of {warps} warps"
-    if config["precision"] == "ieee" and tokens * config["BLOCK_K"] > 32 * 32 * warps:
-        return f"without tensor cores a dot holds {tokens} x {config['BLOCK_K']} in the registers of {warps} warps"
+def crowded(width: int, K: int, warps: int) -> str | None:
+    """Why a block of the state and its three bf16 parts do not suit these warps, in a sentence, or None."""
+    if width * K > 64 * 32 * warps:
+        return f"{width} x {K} of state and its parts take more than 160 registers a thread of {warps} warps"
+    if width == 64 and warps == 8:
+        return "triton 3.6 multiplies 64 rows wrongly with 8 warps"
+    if 16 * warps > 2 * width:
+        return f"{width} rows leave some of {warps} warps without a tile of 16"
     return None

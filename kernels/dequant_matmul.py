@@ -27,6 +27,7 @@ from ..reference.dequant_matmul import GROUP, INT8_ROWS, LAYOUTS, SMALLEST, grou
 from ..reference.formats import find, row_bytes
 from ..reference.tiles import COLUMNS, RECORD, ROWS
 from .config import pick
+from .lib import plain_rows
 from .lib.blocks import CHUNK, dequantise, unpack
 from .lib.device import has_imma, has_pdl, has_ptx, processors
 from .lib.lanes import few_rows
@@ -410,6 +411,8 @@ def dequant_matmul(
         "dequant_matmul", Config(), x.device, M=M, N=rows, K=K, format=format, precision=precision, layout=layout
     )
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
+    if plain_rows.fits(x, weight):
+        return plain_rows.multiply(x, weight, residual, swiglu, out)
     d = d_sum = None
     if precision == "int8":
         x, d, d_sum = _quantised(x, format)

@@ -16,17 +16,17 @@ import triton
 import triton.language as tl
 
 from .config import pick
+from .lib.device import has_pdl, multiply
+from .lib.early import prefetch, wait
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
-from .lib.wy import product
+from .lib.wy import product, thirds
 
 
 @dataclass(frozen=True)
 class Config:
-    BLOCK_D: int = 16
-    BLOCK_V: int = 32
-    num_warps: int = 4
-    # how wy multiplies f32, see lib/wy.py
-    precision: str = "ieee"
+    BLOCK_D: int = 32
+    BLOCK_V: int = 16
+    num_warps: int = 2
 
 
 @triton.jit
@@ -40,23 +40,32 @@ def _gdn_commit_wy(
     path,
     length,
     T, D, HK, HV,
-    K: tl.constexpr, V: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, TILED: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BD: tl.constexpr, BV: tl.constexpr, ONE: tl.constexpr, TILED: tl.constexpr,
+    PRECISION: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    i_b, i_h = (tl.program_id(0) // HV).to(tl.int64), tl.program_id(0) % HV
+    i_v, i_h, i_b = tl.program_id(0), tl.program_id(1), tl.program_id(2).to(tl.int64)
     i_k = key_head(i_h, HK, HV, TILED)
     o_d, o_k = tl.arange(0, BD), tl.arange(0, K)
-    o_v = tl.program_id(1) * BV + tl.arange(0, BV)
-    p_s = state + ((i_b * HV + i_h) * V + o_v[:, None]) * K + o_k[None, :]
-    b_old = tl.load(p_s)  # [BV, K]
+    o_v = i_v * BV + tl.arange(0, BV)
+    p_s = state + (i_b * HV + i_h) * V * K
+    if EARLY:
+        prefetch(p_s + i_v * BV * K, BV * K * (state.dtype.element_ty.primitive_bitwidth // 8))
     b_A, b_bias = tl.load(A + i_h), tl.load(dt_bias + i_h)
+    if EARLY:
+        wait()
     count = tl.load(length + i_b)
+    p_s += o_v[:, None] * K + o_k[None, :]
+    b_old = tl.load(p_s)  # [BV, K]
     b_fold = tl.zeros((BV, K), tl.float32)
+    # a path of one block does not wait for its length
+    blocks = 1 if ONE else tl.cdiv(count, BD)
     # log decay below the block, summed from the leaf up: small decays are not lost behind a large one
     b_below = 0.0
-    for back in range(tl.cdiv(count, BD)):
-        o_p = (tl.cdiv(count, BD) - 1 - back) * BD + o_d
+    for back in range(blocks):
+        o_p = (blocks - 1 - back) * BD + o_d
         m_p = o_p < count
-        b_node = tl.load(path + i_b * D + o_p, mask=m_p, other=0).to(tl.int64)
+        b_node = tl.load(path + i_b * D + o_p, mask=o_p < D, other=0)
+        b_node = tl.where(m_p, b_node, 0).to(tl.int64)
         p_k = k + i_b * s_k_b + b_node[:, None] * s_k_t + i_k * K + o_k[None, :]
         p_u = u + ((i_b * T + b_node[:, None]) * HV + i_h) * V + o_v[None, :]
         b_k = tl.load(p_k, mask=m_p[:, None], other=0.0)  # [BD, K]
@@ -66,7 +75,12 @@ def _gdn_commit_wy(
         b_after = tl.sum(tl.where(o_d[None, :] > o_d[:, None], b_g[None, :], 0.0), 1) + b_below
         # decay and norm go to u: k stays as it came, a half perhaps
         b_u *= (tl.exp(b_after) * tl.rsqrt(squares(b_k, 1) + 1e-6))[:, None]
-        b_fold = product(tl.trans(b_u), b_k, b_fold, PRECISION)
+        if PRECISION == "bf16" and k.dtype.element_ty == tl.bfloat16:
+            u_high, u_mid, u_low = thirds(tl.trans(b_u), INFINITE=True)
+            b_fold = tl.dot(u_high, b_k, tl.dot(u_mid, b_k, tl.dot(u_low, b_k, b_fold)))
+        else:
+            # an infinity times the parts of a key that are zero would be NaN
+            b_fold = product(tl.trans(b_u), b_k, b_fold, "ieee")
         b_below += tl.sum(b_g, 0)
     b_new = tl.exp(b_below) * b_old.to(tl.float32) + b_fold
     tl.store(p_s, b_new.to(state.dtype.element_ty))
@@ -155,9 +169,11 @@ def gdn_commit(
     row = {name: rows("gdn_commit", name, tensors[name]) for name in ("k", "v", "a", "b")}
     match strategy:
         case "wy":
-            blocks = {"BD": config.BLOCK_D, "PRECISION": config.precision}
+            BD, overlap = max(16, min(config.BLOCK_D, triton.next_power_of_2(D))), has_pdl(v.device)
+            blocks = {"BD": BD, "ONE": D <= BD, "PRECISION": multiply("auto", v.device), "EARLY": overlap}
             tensors_wy = (*row["k"], *row["a"], A, dt_bias, state, saved, path, length)
-            _gdn_commit_wy[grid](*tensors_wy, T=T, D=D, **blocks, **heads)
+            launch = {"launch_pdl": True} if overlap else {}
+            _gdn_commit_wy[(V // BV, Hv, B)](*tensors_wy, T=T, D=D, **blocks, **heads, **launch)
         case "replay":
             tokens = [part for name in ("k", "v", "a", "b") for part in row[name]]
             _gdn_commit_replay[grid](*tokens, A, dt_bias, state, path, length, D=D, **heads)

@@ -22,21 +22,69 @@ import triton
 import triton.language as tl
 
 from .config import pick
+from .lib.device import has_pdl, multiply
+from .lib.early import wait
+from .lib.factors import GATES, factors, through_p, through_x
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
-from .lib.wy import product, span, unit_lower_inverse
+from .lib.wy import outlined, product, span, unit_lower_inverse
 
 STRATEGIES = ("wy", "store_f32", "store_f16", "replay")
+ONE_BLOCK = 64
 
 
 @dataclass(frozen=True)
 class Config:
+    BLOCK_V: int = 64
+    num_warps: int = 4
+    factor_warps: int = 4
+    # nodes and keys a step of trees larger than ONE_BLOCK
     BLOCK_T: int = 32
     BLOCK_K: int = 32
-    BLOCK_V: int = 32
-    num_warps: int = 4
-    num_stages: int = 2
     # how wy multiplies f32, see lib/wy.py
-    precision: str = "ieee"
+    precision: str = "auto"
+
+
+@triton.jit
+def _tree_gdn_block(
+    q, s_q_b, s_q_t,
+    k, s_k_b, s_k_t,
+    v, s_v_b, s_v_t,
+    state,
+    ancestors,
+    planes,
+    gates,
+    o,
+    u,
+    T, HK, HV,
+    K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BV: tl.constexpr, PLANES: tl.constexpr,
+    SAVE: tl.constexpr, TILED: tl.constexpr, EXACT: tl.constexpr, PRECISION: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    i_h, i_b = tl.program_id(1), tl.program_id(2).to(tl.int64)
+    i_k, i_n = key_head(i_h, HK, HV, TILED), i_b * HV + i_h
+    o_t, o_k = tl.arange(0, BT), tl.arange(0, K)
+    o_v = tl.program_id(0) * BV + tl.arange(0, BV)
+    r_t = o_t.to(tl.int64)
+    m_t = o_t < T
+    # all but the factors is older than the launch before this one, which has waited for it
+    b_s = tl.load(state + (i_n * V + o_v[:, None]) * K + o_k[None, :])  # [BV, K]
+    b_k = tl.load(k + i_b * s_k_b + i_k * K + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)
+    b_q = tl.load(q + i_b * s_q_b + i_k * K + r_t[:, None] * s_q_t + o_k[None, :], mask=m_t[:, None], other=0.0)
+    b_v = tl.load(v + i_b * s_v_b + i_h * V + r_t[None, :] * s_v_t + o_v[:, None], mask=m_t[None, :], other=0.0)
+    # a padding slot is not even its own ancestor, and may hold anything
+    m_real = tl.load(ancestors + (i_b * T + r_t) * T + r_t, mask=m_t, other=0) != 0
+    b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
+    b_qs = outlined(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION, EXACT)
+    if EARLY:
+        wait()
+    p_planes, p_gates = planes + i_n * PLANES * BT * BT, gates + i_n * GATES * BT + o_t
+    b_c, b_e = tl.load(p_gates), tl.load(p_gates + BT)
+    b_r = tl.where(m_real[None, :], b_v.to(tl.float32) - b_ks * b_c[None, :], 0.0)
+    b_u = through_x(b_r, p_planes, BT, PRECISION)
+    b_o = b_qs * b_e[None, :] + through_p(b_u, p_planes, BT, PLANES, PRECISION)
+    p_out = ((i_b * T + r_t[None, :]) * HV + i_h) * V + o_v[:, None]
+    tl.store(o + p_out, tl.where(m_real[None, :], b_o, 0.0).to(o.dtype.element_ty), mask=m_t[None, :])
+    if SAVE:
+        tl.store(u + p_out, b_u, mask=m_t[None, :])
 
 
 @triton.jit
@@ -54,7 +102,7 @@ def _tree_gdn_wy(
     u,
     T, HK, HV,
     K: tl.constexpr, V: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, NT: tl.constexpr,
-    LEVELS: tl.constexpr, SAVE: tl.constexpr, TILED: tl.constexpr, PRECISION: tl.constexpr,
+    SAVE: tl.constexpr, TILED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     i_b, i_h = (tl.program_id(0) // HV).to(tl.int64), tl.program_id(0) % HV
     i_k = key_head(i_h, HK, HV, TILED)
@@ -91,10 +139,11 @@ def _tree_gdn_wy(
         # norms come after the dots, which so stay exact on halves
         b_rk = tl.rsqrt(b_rk + 1e-6)
         b_rq = tl.rsqrt(b_rq + 1e-6) * K**-0.5
-        b_decay = tl.exp(span(m_ii, m_ii, b_g, BT, PRECISION)) * b_rk[None, :]
+        b_decay = tl.where(m_ii != 0, tl.exp(span(m_ii, m_ii, b_g, BT, PRECISION)), 0.0)
         m_above = (m_ii != 0) & (o_t[:, None] > o_t[None, :])
-        b_a = tl.where(m_above, b_kk * b_decay * (b_beta * b_rk)[:, None], 0.0)
-        b_p = tl.where(m_ii != 0, b_qk * b_decay * b_rq[:, None], 0.0)
+        b_a = tl.where(m_above, b_kk * b_rk[None, :] * (b_beta * b_rk)[:, None], 0.0)
+        b_x = unit_lower_inverse(b_a, BT, PRECISION) * b_decay
+        b_p = tl.where(m_ii != 0, b_qk * b_decay * b_rk[None, :] * b_rq[:, None], 0.0)
         # log decay from the end of block J down to i; at the end of the walk, from the root
         b_log = tl.sum(tl.where(m_ii != 0, b_g[None, :], 0.0), 1)
         b_in, b_o = tl.zeros((BT, BV), tl.float32), tl.zeros((BT, BV), tl.float32)
@@ -124,7 +173,6 @@ def _tree_gdn_wy(
         # a padding slot is not even its own ancestor
         m_real = tl.max(m_ii.to(tl.int32), 1) > 0
         b_u = b_beta[:, None] * (b_v - b_ks * (b_e * b_rk)[:, None]) - b_in
-        b_x = unit_lower_inverse(b_a, BT, LEVELS, PRECISION)
         b_u = product(b_x, tl.where(m_real[:, None], b_u, 0.0), tl.zeros((BT, BV), tl.float32), PRECISION)
         b_o = product(b_p, b_u, b_o + b_qs * (b_e * b_rq)[:, None], PRECISION)
         p_out = ((i_b * T + r_i[:, None]) * HV + i_h) * V + o_v[None, :]
@@ -214,27 +262,46 @@ def tree_gdn(
     if strategy not in STRATEGIES or parents.shape != (B, T) or ancestors.shape != (B, T, T):
         trees = f"parents {tuple(parents.shape)}, ancestors {tuple(ancestors.shape)}"
         raise ValueError(f"tree_gdn knows {', '.join(STRATEGIES)} over trees of [B, T], not '{strategy}', {trees}")
-    config = config or pick("tree_gdn", Config(), v.device, B=B, T=T, Hk=Hk, Hv=Hv, K=K, V=V, strategy=strategy)
-    tokens = [part for name in ("q", "k", "v", "a", "b") for part in rows("tree_gdn", name, tensors[name])]
+    sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
+    config = config or pick("tree_gdn", Config(), v.device, **sizes, V=V, strategy=strategy)
+    row = {name: rows("tree_gdn", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
-    BV = min(config.BLOCK_V, V)
-    grid, tiled = (B * Hv, V // BV), head_map == "tiled"
+    BV, tiled = min(config.BLOCK_V, V), head_map == "tiled"
     if strategy.startswith("store"):
         dtype = torch.float16 if strategy == "store_f16" else torch.float32
         saved = torch.empty((B, T, Hv, V, K), dtype=dtype, device=v.device)
-        _tree_gdn_store[grid](
+        tokens = [part for name in row for part in row[name]]
+        _tree_gdn_store[(B * Hv, V // BV)](
             *tokens, A, dt_bias, state, parents, o, saved, T, Hk, Hv,
             K=K, V=V, BV=BV, TILED=tiled, num_warps=config.num_warps,
         )  # fmt: skip
         return o, saved
-    BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T)))
-    NT = triton.cdiv(T, BT)
+    precision = multiply(config.precision, v.device)
+    # without tensor cores a block of 64 squared is too much
+    largest = ONE_BLOCK if precision != "ieee" else 16
+    one_block = largest >= T
     # blocks after the first read the rows of u before them
-    save = strategy == "wy" or NT > 1
+    save = strategy == "wy" or not one_block
     u = torch.empty((B, T, Hv, V) if save else 0, dtype=torch.float32, device=v.device)
-    _tree_gdn_wy[grid](
-        *tokens, A, dt_bias, state, ancestors, o, u, T, Hk, Hv,
-        K=K, V=V, BT=BT, BK=min(config.BLOCK_K, K), BV=BV, NT=NT, LEVELS=BT.bit_length() - 1, SAVE=save, TILED=tiled,
-        PRECISION=config.precision, num_warps=config.num_warps, num_stages=config.num_stages,
-    )  # fmt: skip
+    if one_block:
+        BT, exact, overlap = max(16, triton.next_power_of_2(T)), v.dtype == torch.float32, has_pdl(v.device)
+        form = precision if precision == "bf16" else "f32"
+        made, make = factors(
+            row, A, dt_bias, ancestors, sizes, BT, tiled, form, exact, precision, config.factor_warps, overlap
+        )
+        make()
+        launch = {"launch_pdl": True} if overlap else {}
+        _tree_gdn_block[(V // BV, Hv, B)](
+            *row["q"], *row["k"], *row["v"], state, ancestors, made.planes, made.gates, o, u, T, Hk, Hv,
+            K=K, V=V, BT=BT, BV=BV, PLANES=made.count, SAVE=save, TILED=tiled, EXACT=exact, PRECISION=precision,
+            EARLY=overlap, num_warps=config.num_warps, num_stages=1, **launch,
+        )  # fmt: skip
+    else:
+        tokens = [part for name in row for part in row[name]]
+        BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T)))
+        _tree_gdn_wy[(B * Hv, V // BV)](
+            *tokens, A, dt_bias, state, ancestors, o, u, T, Hk, Hv,
+            K=K, V=V, BT=BT, BK=min(config.BLOCK_K, K), BV=BV, NT=triton.cdiv(T, BT), SAVE=save, TILED=tiled,
+            PRECISION=precision, num_warps=config.num_warps, num_stages=1,
+        )  # fmt: skip
     return o, u if strategy == "wy" else torch.empty(0, dtype=torch.float32, device=v.device)

@@ -34,11 +34,10 @@ def calls(
 
 def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device) -> dict[str, Any]:
     """The kernel's default raced against what it picks here."""
-    replay = timer.Replay if device.type == "cuda" else timer.Calls
     # a graph keeps the configs that it was captured with
     with config.untuned(), config.recording() as picked:
-        default = replay(runs)
-    found = race(default.sample, replay(runs).sample)
+        default = timer.replay(runs, device)
+    found = race(default.sample, timer.replay(runs, device, default).sample)
     verdict = "no difference" if found.verdict == "tie" else f"tuned is {found.verdict}"
     us = round(statistics.median(found.a), 3)
     return {"us": us, "config": picked.get(op.name, {}), "gain": round(1 / found.ratio, 3), "verdict": verdict}

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from . import model_cli, tables
+from . import model_cli, pair_cli, tables
 from .budget import budget
 from .terminal import Json, Ops, Sources, choose, err, fail, out
 from .tune import tune
@@ -516,6 +516,8 @@ def test(ctx: typer.Context) -> None:
 app.command()(tune)
 app.command()(budget)
 app.command("generate")(model_cli.generate)
+app.command("train")(pair_cli.train)
+app.command("pair")(pair_cli.study)
 app.command("bench-model", hidden=True)(model_cli.bench_model)
 
 

@@ -183,6 +183,8 @@ SPEC = Spec(
             *_tiny(T=1, D=1, shape="chain", V=16),
             *_tiny(T=18, D=17, shape="chain", values="extreme", K=16),
             *_tiny(T=40, D=40, shape="chain", values="equal", V=64),
+            *_tiny(T=36, D=36, shape="chain", Hv=1),
+            *_tiny(T=2, D=2, shape="chain", dtype="bf16"),
             *_tiny(T=12, D=3, Hk=2, Hv=6, head_map="grouped", dtype="bf16"),
             *_tiny(strategy="store_f16", state="f16", shape="star", B=2),
             *_tiny(strategy="replay", shape="padded", dtype="f16", Hk=2, Hv=4),

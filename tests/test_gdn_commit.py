@@ -103,7 +103,7 @@ def test_rejected_nodes_leave_no_trace(commit, strategy):
     assert torch.equal(after(commit, other), after(commit, along(x, [0, 3])))
 
 
-@pytest.mark.parametrize("config", [Config(BLOCK_D=32), Config(BLOCK_V=16), Config(precision="bf16")], ids=str)
+@pytest.mark.parametrize("config", [Config(BLOCK_D=16), Config(BLOCK_V=16)], ids=str)
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
 def test_a_config_changes_the_last_bits_alone(config, dtype):
     x = drawn(T=20, D=20, V=32, shape="chain", dtype=dtype)

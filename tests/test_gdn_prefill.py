@@ -110,7 +110,14 @@ def test_after_a_total_decay_nothing_before_is_remembered(prefill, T):
 
 @pytest.mark.parametrize(
     "config",
-    [Config(BLOCK_T=16), Config(BLOCK_T=64, BLOCK_V=16), Config(BLOCK_K=16), Config(precision="bf16")],
+    [
+        Config(BLOCK_T=16),
+        Config(BLOCK_T=32),
+        Config(BLOCK_V=16),
+        Config(precision="ieee"),
+        Config(BLOCK_T=16, segment=2),
+        Config(segment=1),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])

@@ -10,7 +10,7 @@ from draftwood.kernels.tree_gdn import Config
 from draftwood.kernels.tree_gdn import tree_gdn as kernel
 from draftwood.lab.check import target
 from draftwood.lab.oracles import implementation
-from draftwood.reference import tree
+from draftwood.reference import paths, tree
 from draftwood.reference.gdn_prefill import gdn_prefill
 from draftwood.reference.ops import find, registered
 from draftwood.reference.spec import map_tensors
@@ -155,13 +155,19 @@ def test_strategies_agree():
 
 
 @pytest.mark.parametrize(
-    "config",
-    [Config(BLOCK_T=16), Config(BLOCK_T=64, BLOCK_V=16), Config(BLOCK_K=16), Config(BLOCK_T=16, precision="bf16")],
+    ("config", "T"),
+    [
+        (Config(BLOCK_V=16), 37),
+        (Config(precision="ieee"), 37),
+        (Config(precision="tf32x3"), 17),
+        (Config(BLOCK_T=64), 67),
+        (Config(BLOCK_K=16, BLOCK_T=16), 67),
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
-def test_a_config_changes_the_last_bits_alone(config, dtype):
-    x = drawn("ddtree", 37, K=32, V=32, Hv=1, dtype=dtype)
+def test_a_config_changes_the_last_bits_alone(config, T, dtype):
+    x = drawn("ddtree", T, K=32, V=32, Hv=1, dtype=dtype)
     eps = 1e-2 if dtype == "bf16" else 2e-5
     for got, want in zip(kernel(**x, config=config), reference(**x), strict=True):
         close(got.float(), want.float(), eps)
@@ -171,7 +177,7 @@ def test_repeated_keys_do_not_blow_up_the_triangular_system():
     x = drawn("chain", 64, values="equal", Hv=1)
     # beta near 1 and no decay: powers of the system's matrix reach 1e17, its inverse stays within 1
     x["b"][:] = 3.0
-    for got, want in zip(kernel(**x, config=Config(BLOCK_T=64)), reference(**x), strict=True):
+    for got, want in zip(kernel(**x, config=Config(precision="ieee")), reference(**x), strict=True):
         close(got, want, 1e-5)
 
 
@@ -202,7 +208,8 @@ def test_what_the_kernel_does_not_take_is_refused_with_its_value():
 @pytest.mark.long
 @pytest.mark.parametrize("strategy", SPEC.choices["strategy"])
 @pytest.mark.parametrize("folder", ["reference", "kernels"] if target() == "cuda" else ["reference"])
-def test_ten_thousand_trees_equal_their_paths_run_as_chains(folder, strategy):
+def test_ten_thousand_trees_equal_their_paths_run_as_chains_over_five_steps(folder, strategy, monkeypatch):
+    monkeypatch.setattr(paths, "STEPS", 5)
     call = implementation(find("tree_gdn"), folder, registered())
     for seed in range(TREES // BATCH):
         changes = {"B": BATCH, "T": 20, "shape": tree.SHAPES[seed % len(tree.SHAPES)], "strategy": strategy}

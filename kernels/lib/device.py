@@ -60,6 +60,19 @@ def _capability(device: torch.device) -> int:
     return target.arch if target.backend == "cuda" else 0
 
 
+def multiply(precision: str, device: torch.device) -> str:
+    """How f32 are multiplied here (lib/wy.py) where a config says auto: on bf16 tensor cores where there are any."""
+    if precision != "auto":
+        return precision
+    return "ieee" if 0 < _capability(device) < 80 else "bf16"
+
+
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that one program may have; the least of any GPU where it is not known."""
+    kilobytes = {80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 103: 227, 120: 99, 121: 99}
+    return kilobytes.get(_capability(device), 64) << 10
+
+
 @triton.jit
 def _probe():
     pass

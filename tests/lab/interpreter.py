@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import triton.language as tl
 from triton.runtime import interpreter as machine
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 Handle = machine.TensorHandle
 Builder = machine.InterpreterBuilder
@@ -333,15 +334,16 @@ def _hook_memory() -> None:
     grid_idx, init_args, run = Builder.set_grid_idx, machine.GridExecutor._init_args_hst, machine.GridExecutor.__call__
 
     def allowed(kind: str, builder: Any, ptrs: Any, mask: Any) -> Any:
-        # a scalar mask joined with a block's arrives as i32
-        lanes = mask.data.astype(bool) if _current is None else _current.access(kind, builder, ptrs, mask.data)
+        # a scalar mask joined with a block's arrives as i32, a tensor descriptor's of triton 3.6 without a handle
+        given = mask if isinstance(mask, np.ndarray) else mask.data
+        lanes = given.astype(bool) if _current is None else _current.access(kind, builder, ptrs, given)
         return Handle(lanes, tl.int1)
 
-    def create_masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any) -> Any:
-        return load(self, ptrs, allowed("load", self, ptrs, mask), other, *rest)
+    def create_masked_load(self: Any, ptrs: Any, mask: Any, other: Any, *rest: Any, **named: Any) -> Any:
+        return load(self, ptrs, allowed("load", self, ptrs, mask), other, *rest, **named)
 
-    def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
-        return store(self, ptrs, value, allowed("store", self, ptrs, mask), *rest)
+    def create_masked_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any, **named: Any) -> Any:
+        return store(self, ptrs, value, allowed("store", self, ptrs, mask), *rest, **named)
 
     def create_atomic_rmw(self: Any, op: Any, ptr: Any, val: Any, mask: Any, *rest: Any) -> Any:
         return rmw(self, op, ptr, val, allowed("atomic", self, ptr, mask), *rest)
@@ -357,7 +359,8 @@ def _hook_memory() -> None:
     def _init_args_hst(self: Any, args_dev: Any, kwargs: Any) -> Any:
         args, named = init_args(self, args_dev, kwargs)
         if _current is not None:
-            _current._begin([t for t in (*args, *named.values()) if isinstance(t, torch.Tensor)])
+            held = [t.base if isinstance(t, TensorDescriptor) else t for t in (*args, *named.values())]
+            _current._begin([t for t in held if isinstance(t, torch.Tensor)])
         return args, named
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -239,4 +239,28 @@ MUTANTS = (
         bug="int8 over tiles: an odd last row of x takes the activations of the row before",
         changes=((TILED, "p + tl.minimum(M - 1, 3) * s_m", "p + s_m"), (TILED, "p + 2 * s_m", "p + s_m")),
     ),
+    Mutant(
+        name="dequant_matmul-plain-last-share-lost",
+        op="dequant_matmul",
+        bug="of the programs that share a tile's columns the last one's sums are left out",
+        changes=(("kernels/lib/plain_rows.py", "for i_p in range(splits):", "for i_p in range(splits - 1):"),),
+    ),
+    Mutant(
+        name="dequant_matmul-plain-own-share-only",
+        op="dequant_matmul",
+        bug="the first program to end stores the tile, before the others have added to it: a matter of order",
+        changes=(("kernels/lib/plain_rows.py", '"acq_rel") == splits - 1', '"acq_rel") == 0'),),
+    ),
+    Mutant(
+        name="dequant_matmul-plain-up-beside-gate",
+        op="dequant_matmul",
+        bug="the up rows are taken right after a program's gate rows, not after all gate rows",
+        changes=(("kernels/lib/plain_rows.py", "p_w + tl.cast(N, tl.int64) * s_weight_n", "p_w + BN * s_weight_n"),),
+    ),
+    Mutant(
+        name="dequant_matmul-plain-tail-of-k",
+        op="dequant_matmul",
+        bug="columns past the row's end are multiplied too",
+        changes=(("kernels/lib/plain_rows.py", "WHOLE=K % BK == 0", "WHOLE=True"),),
+    ),
 )

@@ -21,7 +21,7 @@ MUTANTS = (
         name="gdn_commit-block-order",
         op="gdn_commit",
         bug="wy: blocks of a long path are summed from the root down, with the decays above instead of below",
-        changes=((KERNEL, "(tl.cdiv(count, BD) - 1 - back) * BD + o_d", "back * BD + o_d"),),
+        changes=((KERNEL, "(blocks - 1 - back) * BD + o_d", "back * BD + o_d"),),
     ),
     Mutant(
         name="gdn_commit-slots-not-path",
@@ -46,6 +46,18 @@ MUTANTS = (
                 "    if count >= 0:\n        node = tl.maximum(tl.load(path + i_b * D), 0)",
             ),
         ),
+    ),
+    Mutant(
+        name="gdn_commit-length-ignored",
+        op="gdn_commit",
+        bug="wy: slots of the path behind its length count as node 0, unless they are masked",
+        changes=((KERNEL, "m_p = o_p < count", "m_p = o_p < D"),),
+    ),
+    Mutant(
+        name="gdn_commit-infinity-split",
+        op="gdn_commit",
+        bug="wy: an infinity is split like a number, and its rest is NaN: only the nonfinite oracle sees it",
+        changes=((KERNEL, "INFINITE=True", "INFINITE=False"),),
     ),
     Mutant(
         name="gdn_commit-nan-to-zero",

@@ -15,7 +15,7 @@ MUTANTS = (
         name="tree_conv-taps-reversed",
         op="tree_conv",
         bug="tap 0 is the node's own",
-        changes=((KERNEL, "W + (W - 1 - back)", "W + back"),),
+        changes=((KERNEL, "o_w[None, :] == W - 1 - back", "o_w[None, :] == back"),),
     ),
     Mutant(
         name="tree_conv-history-off-by-one",
@@ -36,6 +36,12 @@ MUTANTS = (
         changes=((KERNEL, "b_sum * tl.sigmoid(b_sum), 0.0)", "b_sum, 0.0)"),),
     ),
     Mutant(
+        name="tree_conv-weights-past-the-end",
+        op="tree_conv",
+        bug="taps are loaded up to a power of two, past the last channel's: only bounds sees it",
+        changes=((KERNEL, "(o_w < W)[None, :]", "(o_w < BW)[None, :]"),),
+    ),
+    Mutant(
         name="tree_conv-padding-unwritten",
         op="tree_conv",
         bug="padding rows are never written: only the poison oracle sees it where memory happens to be zero",
@@ -54,10 +60,11 @@ MUTANTS = (
         op="tree_conv",
         bug="the second row up is the slot before the parent, in the reference too: only the path oracle sees it",
         changes=(
+            (KERNEL, "for _ in tl.static_range(1, W):", "for back in tl.static_range(1, W):"),
             (
                 KERNEL,
-                "b_up = tl.load(parents + i_b * T + b_slot, mask=m_node, other=0)",
-                "b_up = tl.load(parents + i_b * T + b_slot, mask=m_node, other=0) if back == 0 else b_slot - 1",
+                "mask=b_real & (b_slot >= 0), other=0)\n",
+                "mask=b_real & (b_slot >= 0), other=0) if back == 1 else b_slot - 1\n",
             ),
             (
                 "reference/tree_conv.py",

@@ -3,6 +3,7 @@
 from ..mutation import Mutant
 
 KERNEL, WY, GATES = "kernels/tree_gdn.py", "kernels/lib/wy.py", "kernels/lib/gates.py"
+FACTORS = "kernels/lib/factors.py"
 
 MUTANTS = (
     Mutant(
@@ -32,14 +33,14 @@ MUTANTS = (
     Mutant(
         name="tree_gdn-causal-not-tree",
         op="tree_gdn",
-        bug="wy: every earlier slot counts as an ancestor in the triangular system",
+        bug="wy, several blocks: every earlier slot counts as an ancestor in the triangular system",
         changes=((KERNEL, "m_above = (m_ii != 0) & (o_t[:, None]", "m_above = (o_t[:, None]"),),
     ),
     Mutant(
         name="tree_gdn-own-row-missing",
         op="tree_gdn",
         bug="wy: a node's own u does not reach its output",
-        changes=((KERNEL, "b_p = tl.where(m_ii != 0,", "b_p = tl.where(m_above,"),),
+        changes=((FACTORS, "b_p = tl.where(m_self,", "b_p = tl.where(m_above,"),),
     ),
     Mutant(
         name="tree_gdn-decay-between-blocks",
@@ -50,8 +51,8 @@ MUTANTS = (
     Mutant(
         name="tree_gdn-inverse-one-level-short",
         op="tree_gdn",
-        bug="wy: the last doubling of the inverse is left out",
-        changes=((WY, "range(1, LEVELS)", "range(1, LEVELS - 1)"),),
+        bug="wy: the last doubling of the inverse of 16 x 16 is left out",
+        changes=((WY, "tl.static_range(1, 4)", "tl.static_range(1, 3)"),),
     ),
     Mutant(
         name="tree_gdn-head-maps-swapped",
@@ -63,7 +64,7 @@ MUTANTS = (
         name="tree_gdn-norm-without-eps",
         op="tree_gdn",
         bug="wy: eps is left out of k's norm: a zero key becomes NaN",
-        changes=((KERNEL, "b_rk = tl.rsqrt(b_rk + 1e-6)", "b_rk = tl.rsqrt(b_rk)"),),
+        changes=((FACTORS, "tl.rsqrt(squares(b_k, 1) + 1e-6)", "tl.rsqrt(squares(b_k, 1))"),),
     ),
     Mutant(
         name="tree_gdn-dt-bias-left-out",
@@ -89,6 +90,11 @@ MUTANTS = (
         bug="q is scaled by 1/K, in kernel and reference alike (and not in gdn_prefill): only the path oracle sees it",
         changes=(
             (KERNEL, "b_rq = tl.rsqrt(b_rq + 1e-6) * K**-0.5", "b_rq = tl.rsqrt(b_rq + 1e-6) / K"),
+            (
+                KERNEL,
+                "b_qs * b_e[None, :] + through_p(b_u, p_planes",
+                "b_qs * (b_e * K**-0.5)[None, :] + through_p(b_u * K**-0.5, p_planes",
+            ),
             (KERNEL, "(tl.rsqrt(squares(b_q32, 0) + 1e-6) * K**-0.5)", "(tl.rsqrt(squares(b_q32, 0) + 1e-6) / K)"),
             (
                 "reference/tree_gdn.py",
@@ -124,6 +130,76 @@ MUTANTS = (
             (KERNEL, "saved = torch.empty((B, T, Hv, V, K), dtype=dtype", "saved = torch.empty((B, T, Hv, V, K)"),
             (KERNEL, "        return o, saved\n", "        return o, saved.to(dtype)\n"),
             ("reference/tree_gdn.py", "where(parent != node - 1, S.float().half().to(wide), S)", "S"),
+        ),
+    ),
+    Mutant(
+        name="tree_gdn-chain-not-tree",
+        op="tree_gdn",
+        bug="wy: every earlier slot counts as an ancestor in the factors of a block",
+        changes=(
+            (
+                FACTORS,
+                "tl.load(p_mask + r_t[None, :], mask=m_t[:, None] & m_t[None, :], other=0) != 0",
+                "(o_t[:, None] >= o_t[None, :]) & m_t[:, None]",
+            ),
+        ),
+    ),
+    Mutant(
+        name="tree_gdn-path-sums-rounded",
+        op="tree_gdn",
+        bug="wy: path sums of log decays are plain f32: small decays drown behind a large one",
+        changes=((WY, "return b_coarse, b_g - b_coarse", "return b_g, b_coarse * 0.0"),),
+    ),
+    Mutant(
+        name="tree_gdn-fine-part-dropped",
+        op="tree_gdn",
+        bug="wy: what a log decay has below 2^-10 is left out of the decay between two nodes",
+        changes=((FACTORS, " + (b_near[:, None] - b_near[None, :])", ""),),
+    ),
+    Mutant(
+        name="tree_gdn-inverse-blocks-not-negated",
+        op="tree_gdn",
+        bug="wy: the block below the diagonal of the inverse has the wrong sign, from 17 nodes on",
+        changes=((WY, "-b_10[:, None, :, None, :]", "b_10[:, None, :, None, :]"),),
+    ),
+    Mutant(
+        name="tree_gdn-inverse-undecayed",
+        op="tree_gdn",
+        bug="wy: the inverse of the system without decays is used as it is",
+        changes=(
+            (FACTORS, "unit_lower_inverse(b_a, BT, PRECISION) * b_decay", "unit_lower_inverse(b_a, BT, PRECISION)"),
+        ),
+    ),
+    Mutant(
+        name="tree_gdn-beta-on-rows",
+        op="tree_gdn",
+        bug="wy: beta of the row instead of the column goes to the inverse",
+        changes=((FACTORS, "thirds(b_x * b_beta[None, :])", "thirds(b_x * b_beta[:, None])"),),
+    ),
+    Mutant(
+        name="tree_gdn-last-third-dropped",
+        op="tree_gdn",
+        bug="wy: the rest of an f32 beyond two bf16 is dropped: 2^-17 instead of 2^-24",
+        changes=((WY, "_upper(b_mid), _upper(b_low)", "_upper(b_mid), _upper(b_low * 0)"),),
+    ),
+    Mutant(
+        name="tree_gdn-key-in-query",
+        op="tree_gdn",
+        bug="wy: what k reads of the old state is taken from what q reads",
+        changes=((KERNEL, "PRECISION, EXACT)\n    if EARLY", "PRECISION, EXACT) + b_ks - b_ks * 2\n    if EARLY"),),
+    ),
+    Mutant(
+        name="tree_gdn-planes-of-the-first-head",
+        op="tree_gdn",
+        bug="wy: every head is given the factors of head 0 of its sequence",
+        changes=((KERNEL, "planes + i_n * PLANES * BT * BT", "planes + i_b * HV * PLANES * BT * BT"),),
+    ),
+    Mutant(
+        name="tree_gdn-padding-keeps-its-row",
+        op="tree_gdn",
+        bug="wy: a padding slot's row of the old state's part is not cleared from its output",
+        changes=(
+            (KERNEL, "tl.store(o + p_out, tl.where(m_real[None, :], b_o, 0.0)", "tl.store(o + p_out, (b_o * 1.0)"),
         ),
     ),
 )

@@ -1,0 +1,48 @@
+"""Programmatic dependent launch: a kernel starts while the one before it ends (NVIDIA, from sm_90).
+
+    kernel n      ..wait | may start the next | work, store ............|
+    kernel n + 1              launch, indices, prefetch of the state    wait | ...
+
+Before its wait a kernel reads nothing but weights: it asks the L2 for what it will need. So whoever comes before it may
+still be writing, and whoever comes after it may start at once. What two launches of one op do is its own affair: the
+second may read before its wait what the first does not write, for all before the first is done by then.
+"""
+
+import triton
+import triton.language as tl
+from triton.language.extra import cuda
+
+
+@triton.jit
+def prefetch(p, BYTES: tl.constexpr):
+    """Ask the L2 for BYTES from p on, both multiples of 16; the first thread of a program does it."""
+    tl.inline_asm_elementwise(
+        """
+        {
+            .reg .pred first;
+            .reg .u32 lane;
+            mov.u32 lane, %tid.x;
+            setp.eq.u32 first, lane, 0;
+            @first cp.async.bulk.prefetch.L2.global [$1], $2;
+            mov.u32 $0, 0;
+        }
+        """,
+        "=r,l,r",
+        [p.to(tl.int64), BYTES],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
+
+
+@triton.jit
+def wait():
+    """Until everything before this launch is done and visible; the next launch may then start."""
+    cuda.gdc_wait()
+    release()
+
+
+@triton.jit
+def release():
+    """The next launch may start as soon as every program of this one came here or ended."""
+    cuda.gdc_launch_dependents()
