@@ -3,7 +3,6 @@ many programs share the cache."""
 
 from typing import Any
 
-from ..reference.cache import QUANTISED
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -26,15 +25,12 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
     if config["programs"] * config["least_tiles"] < 264:
         return "few programs and few tiles are the same twice"
-    quantised = case["format_k"] in QUANTISED or case["format_v"] in QUANTISED
     if config["left"] == "keys":
-        if not quantised or case["dtype"] == "f32" or case["D"] != 256:
-            return "keys on the left want a quantised cache, 16-bit queries and a head of 256"
-        if (config["BLOCK_S"], config["num_warps"], config["num_stages"], config["rising"]) != (64, 4, 1, True):
-            return "keys on the left come 64 at a time, to four warps, and know no other knobs"
+        if not {case["format_k"], case["format_v"]} <= {"q4_0", "q8_0"} or case["dtype"] == "f32" or case["D"] != 256:
+            return "keys on the left want caches of q4_0 and q8_0, 16-bit queries and a head of 256"
+        if config["BLOCK_S"] != 64 or config["num_warps"] != 4 or not config["rising"]:
+            return "keys on the left come 64 at a time, to four warps, and their maximum rises"
         return None if gpu.startswith("sm90") else f"{gpu} takes fewer than 64 rows at a time: queries go on the left"
-    if quantised and case["D"] == 256 and case["dtype"] != "f32" and gpu.startswith("sm90"):
-        return "keys go on the left where they can"
     if not config["rising"] and (config["BLOCK_M"] < 64 or case["dtype"] == "f32"):
         return "a maximum that does not rise is for tiles of 64 queries and more, of 16 bits"
     return fits(config, case, gpu)

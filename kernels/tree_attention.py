@@ -101,16 +101,24 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
     return q.dtype != torch.float32 and D == 256 and (format_k in QUANTISED or format_v in QUANTISED)
 
 
-def _default(q: torch.Tensor, rows: int, D: int, format_k: str, format_v: str) -> Config:
+def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v: str) -> Config:
     """By shape where a tensor core takes 64 keys at least; the interpreter follows that too, with longer shares."""
     if q.dtype == torch.float32 or (q.device.type == "cuda" and arch(q.device) != "sm90"):
         return Config()
-    least = 1 if q.device.type == "cuda" else 2
-    if _suits_keys(q, D, format_k, format_v):
-        return Config("keys", 64, 16 if rows <= 16 else 32, least_tiles=least)
+    least, formats = 1 if q.device.type == "cuda" else 2, {format_k, format_v}
+    short, quantised = S <= 16384, bool(formats & set(QUANTISED))
+    # tq3_0 with keys on the left has not been right on a GPU yet
+    keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}
+    programs = 132 if short else 264
     if rows <= 16:
-        return Config("queries", 32, 16, least_tiles=least, num_stages=3)
-    return Config("queries", 32, 64, least_tiles=least, num_stages=2, rising=q.device.type == "cuda")
+        if keys:
+            return Config("keys", 64, 16, programs, least, num_stages=3)
+        return Config("queries", 64 if quantised else 32, 16, 264, least, num_stages=2 if quantised else 3)
+    if keys and (short or "q8_0" not in formats):
+        return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
+    if quantised:
+        return Config() if short else Config("queries", 32, 64, 264, least, num_stages=2, rising=False)
+    return Config("queries", 32, 64, programs, least, num_stages=3, rising=False)
 
 
 def tree_attention(
@@ -130,7 +138,7 @@ def tree_attention(
     if ancestors.shape != (T, T) or not ancestors.is_contiguous() or start.numel() != 1:
         raise ValueError(f"tree_attention takes one start and ancestors [{T}, {T}], not {tuple(ancestors.shape)}")
     sizes, G = {"T": T, "H": H, "Hkv": Hkv, "D": D, "context": S - T}, H // Hkv
-    default = _default(q, T * G, D, format_k, format_v)
+    default = _default(q, T * G, S, D, format_k, format_v)
     config = config or pick("tree_attention", default, q.device, **sizes, format_k=format_k, format_v=format_v)
     keys = config.left == "keys"
     if keys and not (_suits_keys(q, D, format_k, format_v) and config.BLOCK_S % 64 == 0 and config.num_warps == 4):
@@ -155,7 +163,7 @@ def tree_attention(
         "num_warps": config.num_warps,
     }  # fmt: skip
     if keys:
-        keys_left[grid](*operands, **shape, ASM=has_ptx(q.device))
+        keys_left[grid](*operands, **shape, STAGES=config.num_stages, ASM=has_ptx(q.device))
     else:
         rising = config.rising or BM < 64 or q.dtype == torch.float32
         rows_left[grid](*operands, **shape, STAGES=config.num_stages, RISING=rising)

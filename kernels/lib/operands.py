@@ -18,7 +18,6 @@ import triton.language as tl
 
 from ...reference.quantisers import TQ3_CODES
 from .cache_rows import SIZES
-from .share import seen
 
 # $0..$7: nibbles of $8 and $9, each less 8, times the pair of scales $10
 _Q4_0 = tl.constexpr(
@@ -192,157 +191,117 @@ def key_order(o, FORMAT: tl.constexpr):
     """Which value of a row columns o of `keys` hold."""
     if FORMAT == "q8_0":  # [ur 4, v 2, j1, j0, q 4, pair]
         p, q, j, v, r = o & 1, o >> 1 & 3, o >> 3 & 3, o >> 5 & 1, o >> 6
-        o = 4 * (16 * r + 4 * (q ^ 1) + 2 * v + p) + j
+        o = 4 * (16 * r + 4 * q + 2 * v + p) + j
     elif FORMAT == "q4_0":  # [ur 2, v 2, j 8, q 4, pair]
         p, q, j, v, r = o & 1, o >> 1 & 3, o >> 3 & 7, o >> 6 & 1, o >> 7
-        u = 16 * r + 4 * (q ^ 1) + 2 * v + p
+        u = 16 * r + 4 * q + 2 * v + p
         o = 32 * (u >> 2) + 4 * (u & 3) + (j >> 1) + 16 * (j & 1)
     elif FORMAT == "tq3_0":  # [ur 2, v 2, j 8, q 4, pair]
         p, q, j, v, r = o & 1, o >> 1 & 3, o >> 3 & 7, o >> 6 & 1, o >> 7
-        o = 8 * (16 * r + 4 * (q ^ 1) + 2 * v + p) + j
+        o = 8 * (16 * r + 4 * q + 2 * v + p) + j
     return o
 
 
 @triton.jit
 def value_rows(b_acc, FORMAT: tl.constexpr):
-    """[D, N] with rows as `values` has them -> [N, D / C, C], runs of C neighbours, as `value_order` has them."""
+    """[D, N] with rows as `values` has them -> [N, D] in order."""
     D: tl.constexpr = b_acc.shape[0]
     N: tl.constexpr = b_acc.shape[1]
-    if FORMAT == "q8_0":  # [x 2, j1, w 4, j0, l 8] -> x w l | j1 j0
+    if FORMAT == "q8_0":  # [x 2, j1, w 4, j0, l 8] -> x w l j1 j0
         b_acc = tl.permute(tl.reshape(b_acc, (D // 128, 2, 4, 2, 8, N)), (5, 0, 2, 4, 1, 3))
-        b_acc = tl.reshape(b_acc, (N, D // 4, 4))
-    elif FORMAT == "q4_0":  # [j2, j1, w 4, j0, l2, l10] -> w l2 j0 l10 | j2 j1
+    elif FORMAT == "q4_0":  # [j2, j1, w 4, j0, l2, l10] -> w l2 j0 l10 j2 j1
         b_acc = tl.permute(tl.reshape(b_acc, (2, 2, 4, 2, 2, 4, N)), (6, 2, 4, 3, 5, 0, 1))
-        b_acc = tl.reshape(b_acc, (N, D // 4, 4))
-    elif FORMAT == "tq3_0":  # [j2, j1, w 4, j0, l 8] -> w l | j2 j1 j0
+    elif FORMAT == "tq3_0":  # [j2, j1, w 4, j0, l 8] -> w l j2 j1 j0
         b_acc = tl.permute(tl.reshape(b_acc, (2, 2, 4, 2, 8, N)), (5, 2, 4, 0, 1, 3))
-        b_acc = tl.reshape(b_acc, (N, D // 8, 8))
     else:
-        b_acc = tl.reshape(tl.trans(b_acc), (N, D // 4, 4))
-    return b_acc
+        b_acc = tl.trans(b_acc)
+    return tl.reshape(b_acc, (N, D))
 
 
 @triton.jit
-def value_order(FORMAT: tl.constexpr, D: tl.constexpr):
-    """[D / C, C]: which value of a row each element of a row of `value_rows` is."""
-    C: tl.constexpr = 8 if FORMAT == "tq3_0" else 4
-    o_c = tl.arange(0, D // C)
-    if FORMAT == "q8_0" or FORMAT == "q4_0" or FORMAT == "tq3_0":
-        o_c = o_c ^ 1
-    return o_c[:, None] * C + tl.arange(0, C)[None, :]
+def load_keys(p, s: tl.constexpr, first, m, HALF: tl.constexpr, BS: tl.constexpr, FORMAT: tl.constexpr,
+              D: tl.constexpr):  # fmt: skip
+    """Rows first .. first + BS - 1 of a head, zeros where m is off: words, high bits of tq3_0, scales [BS, ..].
 
-
-@triton.jit
-def load_keys(p_k, s_k: tl.constexpr, first, m_nodes, T, ancestors, BS: tl.constexpr, FORMAT: tl.constexpr,
-              D: tl.constexpr, HALF: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Codes, high bits of tq3_0 and scales of rows first .. first + BS - 1 of a head: what `keys` takes.
-
-    HALF: 0 or 1, that half of the columns of `key_order`; None: all.
+    HALF: 0 or 1, that half of every row; None: all of it.
     """
     NB: tl.constexpr = D // 32
-    UNIT: tl.constexpr = 4 if FORMAT == "q8_0" else 8
-    VEC: tl.constexpr = 4
-    # q l w rb r3 ur v: lanes and warps first; out of order, so that lanes take turns and not runs
-    o_q = (tl.arange(0, 4) ^ 1)[:, None, None, None, None, None, None]
-    o_l = tl.arange(0, 8)[None, :, None, None, None, None, None]
-    o_w = tl.arange(0, 4)[None, None, :, None, None, None, None]
-    o_rb = tl.arange(0, BS // 64)[None, None, None, :, None, None, None]
-    o_r3 = tl.arange(0, 2)[None, None, None, None, :, None, None]
-    UR: tl.constexpr = D // UNIT // (4 * VEC)
-    if HALF is None:
-        o_ur = tl.arange(0, UR)[None, None, None, None, None, :, None]
-    else:
-        o_ur = (HALF * (UR // 2) + tl.arange(0, UR // 2))[None, None, None, None, None, :, None]
-    o_v = tl.arange(0, VEC)[None, None, None, None, None, None, :]
-    # what differs between lanes first, what differs within a lane last: the load takes that as a constant
-    o_lane, o_own = (o_w * 16 + o_l) * s_k, (o_rb * 64 + o_r3 * 8) * s_k
-    m = None
-    if MASKED:
-        m = seen(first + (o_rb * 64 + o_w * 16 + o_r3 * 8 + o_l), m_nodes, T, ancestors)
-    ZERO: tl.constexpr = 0 if MASKED else None
-    p_k = p_k + tl.cast(first, tl.int64) * s_k
-    p_d = p_k + (o_lane + 2 * (o_q * VEC * UNIT // 32)) + (o_own + 2 * (o_ur * (4 * VEC * UNIT // 32)))
-    b_d = tl.load(p_d.to(tl.pointer_type(tl.float16)), mask=m, other=ZERO)
+    PARTS: tl.constexpr = 1 if HALF is None else 2
+    SKIP: tl.constexpr = 0 if HALF is None else HALF
+    BITS: tl.constexpr = 8 if FORMAT == "q8_0" else (4 if FORMAT == "q4_0" else 2)
+    WORDS: tl.constexpr = D * BITS // 32 // PARTS
+    ZERO: tl.constexpr = 0 if m is not None else None
+    p = p + tl.cast(first, tl.int64) * s + (tl.arange(0, BS) * s)[:, None]
+    p_d = p.to(tl.pointer_type(tl.float16)) + (SKIP * (NB // 2) + tl.arange(0, NB // PARTS))[None, :]
+    b_d = tl.load(p_d, mask=m, other=ZERO)
+    p_w = (p + 2 * NB).to(tl.pointer_type(tl.int32)) + (SKIP * WORDS + tl.arange(0, WORDS))[None, :]
+    b_w = tl.load(p_w, mask=m, other=ZERO)
+    b_h = b_w
     if FORMAT == "tq3_0":
-        p_w = p_k + 2 * NB + (o_lane + 2 * VEC * o_q) + (o_own + 8 * VEC * o_ur)
-        b_w = tl.load(p_w.to(tl.pointer_type(tl.int16)) + o_v, mask=m, other=ZERO)
-        p_h = p_k + (2 * NB + D // 4) + (o_lane + VEC * o_q) + (o_own + 4 * VEC * o_ur)
-        b_h = tl.load(p_h + o_v, mask=m, other=ZERO)
-    else:
-        p_w = p_k + 2 * NB + (o_lane + 4 * VEC * o_q) + (o_own + 16 * VEC * o_ur)
-        b_w = tl.load(p_w.to(tl.pointer_type(tl.int32)) + o_v, mask=m, other=ZERO)
-        b_h = b_d
+        p_h = (p + 2 * NB + D // 4).to(tl.pointer_type(tl.int32))
+        b_h = tl.load(p_h + (SKIP * (NB // 2) + tl.arange(0, NB // PARTS))[None, :], mask=m, other=ZERO)
     return b_w, b_h, b_d
 
 
 @triton.jit
-def keys(b_w, b_h, b_d, BS: tl.constexpr, FORMAT: tl.constexpr, D: tl.constexpr, ASM: tl.constexpr):
-    """What `load_keys` read -> [BS, D or half of it] f16, columns in `key_order`."""
-    VEC: tl.constexpr = 4
-    UR: tl.constexpr = b_w.shape[5]
-    SHAPE: tl.constexpr = (4, 8, 4, BS // 64, 2, UR, VEC // 2, 2)
-    b_d = tl.reshape(tl.broadcast_to(b_d, (4, 8, 4, BS // 64, 2, UR, VEC)), SHAPE)
-    b_w = tl.reshape(b_w, SHAPE)
-    if FORMAT == "q8_0":
-        b_x = unpack4(b_w, b_d, ASM)  # q l w rb r3 ur v pair j0 j1
-        b_x = tl.permute(b_x, (3, 2, 4, 1, 5, 6, 9, 8, 0, 7))
+def load_values(p, s: tl.constexpr, first, m, BS: tl.constexpr, FORMAT: tl.constexpr, D: tl.constexpr):
+    """As `load_keys`, but unit by unit: words are shared by lanes where units are smaller."""
+    NB: tl.constexpr = D // 32
+    ZERO: tl.constexpr = 0 if m is not None else None
+    if FORMAT == "tq3_0":
+        p = p + tl.cast(first, tl.int64) * s + (tl.arange(0, BS) * s)[:, None]
+        o_u = tl.arange(0, D // 8)[None, :]
+        b_d = tl.load(p.to(tl.pointer_type(tl.float16)) + tl.arange(0, NB)[None, :], mask=m, other=ZERO)
+        b_w = tl.load((p + 2 * NB).to(tl.pointer_type(tl.int16)) + o_u, mask=m, other=ZERO)
+        b_h = tl.load(p + (2 * NB + D // 4) + o_u, mask=m, other=ZERO)
     else:
-        b_h = tl.reshape(b_h.to(tl.int16), SHAPE) if FORMAT == "tq3_0" else b_w
-        b_x = unpack8(b_w, b_h, b_d, FORMAT, ASM)  # q l w rb r3 ur v pair j0 j1 j2
-        b_x = tl.permute(b_x, (3, 2, 4, 1, 5, 6, 10, 9, 8, 0, 7))
+        b_w, b_h, b_d = load_keys(p, s, first, m, None, BS, FORMAT, D)
+    return b_w, b_h, b_d
+
+
+@triton.jit
+def _unpacked(b_w, b_h, b_d, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """Units and scales -> [BS, U, j0, j1, (j2)]: code j of each unit times its scale."""
+    BS: tl.constexpr = b_w.shape[0]
+    U: tl.constexpr = b_w.shape[1]
+    NB: tl.constexpr = b_d.shape[1]
+    b_d = tl.reshape(tl.broadcast_to(b_d[:, :, None], (BS, NB, U // NB)), (BS, U))
+    if FORMAT == "q8_0":
+        b_x = unpack4(b_w, b_d, ASM)
+    else:
+        b_x = unpack8(b_w, b_h, b_d, FORMAT, ASM)
+    return b_x
+
+
+@triton.jit
+def keys(b_w, b_h, b_d, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """What `load_keys` read -> [BS, D or half of it] f16, columns in `key_order`."""
+    BS: tl.constexpr = b_w.shape[0]
+    if FORMAT == "tq3_0":
+        U: tl.constexpr = b_w.shape[1] * 2
+        b_w = tl.reshape(tl.join(b_w.to(tl.int16), (b_w >> 16).to(tl.int16)), (BS, U))
+        b_h = tl.join(tl.join(b_h & 255, b_h >> 16 & 255), tl.join(b_h >> 8 & 255, b_h >> 24 & 255))
+        b_h = tl.reshape(b_h, (BS, U)).to(tl.int16)
+    else:
+        U: tl.constexpr = b_w.shape[1]
+    b_x = _unpacked(b_w, b_h, b_d, FORMAT, ASM)
+    if FORMAT == "q8_0":  # row ur q v pair j0 j1
+        b_x = tl.permute(tl.reshape(b_x, (BS, U // 16, 4, 2, 2, 2, 2)), (0, 1, 3, 6, 5, 2, 4))
+    else:  # row ur q v pair j0 j1 j2
+        b_x = tl.permute(tl.reshape(b_x, (BS, U // 16, 4, 2, 2, 2, 2, 2)), (0, 1, 3, 7, 6, 5, 2, 4))
     return tl.reshape(b_x, (BS, b_x.numel // BS))
 
 
 @triton.jit
-def load_values(p_v, s_v: tl.constexpr, first, m_nodes, T, ancestors, BS: tl.constexpr, FORMAT: tl.constexpr,
-                D: tl.constexpr, MASKED: tl.constexpr):  # fmt: skip
-    """Codes, high bits of tq3_0 and scales of rows first .. first + BS - 1 of a head: what `values` takes."""
-    UNIT: tl.constexpr = 4 if FORMAT == "q8_0" else 8
-    # q l w x ks h: lanes and warps first; out of order, so that lanes take turns and not runs
-    o_q = tl.arange(0, 4)[:, None, None, None, None, None]
-    o_l = (tl.arange(0, 8) ^ 1)[None, :, None, None, None, None]
-    o_w = tl.arange(0, 4)[None, None, :, None, None, None]
-    o_x = tl.arange(0, D // UNIT // 32)[None, None, None, :, None, None]
-    o_ks = tl.arange(0, BS // 16)[None, None, None, None, :, None]
-    o_h = tl.arange(0, 2)[None, None, None, None, None, :]
-    p_v = p_v + tl.cast(first, tl.int64) * s_v
-    o_lane, o_u, o_own = o_q * 2 * s_v, o_w * 8 + o_l, o_ks * 16 + o_h * 8
-    m_even, m_odd = None, None
-    if MASKED:
-        o_row = first + o_own + o_q * 2
-        m_even, m_odd = seen(o_row, m_nodes, T, ancestors), seen(o_row + 1, m_nodes, T, ancestors)
-    b_we, b_he, b_de = _unit(p_v, o_lane, o_u, o_x, o_own * s_v, m_even, FORMAT, D)
-    b_wo, b_ho, b_do = _unit(p_v + s_v, o_lane, o_u, o_x, o_own * s_v, m_odd, FORMAT, D)
-    return tl.join(b_we, b_wo), tl.join(b_he, b_ho), tl.join(b_de, b_do)
-
-
-@triton.jit
-def _unit(p_v, o_lane, o_u, o_x, o_own, m, FORMAT: tl.constexpr, D: tl.constexpr):
-    """Units 32 x + o_u of rows: codes, high bits of tq3_0, scales."""
-    NB: tl.constexpr = D // 32
-    UNIT: tl.constexpr = 4 if FORMAT == "q8_0" else 8
-    ZERO: tl.constexpr = 0 if m is not None else None
-    p_d = p_v + (o_lane + 2 * (o_u * UNIT // 32)) + (o_own + 2 * UNIT * o_x)
-    b_d = tl.load(p_d.to(tl.pointer_type(tl.float16)), mask=m, other=ZERO)
+def values(b_w, b_h, b_d, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """What `load_values` read -> [D, BS] f16, rows in an order that `value_rows` puts right."""
+    BS: tl.constexpr = b_w.shape[0]
+    U: tl.constexpr = b_w.shape[1]
     if FORMAT == "tq3_0":
-        p_w = p_v + 2 * NB + (o_lane + 2 * o_u) + o_own
-        b_w = tl.load(p_w.to(tl.pointer_type(tl.int16)), mask=m, other=ZERO)
-        b_h = tl.load(p_v + (2 * NB + D // 4) + (o_lane + o_u) + o_own, mask=m, other=ZERO)
-    else:
-        p_w = p_v + 2 * NB + (o_lane + 4 * o_u) + (o_own + 128 * o_x)
-        b_w = tl.load(p_w.to(tl.pointer_type(tl.int32)), mask=m, other=ZERO)
-        b_h = b_d
-    return b_w, b_h, b_d
-
-
-@triton.jit
-def values(b_w, b_h, b_d, BS: tl.constexpr, FORMAT: tl.constexpr, D: tl.constexpr, ASM: tl.constexpr):
-    """What `load_values` read -> [D, BS] f16, rows in order of `value_rows`."""
-    if FORMAT == "q8_0":
-        b_x = unpack4(b_w, b_d, ASM)  # q l w x ks h pair j0 j1
-        b_x = tl.permute(b_x, (3, 8, 2, 7, 1, 4, 5, 0, 6))
-    else:
-        b_h = b_h.to(tl.int16) if FORMAT == "tq3_0" else b_w
-        b_x = unpack8(b_w, b_h, b_d, FORMAT, ASM)  # q l w x ks h pair j0 j1 j2
-        b_x = tl.permute(b_x, (3, 9, 8, 2, 7, 1, 4, 5, 0, 6))
-    return tl.reshape(b_x, (D, BS))
+        b_h = b_h.to(tl.int16)
+    b_x = _unpacked(b_w, b_h, b_d, FORMAT, ASM)
+    if FORMAT == "q8_0":  # row x w l j0 j1
+        b_x = tl.permute(tl.reshape(b_x, (BS, U // 32, 4, 8, 2, 2)), (1, 5, 2, 4, 3, 0))
+    else:  # row x w l j0 j1 j2
+        b_x = tl.permute(tl.reshape(b_x, (BS, U // 32, 4, 8, 2, 2, 2)), (1, 6, 5, 2, 4, 3, 0))
+    return tl.reshape(b_x, (b_x.numel // BS, BS))

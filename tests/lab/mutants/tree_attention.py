@@ -123,46 +123,6 @@ MUTANTS = (
         changes=((SHARE, "redo = last | (tl.max(b_peak) > MOST)", "redo = last"),),
     ),
     Mutant(
-        name="tree_attention-keys-peak-of-half-the-lanes",
-        op="tree_attention",
-        bug="keys left: the score that calls for a rising maximum is sought among the columns of one half alone",
-        changes=(
-            (KEYS, "tl.reshape(b_x, (32, N // 8, 4, 2)), 3), 1)", "tl.reshape(b_x, (32, N // 8, 4, 2)), 3) * 0, 1)"),
-        ),
-    ),
-    Mutant(
-        name="tree_attention-keys-sums-kept",
-        op="tree_attention",
-        bug="keys left: the sums of weights are not scaled when the maximum rises",
-        changes=((KEYS, "b_l * b_old[None, :] + _sums", "b_l + _sums"),),
-    ),
-    Mutant(
-        name="tree_attention-keys-half-summed",
-        op="tree_attention",
-        bug="keys left: half the weights of a tile are missing from their sum",
-        changes=((KEYS, "tl.reshape(tl.sum(tl.sum(tl.reshape(b_p", "tl.reshape(tl.max(tl.sum(tl.reshape(b_p"),),
-    ),
-    Mutant(
-        name="tree_attention-keys-turned-in-order",
-        op="tree_attention",
-        bug="keys left: q is rotated as if its columns lay in order",
-        changes=(
-            (KEYS, "rotate(b_q, key_order(tl.arange(0, 128), FORMAT), TYPE)", "rotate(b_q, tl.arange(0, 128), TYPE)"),
-        ),
-    ),
-    Mutant(
-        name="tree_attention-keys-same-tile",
-        op="tree_attention",
-        bug="keys left: the tile that is read ahead is the one at hand",
-        changes=((KEYS, "tl.minimum(i_s + BS, end - BS)", "i_s"),),
-    ),
-    Mutant(
-        name="tree_attention-scale-of-another-block",
-        op="tree_attention",
-        bug="keys left: lanes take the scales of neighbouring blocks whatever block their unit is of",
-        changes=((OPERANDS, "2 * (o_q * VEC * UNIT // 32)", "2 * (o_q * 8 // 32)"),),
-    ),
-    Mutant(
         name="tree_attention-queries-sums-kept",
         op="tree_attention",
         bug="queries left: a share that is walked again adds to the sums of the first walk",
@@ -174,6 +134,61 @@ MUTANTS = (
         bug="the means of the shares are joined without regard to how much they weigh",
         changes=(
             (KERNEL, "b_w = b_l * tl.exp2(b_m - higher)", "b_w = tl.where(b_l > 0, 1.0, b_l) * tl.exp2(b_m - higher)"),
+        ),
+    ),
+    Mutant(
+        name="tree_attention-keys-lowered",
+        op="tree_attention",
+        bug="keys left: a tile below the maximum lowers it, and the sums stay as they were",
+        changes=((KEYS, "tl.where(b_set, tl.maximum(b_top, 0.0), ", "tl.where(b_set, b_top, "),),
+    ),
+    Mutant(
+        name="tree_attention-keys-sums-kept",
+        op="tree_attention",
+        bug="keys left: the sums of weights are not scaled when the maximum rises",
+        changes=((KEYS, "b_m, b_l * b_old[None, :]", "b_m, b_l * 1.0"),),
+    ),
+    Mutant(
+        name="tree_attention-keys-never-set",
+        op="tree_attention",
+        bug="keys left: the first tile does not set the maximum: scores far below zero weigh nothing",
+        changes=((KEYS, "if (tl.min(b_m) <= LOWEST) | (tl.max(b_x) > SLACK):", "if tl.max(b_x) > SLACK:"),),
+    ),
+    Mutant(
+        name="tree_attention-keys-half-folded",
+        op="tree_attention",
+        bug="keys left: half the weights of a tile are missing from their sum",
+        changes=(
+            (
+                KEYS,
+                "tl.sum(tl.reshape(b_p, (BS // 64, 4, 2, 8, N)), 0), 1)",
+                "tl.max(tl.reshape(b_p, (BS // 64, 4, 2, 8, N)), 0), 1)",
+            ),
+            (KEYS, "tl.reshape(tl.sum(tl.max", "tl.reshape(tl.max(tl.max"),
+        ),
+    ),
+    Mutant(
+        name="tree_attention-keys-second-group",
+        op="tree_attention",
+        bug="keys left: q's first 128 values are rotated twice, its last never",
+        changes=((KEYS, "(HALF * 128 + o_d)", "o_d"),),
+    ),
+    Mutant(
+        name="tree_attention-keys-of-one-half",
+        op="tree_attention",
+        bug="keys left: both halves of a tq3_0 row's high bits are its first",
+        changes=((OPERANDS, "p_h + (SKIP * (NB // 2) + ", "p_h + ("),),
+    ),
+    Mutant(
+        name="tree_attention-scale-of-another-block",
+        op="tree_attention",
+        bug="keys left: units take the scales of a row in turn, not by blocks",
+        changes=(
+            (
+                OPERANDS,
+                "tl.broadcast_to(b_d[:, :, None], (BS, NB, U // NB))",
+                "tl.broadcast_to(b_d[:, None, :], (BS, U // NB, NB))",
+            ),
         ),
     ),
 )
