@@ -23,8 +23,6 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     rows = case["T"] * (case["H"] // case["Hkv"])
     if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
         return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
-    if config["programs"] * config["least_tiles"] < 264:
-        return "few programs and few tiles are the same twice"
     if config["left"] == "keys":
         if not {case["format_k"], case["format_v"]} <= {"q4_0", "q8_0"} or case["dtype"] == "f32" or case["D"] != 256:
             return "keys on the left want caches of q4_0 and q8_0, 16-bit queries and a head of 256"
