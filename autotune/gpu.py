@@ -36,6 +36,8 @@ class Arch:
         return int(self.name[2:]) if self.backend == "cuda" else self.name
 
 
+# of a program, everywhere
+THREADS = 1024
 _KIB = 1024
 _HALF = ("f16", "bf16")
 

@@ -25,7 +25,8 @@ import torch
 from ..lab.oracles import Subject, Trial
 from ..reference.spec import Case
 from . import timer
-from .ahead import Ahead, outline
+from .ahead import Ahead
+from .elsewhere import outline
 from .space import Point, Problem
 
 HOME = Path(__file__).resolve().parent / "landscapes"

@@ -89,14 +89,14 @@ class Problem:
 
     @cached_property
     def kernel_hash(self) -> str:
-        return digest(_code(Path(self.op.module("kernels").__file__ or "").parent, self.op_name))
+        return digest(code(Path(self.op.module("kernels").__file__ or "").parent, self.op_name))
 
     @cached_property
     def space_hash(self) -> str:
         return digest(self.space, [list(point.values()) for point in self.points])
 
 
-def _code(root: Path, name: str) -> dict[str, str]:
+def code(root: Path, name: str) -> dict[str, str]:
     """The code of `kernels/<name>.py` and of what it imports from that folder, relative path -> text."""
     found: dict[str, str] = {}
     waiting = [root / f"{name}.py"]
@@ -111,8 +111,8 @@ def _code(root: Path, name: str) -> dict[str, str]:
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ImportFrom) and node.level:
                 base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-                if base.is_relative_to(root):
-                    waiting += [base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names)]
+                files = (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names))
+                waiting += [named for named in files if named.is_relative_to(root)]
     return found
 
 

@@ -28,7 +28,8 @@ from ..lab.oracles import Subject, Trial, Verdict, named
 from ..reference.ops import registered
 from ..reference.spec import Case, map_tensors
 from . import landscape, timer
-from .ahead import PRELOAD, outline
+from .ahead import PRELOAD
+from .elsewhere import outline
 from .outcome import Found, Outcome
 from .race import MARGIN, Race, quantiles, race
 from .space import Point, Problem
@@ -116,23 +117,23 @@ class Bench:
             return Found(Outcome("refused", f"out of memory while timing: {str(error)[:120]}"))
 
     def _timed(self, point: Point, rival: Point | None) -> Found:
-        mine = self._replay(point)
         if rival is None:
-            found = tuple(mine.sample() for _ in range(24))
-            us, result = quantiles(found), None
+            mine = self._replay(point)
+            us, result = quantiles(tuple(mine.sample() for _ in range(24))), None
         else:
             if self.rival is None or self.rival[0] != rival:
                 self.rival = (rival, self._replay(rival))
+            mine = self._replay(point, self.rival[1])
             result = race(self.rival[1].sample, mine.sample)
             us = quantiles(result.b)
         if text := self._changed(mine):
             return Found(Outcome("wrong", text))
         return Found(Outcome("ok", us=us[1], spread=(us[0], us[2])), result)
 
-    def _replay(self, point: Point) -> Any:
+    def _replay(self, point: Point, like: Any = None) -> Any:
         chosen = self.problem.config(point)
         calls = [functools.partial(self.function, **inputs, config=chosen) for inputs in self.sets]
-        return timer.Replay(calls) if self.device.type == "cuda" else timer.Calls(calls)
+        return timer.replay(calls, self.device, like)
 
     def _changed(self, replay: Any) -> str | None:
         """Whether the timed runs left other bits than the checked one; ops that work in place are not asked."""
@@ -168,7 +169,8 @@ class Bench:
         if self.times:
             us = self.times.us(a), self.times.us(b)
             return race(lambda: us[0], lambda: us[1], most, margin)
-        first, second = self._replay(a), self._replay(b)
+        first = self._replay(a)
+        second = self._replay(b, first)
         return race(first.sample, second.sample, most, margin)
 
 

@@ -3,6 +3,7 @@
     exact GPU              autotune/configs/sm90-h200
     same architecture      sm90-*
     older relative         sm89-*, sm86-*, … whose programs have no more shared memory than this GPU's
+    fitted                 sm90-fitted: what compiles without spilling where the defaults do not; nobody timed it
     the kernel's defaults  safe anywhere
 
 A config file is JSON: {"schema": 2, "op": ..., "entries": [{"case": {...}, "config": {...}, ...}]}. Of the entries
@@ -30,6 +31,7 @@ FAMILIES = (
     {"gfx90a": 64, "gfx942": 64, "gfx950": 160},
     {"gfx1100": 64, "gfx1151": 64, "gfx1201": 64},
 )
+FITTED = "-fitted"
 CONFIGS = Path(__file__).resolve().parent.parent / "autotune" / "configs"
 
 
@@ -76,7 +78,7 @@ def asked(op: str) -> dict[str, int | str]:
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
-    """An entry, the folder it came from, and why that one: exact, architecture or older."""
+    """An entry, the folder it came from, and why that one: exact, architecture, older or fitted."""
 
     entry: dict[str, Any]
     home: str
@@ -87,13 +89,15 @@ class Choice:
 def homes(gpu: str) -> tuple[tuple[str, str], ...]:
     """The folders that may serve this GPU, best first, and why each does."""
     arch = gpu.split("-")[0]
-    there = sorted(path.name for path in CONFIGS.glob("*-*") if path.is_dir() and path.name != gpu)
+    every = sorted(path.name for path in CONFIGS.glob("*-*") if path.is_dir() and path.name != gpu)
+    there = [name for name in every if not name.endswith(FITTED)]
     found = [(gpu, "exact"), *((name, "architecture") for name in there if name.startswith(f"{arch}-"))]
     for family in FAMILIES:
         if arch in family:
             older = reversed(list(family)[: list(family).index(arch)])
             fits = [name for name in older if family[name] <= family[arch]]
             found += [(name, "older") for old in fits for name in there if name.startswith(f"{old}-")]
+    found += [(name, "fitted") for name in every if name == f"{arch}{FITTED}"]
     return tuple(found)
 
 

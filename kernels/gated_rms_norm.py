@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .config import pick
+from .lib.dependent import begin, early
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ def _gated_rms_norm(
     weight,
     out,
     eps, N, H, D,
-    BR: tl.constexpr, BD: tl.constexpr,
+    BR: tl.constexpr, BD: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     # divided as i32: a 64-bit division is a loop of dozens of instructions
     o_r = tl.program_id(0) * BR + tl.arange(0, BR)
@@ -39,9 +40,10 @@ def _gated_rms_norm(
     m_rd = (o_r < N)[:, None] & (o_d < D)[None, :]
     p_x = x + (o_m * s_x_m + o_h * s_x_h)[:, None] + o_d[None, :]
     p_gate = gate + (o_m * s_gate_m + o_h * s_gate_h)[:, None] + o_d[None, :]
+    b_w = tl.load(weight + o_d, mask=o_d < D, other=0.0)
+    begin(EARLY)
     b_x = tl.load(p_x, mask=m_rd, other=0.0).to(tl.float32)  # [BR, BD]
     b_gate = tl.load(p_gate, mask=m_rd, other=0.0).to(tl.float32)  # [BR, BD]
-    b_w = tl.load(weight + o_d, mask=o_d < D, other=0.0)
     b_scale = tl.rsqrt(tl.sum(b_x * b_x, 1) / D + eps)
     b_y = b_x * b_scale[:, None] * b_w[None, :] * (b_gate / (1 + tl.exp(-b_gate)))
     tl.store(out + o_r.to(tl.int64)[:, None] * D + o_d[None, :], b_y.to(out.dtype.element_ty), mask=m_rd)
@@ -66,5 +68,6 @@ def gated_rms_norm(
     _gated_rms_norm[(triton.cdiv(M * H, config.BLOCK_R),)](
         x, *strides[:2], gate, *strides[2:], weight, out, eps, M * H, H, D,
         BR=config.BLOCK_R, BD=triton.next_power_of_2(D), num_warps=config.num_warps,
+        **early(x.device),
     )  # fmt: skip
     return out

@@ -59,7 +59,7 @@ def open_text(
     budget: int = AUTO,
     context: int = 8192,
     kv: str = "q8_0",
-    precision: str = "exact",
+    precision: str = "int8",
     sampling: Sampling | None = None,
     draft_window: int = 0,
     device: str = "",
@@ -108,7 +108,7 @@ def _target(
     if path.is_dir():
         words = text.from_folder(path)
         # weights of a checkpoint are bf16: activations too, or their small ones would round to nothing
-        numbers = "bf16" if precision == "exact" else precision
+        numbers = "f32" if precision == "f32" else "bf16"
         return checkpoint.load(safetensors.load(path), device, numbers, impl, captured), words
     file = gguf.load(path)
     words, total = text.load(file), sum(entry.size for entry in file.entries.values())

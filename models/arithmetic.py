@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from .ops import Ops
+from .streams import side_by_side
 from .weights import Weight
 
 
@@ -39,28 +40,37 @@ class Arithmetic:
 
     def normed(self, h: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         """The residual stream h [T, E] as the next matrix takes it."""
-        return self.ops.rms_norm(h, weight, self.eps).to(self.precision.activations)
+        return self.ops.rms_norm(h, weight, self.eps, self.precision.activations)
 
     def linear(self, x: torch.Tensor, weight: Weight, residual: torch.Tensor | None = None) -> torch.Tensor:
         """x: [T, K] -> [T, N], of the residual's dtype where one is added."""
         dtype = None if residual is None else residual.dtype
-        how = "int8" if self._rounds(x, weight) else "exact"
+        how = self._how(x, weight)
         y = self.ops.dequant_matmul(x, weight.data, weight.format, how, residual, out_dtype=dtype, layout=weight.layout)
         return y if y.shape[1] == sum(weight.parts) else y[:, : sum(weight.parts)]
 
-    def _rounds(self, x: torch.Tensor, weight: Weight) -> bool:
+    def _how(self, x: torch.Tensor, weight: Weight) -> str:
+        """Tiles take single rows in int8, blocks as they lie any number; plain weights none."""
         blocks = weight.data.dtype == torch.uint8
-        return self.precision.int8 and blocks and (len(x) == 1 or weight.layout == "gguf")
+        return "int8" if self.precision.int8 and blocks and (len(x) == 1 or weight.layout == "gguf") else "exact"
 
     def project(self, x: torch.Tensor, weights: tuple[Weight, ...]) -> list[torch.Tensor]:
         """x: [T, K] times several matrices: one [T, rows] each, side by side in memory where they were joined."""
-        return [part for weight in weights for part in self.linear(x, weight).split(weight.parts, 1)]
+
+        def parts(some: tuple[Weight, ...]) -> list[torch.Tensor]:
+            return [part for weight in some for part in self.linear(x, weight).split(weight.parts, 1)]
+
+        if len(weights) == 1:
+            return parts(weights)
+        first, others = side_by_side(x.device, lambda: parts(weights[:1]), lambda: parts(weights[1:]))
+        return first + others
 
     def mlp(self, x: torch.Tensor, gate_up: tuple[Weight, ...], down: Weight, h: torch.Tensor) -> torch.Tensor:
         """h + down(silu(gate x) * up x)."""
         both = gate_up[0]
-        if len(gate_up) == 1 and not self._rounds(x, both):
-            y = self.ops.dequant_matmul(x, both.data, both.format, swiglu=True, layout=both.layout)
+        if len(gate_up) == 1:
+            how = self._how(x, both)
+            y = self.ops.dequant_matmul(x, both.data, both.format, how, swiglu=True, layout=both.layout)
         else:
             y = self.ops.swiglu(*self.project(x, gate_up))
         return self.linear(y, down, h)

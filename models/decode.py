@@ -56,11 +56,10 @@ def greedy(target: Target) -> Choose:
 
 def autoregress(target: Target, state: State, choose: Choose) -> None:
     """Commit the root; the target's choice after it is the next."""
-    batch = qwen.line(state, state.root.clone())
+    batch = qwen.line(state, state.root)
     hidden, trail = qwen.forward(target, state, batch)
     posterior = choose(qwen.logits(target, hidden), batch)
-    qwen.record(state, batch.tokens, trail.features, state.counting[1:2])
-    state.root.copy_(posterior)
+    qwen.commit_line(target, state, batch, trail, posterior)
 
 
 def speculate(target: Target, propose: Propose, state: State, plan: Plan, choose: Choose) -> None:
@@ -73,5 +72,4 @@ def speculate(target: Target, propose: Propose, state: State, plan: Plan, choose
     hidden, trail = qwen.forward(target, state, batch, plan.strategy)
     posterior = choose(qwen.logits(target, hidden), batch)
     path, length, root = ops.ddtree_walk(tokens, parents, posterior[None], len(guesses) + 1)
-    qwen.commit(target, state, batch, trail, path, length, plan.strategy)
-    state.root.copy_(root)
+    qwen.commit(target, state, batch, trail, path, length, root, plan.strategy)

@@ -120,63 +120,56 @@ def rings(c: Config, device: torch.device, dtype: torch.dtype = torch.bfloat16, 
 def forward(draft: Draft, target: Target, state: State) -> torch.Tensor:
     """Logits [block - 1, vocab] of what follows state.root; up to `block` newly committed rows join the rings first."""
     c, do, table = draft.config, draft.do, target.embedding
-    new, own = state.drafted + state.counting[: c.block], state.start + state.counting[: c.block]
-    T, positions = context(draft, state, new), torch.cat((new, own))
-    # where the block begins in a ring, and the rows of the context and the block in it: alike in rings of one size
-    begins = {n: state.start.clamp_max(n) for n in {capacity(draft, ring) for ring in state.rings}}
-    slots = {n: torch.cat((placed(state, n, new), first + state.counting[: c.block])) for n, first in begins.items()}
+    sizes = {capacity(draft, ring) for ring in state.rings} | {state.ring}
+    # alike in rings of one size: positions of the context's new rows and of the block's, their slots, the block's first
+    stand = {n: do.ops.ring_rows(state.drafted, state.start, n, c.block) for n in sizes}
+    positions, placed, _ = stand[state.ring]
+    T = context(draft, state, placed[: c.block])
     h = do.ops.embed(torch.cat((state.root, draft.masks)), table.data, table.format, do.precision.residual)
     for layer, ring, sees in zip(draft.layers, state.rings, draft.sees, strict=True):
         rows = torch.cat((T, do.normed(h, layer.norm)))
-        n = capacity(draft, ring)
-        q = store(draft, layer, ring, rows, positions, slots[n])[c.block :]
-        q = do.ops.rms_norm(q.reshape(-1, c.D), layer.q_norm, c.eps).view(c.block, c.H, c.D)
-        q = do.ops.rope(q, own, draft.inv_freq)
-        o = do.ops.tree_attention(q, ring.keys, ring.values, begins[n], sees, *formats(ring))
+        _, slots, begin = stand[capacity(draft, ring)]
+        q = store(draft, layer, ring, rows, positions, slots)[c.block :]
+        o = do.ops.tree_attention(q, ring.keys, ring.values, begin, sees, *formats(ring))
         h = do.linear(o.flatten(1), layer.out, h)
         h = do.mlp(do.normed(h, layer.post_norm), layer.gate_up, layer.down, h)
     state.drafted.copy_(state.start)
-    return head(target, do.normed(h, draft.norm)[1:].to(target.do.precision.activations))
+    return head(target, do.ops.rms_norm(h[1:], draft.norm, c.eps, target.do.precision.activations))
 
 
 def absorb(draft: Draft, state: State, first: int, last: int, chunk: int = 512) -> None:
     """Join the rows of positions first .. last - 1, all committed, to the rings: what a prompt leaves to catch up."""
     for begin in range(max(first, last - state.ring), last, chunk):
         new = torch.arange(begin, min(begin + chunk, last), dtype=torch.int32, device=state.start.device)
-        T = context(draft, state, new)
+        T = context(draft, state, new % state.ring)
         for layer, ring in zip(draft.layers, state.rings, strict=True):
             # of a chunk longer than the ring only the last rows stay
             n = capacity(draft, ring)
-            store(draft, layer, ring, T[-n:], new[-n:], placed(state, n, new[-n:]))
+            store(draft, layer, ring, T[-n:], new[-n:], new[-n:] % n)
     state.drafted.fill_(last)
 
 
-def context(draft: Draft, state: State, positions: torch.Tensor) -> torch.Tensor:
-    """[n, E] of the features at these positions, as every layer's keys and values take them."""
-    rows = state.features[(positions % state.ring).long()].to(draft.do.precision.activations)
-    return draft.do.normed(draft.do.linear(rows, draft.fc), draft.hidden_norm)
+def context(draft: Draft, state: State, slots: torch.Tensor) -> torch.Tensor:
+    """[n, E] of the features in these rows of their ring, as every layer's keys and values take them; -1: of zeros."""
+    do = draft.do
+    rows = do.ops.embed(slots, state.features, "bf16", do.precision.activations)
+    return do.normed(do.linear(rows, draft.fc), draft.hidden_norm)
 
 
 def store(
     draft: Draft, layer: Layer, ring: Cache, rows: torch.Tensor, positions: torch.Tensor, slots: torch.Tensor
 ) -> torch.Tensor:
-    """Put the keys and values of rows [n, E] into the ring; their queries [n, H D] as the matrix gives them."""
+    """Put the keys and values of rows [n, E] into the ring; their queries [n, H, D]."""
     c, do = draft.config, draft.do
-    q, k, v = do.project(rows, layer.inputs)
-    k = do.ops.rms_norm(k.reshape(-1, c.D), layer.k_norm, c.eps).view(-1, c.Hkv, c.D)
-    k = do.ops.rope(k, positions, draft.inv_freq)
-    do.ops.kv_quant(k, v.unflatten(-1, (c.Hkv, c.D)), ring.keys, ring.values, slots, *formats(ring))
+    q, k, v = (part.unflatten(1, (-1, c.D)) for part in do.project(rows, layer.inputs))
+    q, k = do.ops.qk_rope(q, k, layer.q_norm, layer.k_norm, positions, draft.inv_freq, c.eps)
+    do.ops.kv_quant(k, v, ring.keys, ring.values, slots, *formats(ring))
     return q
 
 
 def capacity(draft: Draft, ring: Cache) -> int:
     """Rows of the context that a ring holds."""
     return ring.keys.shape[1] - draft.config.block
-
-
-def placed(state: State, n: int, positions: torch.Tensor) -> torch.Tensor:
-    """The rows of context positions in a ring of n; -1, which stores nothing, for those that are not committed."""
-    return torch.where(positions < state.start, positions % n, -1)
 
 
 def formats(ring: Cache) -> tuple[str, str]:

@@ -133,7 +133,7 @@ def from_safetensors(
     checkpoint: Checkpoint, device: torch.device, precision: Precision, impl: str, window: int
 ) -> Draft:
     c = _windowed(_from_json(checkpoint), window)
-    names = {name: _hugging_face(name) for name in draft.tensors(c)}
+    names = {name: hugging_face(name) for name in draft.tensors(c)}
     for held in names.values():
         if held not in checkpoint.entries:
             raise BadFile(f"{checkpoint.path.name} has no tensor {held}")
@@ -148,7 +148,7 @@ def from_safetensors(
     return draft.assemble(c, take, device, precision, impl)
 
 
-def _hugging_face(name: str) -> str:
+def hugging_face(name: str) -> str:
     if not name.startswith("blk."):
         return FROM_TOP[name.removesuffix(".weight")] + ".weight"
     _, i, part, _ = name.split(".")

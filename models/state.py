@@ -41,8 +41,8 @@ class Cache:
 @dataclass
 class State:
     """layers: one DeltaState or Cache a layer; start, root: [1] i32; tokens: [S] i32, the committed ones; features:
-    [ring + 1, n E], position p in row p % ring, the last row takes what is nobody's; emitted: [1 + LONGEST] i32, how
-    many tokens the last step committed, and which; rings: the draft's caches, a layer each, with `drafted` [1] i32
+    [ring, n E], position p in row p % ring; emitted: [1 + LONGEST] i32, how many tokens the last step committed, and
+    which; rings: the draft's caches, a layer each, with `drafted` [1] i32
     positions of the context in them; counting: 0, 1, 2, ... i32; alone: [1, 1, 1] u8, the ancestors of a single row."""
 
     layers: tuple[DeltaState | Cache, ...]
@@ -60,7 +60,7 @@ class State:
 
     @property
     def ring(self) -> int:
-        return len(self.features) - 1
+        return len(self.features)
 
     def tensors(self) -> list[torch.Tensor]:
         """All that a step changes."""
@@ -105,7 +105,7 @@ def fresh(
         start=zeros(1),
         root=zeros(1),
         tokens=zeros(S),
-        features=zeros(ring + 1 if captured else 1, captured * c.E, dtype=torch.bfloat16),
+        features=zeros(ring if captured else 0, captured * c.E, dtype=torch.bfloat16),
         emitted=zeros(1 + LONGEST),
         rings=rings,
         drafted=zeros(1),

@@ -17,7 +17,7 @@ from ..reference.rope import frequencies
 from .arithmetic import PRECISIONS, Arithmetic
 from .ops import Ops, table
 from .qwen35 import Config
-from .state import LONGEST, Cache, DeltaState, State
+from .state import Cache, DeltaState, State
 from .weights import Rows, Weight, arrange, gate_up, join
 
 Take = Callable[[str], Rows]
@@ -37,9 +37,8 @@ class Delta:
 
 @dataclass(frozen=True)
 class Attention:
-    """query: a head's D rows of q, then its D rows of gate; inputs: [k | v]."""
+    """inputs: [q | k | v], in q of each head D rows of q, then D rows of its gate."""
 
-    query: Weight
     inputs: tuple[Weight, ...]
     q_norm: torch.Tensor
     k_norm: torch.Tensor
@@ -69,17 +68,15 @@ class Target:
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one forward. tokens, positions, slots (rows of the caches): [T] i32; start: [1] i32;
-    parents: [1, T] i32; ancestors: [1, T, T] u8, None for a long line; path: [1, T] and length: [1] i32 of a line."""
+    """The rows of one forward. tokens, positions, slots (rows of the caches): [T] i32; start: [1] i32; parents: [1, T]
+    i32, None for a line; ancestors: [1, T, T] u8, None for a line of several rows."""
 
     tokens: torch.Tensor
     positions: torch.Tensor
     slots: torch.Tensor
     start: torch.Tensor
-    parents: torch.Tensor
+    parents: torch.Tensor | None = None
     ancestors: torch.Tensor | None = None
-    path: torch.Tensor | None = None
-    length: torch.Tensor | None = None
 
 
 @dataclass
@@ -92,11 +89,8 @@ class Trail:
 
 def line(state: State, tokens: torch.Tensor) -> Batch:
     """Tokens that follow the context one after another."""
-    T = len(tokens)
-    steps = state.counting[:T]
-    rows = steps + state.start
-    alone = state.alone if T == 1 else None
-    return Batch(tokens, rows, rows, state.start, steps[None] - 1, alone, steps[None], state.counting[T : T + 1])
+    rows = state.counting[: len(tokens)] + state.start
+    return Batch(tokens, rows, rows, state.start, ancestors=state.alone if len(tokens) == 1 else None)
 
 
 def tree(ops: Ops, state: State, tokens: torch.Tensor, parents: torch.Tensor) -> Batch:
@@ -136,13 +130,15 @@ def delta(
     """h + the gated delta net of x."""
     do, ops, c = model.do, model.do.ops, model.config
     u, z, a, b = (part[None] for part in do.project(x, layer.inputs))
-    y = ops.tree_conv(u, layer.conv, held.conv, batch.parents)
+    if batch.parents is None:
+        y = ops.conv_line(u, layer.conv, held.conv)
+    else:
+        y = ops.tree_conv(u, layer.conv, held.conv, batch.parents)
     q, k, v = y.split((c.Hk * c.K, c.Hk * c.K, c.Hv * c.V), -1)
     q, k, v = q.unflatten(-1, (c.Hk, c.K)), k.unflatten(-1, (c.Hk, c.K)), v.unflatten(-1, (c.Hv, c.V))
     gates = (a, b, layer.A, layer.dt_bias, held.delta)
-    if batch.path is not None:
+    if batch.parents is None:
         o = ops.gdn_prefill(q, k, v, *gates, c.head_map)
-        ops.conv_commit(u, held.conv, batch.path, batch.length)
     else:
         o, saved = ops.tree_gdn(q, k, v, *gates, batch.parents, batch.ancestors, strategy, c.head_map)
         trail.deltas.append((u, k, v, a, b, saved))
@@ -154,14 +150,13 @@ def attention(
     model: Target, layer: Attention, held: Cache, x: torch.Tensor, h: torch.Tensor, batch: Batch, state: State
 ) -> torch.Tensor:
     """h + the gated attention of x over the cache, in which the rows' own keys and values are stored first."""
-    do, ops, c, T = model.do, model.do.ops, model.config, len(x)
-    both = do.linear(x, layer.query).view(T * c.H, 2 * c.D)
-    k, v = do.project(x, layer.inputs)
-    q = ops.rms_norm(both[:, : c.D], layer.q_norm, c.eps).view(T, c.H, c.D)
-    k = ops.rms_norm(k.reshape(T * c.Hkv, c.D), layer.k_norm, c.eps).view(T, c.Hkv, c.D)
-    q, k = (ops.rope(one, batch.positions, model.inv_freq) for one in (q, k))
-    formats, gate = (state.format_k, state.format_v), both[:, c.D :].view(T, c.H, c.D)
-    ops.kv_quant(k, v.unflatten(-1, (c.Hkv, c.D)), held.keys, held.values, batch.slots, *formats)
+    do, ops, c = model.do, model.do.ops, model.config
+    q, k, v = (part.unflatten(1, (-1, c.D)) for part in do.project(x, layer.inputs))
+    # a head's q, then its gate
+    q, gate = q[:, ::2], q[:, 1::2]
+    q, k = ops.qk_rope(q, k, layer.q_norm, layer.k_norm, batch.positions, model.inv_freq, c.eps)
+    formats = (state.format_k, state.format_v)
+    ops.kv_quant(k, v, held.keys, held.values, batch.slots, *formats)
     caches = (held.keys, held.values, batch.start)
     if batch.ancestors is None:
         o = ops.prefill_attention(q, *caches, *formats, gate=gate)
@@ -182,9 +177,11 @@ def commit(
     trail: Trail,
     path: torch.Tensor,
     length: torch.Tensor,
+    following: torch.Tensor,
     strategy: str = "wy",
 ) -> None:
-    """Move the state down the accepted path: path [1, D] i32, nodes from the root, then -1; length: [1] i32 of them."""
+    """Move the state down the accepted path: path [1, D] i32, nodes from the root, then -1; length: [1] i32 of them;
+    following: [1] i32, the root of the next step."""
     ops, deltas = model.do.ops, iter(trail.deltas)
     for layer, held in zip(model.layers, state.layers, strict=True):
         if isinstance(layer.mixer, Delta) and isinstance(held, DeltaState):
@@ -194,23 +191,29 @@ def commit(
             ops.conv_commit(u, held.conv, path, length)
         elif isinstance(held, Cache):
             ops.kv_move(held.keys, held.values, path[0], length, state.start)
-    nodes = path[0].clamp_min(0).long()
-    record(state, batch.tokens[nodes], [rows[nodes] for rows in trail.features], length)
+    record(model, state, batch.tokens, trail, path[0], length, following)
 
 
-def record(state: State, tokens: torch.Tensor, features: list[torch.Tensor], length: torch.Tensor) -> None:
-    """Note the first `length` of the rows as committed: tokens [D], features [D, E] each."""
-    D = len(tokens)
-    real = state.counting[:D] < length
-    rows = (state.start + state.counting[:D]).long()
-    # what is not committed goes where nobody looks: past the context, and to the ring's last row
-    state.tokens.index_copy_(0, torch.where(real, rows, len(state.tokens) - 1), tokens)
-    state.emitted[:1].copy_(length)
-    state.emitted[1 : 1 + D].copy_(tokens[:LONGEST])
-    if features:
-        slots = torch.where(real, rows % state.ring, state.ring)
-        state.features.index_copy_(0, slots, torch.cat(features, 1).to(state.features.dtype))
-    state.start += length
+def record(
+    model: Target,
+    state: State,
+    tokens: torch.Tensor,
+    trail: Trail,
+    path: torch.Tensor,
+    length: torch.Tensor,
+    following: torch.Tensor,
+) -> None:
+    """Note the rows path[:length] as committed: their tokens and features; `following` is the next root."""
+    ops, E = model.do.ops, model.config.E
+    for i, rows in enumerate(trail.features):
+        ops.ring_store(rows, state.features[:, i * E : (i + 1) * E], path, length, state.start)
+    ops.advance(tokens, path, length, following, state.tokens, state.emitted, state.start, state.root)
+
+
+def commit_line(model: Target, state: State, batch: Batch, trail: Trail, following: torch.Tensor) -> None:
+    """Note all rows of a line, which has moved the states on itself."""
+    T = len(batch.tokens)
+    record(model, state, batch.tokens, trail, state.counting[:T], state.counting[T : T + 1], following)
 
 
 def prefill(model: Target, state: State, tokens: torch.Tensor, chunk: int = 512) -> torch.Tensor:
@@ -218,7 +221,7 @@ def prefill(model: Target, state: State, tokens: torch.Tensor, chunk: int = 512)
     for part in tokens.split(min(chunk, max(state.ring, 1) if model.captured else chunk)):
         batch = line(state, part)
         hidden, trail = forward(model, state, batch)
-        record(state, part, trail.features, state.counting[len(part) : len(part) + 1])
+        commit_line(model, state, batch, trail, state.root)
     return logits(model, hidden[-1:])
 
 
@@ -257,8 +260,7 @@ def assemble(
             )
         else:
             mixer = Attention(
-                query=matrix(f"blk.{i}.attn_q.weight"),
-                inputs=matrices(i, "attn_k", "attn_v"),
+                inputs=matrices(i, "attn_q", "attn_k", "attn_v"),
                 q_norm=floats("attn_q_norm.weight"),
                 k_norm=floats("attn_k_norm.weight"),
                 out=matrix(f"blk.{i}.attn_output.weight"),

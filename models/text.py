@@ -71,12 +71,25 @@ def _refuse(message: str) -> None:
     raise jinja2.TemplateError(message)
 
 
-def load(file: File) -> Text:
-    """The tokenizer of a GGUF."""
+def bpe(tokens: Sequence[str], pairs: Sequence[tuple[str, str]], whole: Sequence[str], pre: str) -> Any:
+    """A byte-level BPE of tokens by id and merges; tokens in `whole` are matched before the text is split."""
     try:
         from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
     except ModuleNotFoundError as error:
         raise BadFile(NEEDED) from error
+    tokenizer = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=list(pairs)))
+    tokenizer.normalizer = normalizers.NFC()
+    split = pre_tokenizers.Split(Regex(SPLIT[pre]), "isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in whole])
+    return tokenizer
+
+
+def load(file: File) -> Text:
+    """The tokenizer of a GGUF."""
     name, kind, pre = file.path.name, file.get("tokenizer.ggml.model", str), _optional(file, "tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in SPLIT:
         raise BadFile(
@@ -90,15 +103,8 @@ def load(file: File) -> Text:
         raise BadFile(f"{name} lists {len(tokens)} tokens, not all different, or not one kind for each")
     if any(not {left, right, left + right} <= vocab.keys() for left, right in pairs):
         raise BadFile(f"{name} has merges of tokens that it does not list")
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=pairs))
-    tokenizer.normalizer = normalizers.NFC()
-    split = pre_tokenizers.Split(Regex(SPLIT[pre]), "isolated")
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
     whole = [token for token, kind in zip(tokens, kinds, strict=True) if kind in (CONTROL, ADDED)]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in whole])
+    tokenizer = bpe(tokens, pairs, whole, pre)
     # the text's own end and the turn's: a file names only one of them
     ends = {vocab[end] for end in ENDS if end in vocab}
     ends |= {i for key in ("eos", "eot") if type(i := file.metadata.get(f"tokenizer.ggml.{key}_token_id")) is int}

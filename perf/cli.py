@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from dataclasses import replace
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from . import model_cli, tables
+from . import model_cli, pair_cli, tables
 from .budget import budget
 from .terminal import Json, Ops, Sources, choose, err, fail, out
 from .tune import tune
@@ -219,6 +220,8 @@ def bench(
         raise fail(str(error)) from error
     found = registered(sources)
     machine = timer.machine(device)
+    if device.type == "cuda" and impl is Impl.kernels and not sources:
+        benching.precompile([(job.op, job.case) for job in work if job.case])
     rows: dict[str, list[dict[str, Any]]] = {}
     timed = (
         (job, benching.entry(found[job.op], job.case, device, impl.value, baselines, bool(against)))
@@ -278,10 +281,26 @@ def ports(
     save: Annotated[bool, typer.Option(help="Write perf/results/ports.json and PORTS.md.")] = False,
     diff: Annotated[
         bool,
+        typer.Option("--diff", help="Exit 1 where a kernel does not compile or spills, and did not when last saved."),
+    ] = False,
+    foresee: Annotated[
+        int,
         typer.Option(
-            "--diff", help="Exit 1 where a kernel stopped compiling or began to spill since the committed report."
+            help="Draw so many points an op and architecture from the whole space, say of each whether it will run, "
+            "and compile it: how often was that right?",
+            show_default=False,
+        ),
+    ] = 0,
+    fit: Annotated[
+        bool,
+        typer.Option(
+            "--fit", help="Where defaults spill, look for configs that do not; write autotune/configs/<arch>-fitted/."
         ),
     ] = False,
+    explain: Annotated[
+        str,
+        typer.Option(help="Say of each case why this config (JSON; {}: the default) will not run.", show_default=False),
+    ] = "",
     sources: Sources = [],  # noqa: B006
     as_json: Json = False,
 ) -> None:
@@ -289,82 +308,94 @@ def ports(
 
     Registers, spills, shared memory, tensor-core use and occupancy come from the finished binaries. The first run takes
     minutes; what has not changed is read from a cache afterwards. The exit code is 1 if a default config fails
-    anywhere.
+    anywhere. --explain compiles nothing; --foresee says how far it can be trusted.
     """
     import os
-    from dataclasses import asdict
 
     # compile, even where a shell is set to interpret; and fuse multiply-adds as the GPU runs do
     os.environ.pop("TRITON_INTERPRET", None)
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     from ..autotune.gpu import ARCHS
     from ..autotune.gpu import arch as known
-    from . import ports as porting
+    from . import ports_cli
+    from .ports import KINDS
 
     try:
         wanted = [known(name).name for name in arch] or list(ARCHS)
     except ValueError as error:
         raise fail(str(error)) from error
     kinds = configs.split(",")
-    if unknown := [kind for kind in kinds if kind not in porting.KINDS]:
-        raise fail(f"no configs named '{unknown[0]}'; there are {', '.join(porting.KINDS)}")
-    work = porting.tasks(choose(ops, sources), wanted, cases.split(","), kinds, sources)
-    started = time.perf_counter()
-    builds: list[porting.Build] = []
-    finished = porting.run(work, jobs or len(os.sched_getaffinity(0)))
-    for _, found in tables.progress(finished, len(work), "compiling", None if as_json else err):
-        builds += found
-    seconds = time.perf_counter() - started
-    worse = porting.worse(builds, porting.load()) if diff else []
-    if save:
-        porting.save(builds, seconds)
-        (porting.COMMITTED.parent.parent.parent / "PORTS.md").write_text(porting.page(builds, seconds))
-    if as_json:
-        print(json.dumps([asdict(build) for build in builds], indent=0))
-    else:
-        out.print(tables.ports(builds, wanted, porting.cell))
-        for build in (build for build in builds if build.error):
-            err.print(f"{build.op} on {build.arch}, {build.case}: {build.error}", highlight=False, markup=False)
-        out.print(f"{len(builds)} kernels for {len(wanted)} architectures in {seconds:.0f} s", highlight=False)
-    for text in worse:
-        err.print(f"[red]worse:[/red] {text}", highlight=False)
-    broken = [build for build in builds if build.error and not build.config]
-    raise typer.Exit(1 if worse or (broken and not diff) else 0)
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise fail(f"no configs named '{unknown[0]}'; there are {', '.join(KINDS)}")
+    chosen, workers = choose(ops, sources), jobs or len(os.sched_getaffinity(0))
+    if explain:
+        raise typer.Exit(ports_cli.explain(chosen, wanted, cases.split(","), explain, sources, as_json))
+    if fit:
+        raise typer.Exit(ports_cli.fit(chosen, wanted, workers, sources, as_json))
+    if foresee:
+        raise typer.Exit(ports_cli.foresee(chosen, wanted, foresee, workers, save, sources, as_json))
+    raise typer.Exit(ports_cli.compile_(chosen, wanted, cases.split(","), kinds, workers, save, diff, sources, as_json))
 
 
 @app.command()
 def port(
     ops: Ops = None,
-    tune: Annotated[int, typer.Option(help="Seconds of tuning; 0 leaves it out.")] = 600,
-    jobs: Annotated[int, typer.Option(help="Processes that check at the same time; their kernels share the GPU.")] = 4,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Do finished steps again.")] = False,
+    limit: Annotated[
+        float,
+        typer.Option("--time", help="Seconds of this call; 0: no limit. The same command goes on from there."),
+    ] = 0.0,
+    tune: Annotated[float, typer.Option(help="Seconds of tuning in all; 0 leaves it out.")] = 600.0,
+    jobs: Annotated[int, typer.Option(help="Processes that check at the same time; their kernels share the GPU.")] = 6,
+    compilers: Annotated[int, typer.Option(help="Processes that compile; 0 is one a core.")] = 0,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Do finished parts again.")] = False,
     to: Annotated[str, typer.Option(help="Where the report goes; perf/results/<gpu>/PORT.md by default.")] = "",
+    rehearse: Annotated[
+        str,
+        typer.Option(help="Go through it on the CPU, writing into this folder; see what would happen.", hidden=True),
+    ] = "",
+    times: Annotated[str, typer.Option(help="Take times from a landscape file; for a rehearsal.", hidden=True)] = "",
+    sources: Sources = [],  # noqa: B006
 ) -> None:
-    """Bring draftwood up on the GPU at hand: doctor, check, tune, bench, and a report for a pull request.
+    """Bring draftwood up on the GPU at hand: doctor, compile, check, bench, tune, and a report for a pull request.
 
-    Configs and results land in autotune/configs/<gpu>/ and perf/results/<gpu>/. Stop it at any time: a finished step is
-    not done twice.
+    Configs and results land in autotune/configs/<gpu>/ and perf/results/<gpu>/. Stop it at any time, or give it --time:
+    the same command goes on where it was. The exit code is 1 where something was found wrong, 3 where it is not done.
     """
+    from ..lab.device import interpret_without_gpu
+
+    interpret_without_gpu()
     import torch
 
-    if not torch.cuda.is_available():
-        raise fail("no GPU here to bring up; `draftwood ports` compiles for GPUs that are not here")
-    from ..kernels.lib.device import folder
     from . import port as bringing
+    from . import port_report
 
-    gpu = folder(torch.device("cuda"))
-    finished: list[bringing.Done] = []
-    plan = bringing.steps(choose(ops, []) if ops else [], tune, jobs)
-    for step, done in bringing.run(plan, gpu, fresh):
-        finished.append(done)
-        err.print(f"{step.name}: exit code {done.code}, {done.seconds:.0f} s", highlight=False)
-        if done.code not in step.goes_on:
-            raise fail(f"`draftwood {' '.join(step.command)}` ended with {done.code}", done.code)
-    file = Path(to) if to else bringing.RESULTS / gpu / "PORT.md"
+    if rehearse:
+        order = bringing.rehearsal(Path(rehearse), times)
+    elif torch.cuda.is_available():
+        from ..kernels.lib.device import arch as architecture
+        from ..kernels.lib.device import slug
+
+        here = torch.device("cuda", 0)
+        order = bringing.Order(f"{architecture(here)}-{slug(torch.cuda.get_device_name(here))}")
+    else:
+        raise fail("no GPU here to bring up; `draftwood ports` compiles for GPUs that are not here")
+    named = tuple(choose(ops, sources)) if ops else ()
+    order = replace(
+        order, ops=named, sources=tuple(sources), limit_s=limit, tune_s=tune, jobs=jobs, compilers=compilers
+    )
+    done = bringing.journal(order, fresh)
+    file = Path(to) if to else order.results / order.gpu / "PORT.md"
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(bringing.report(finished))
-    out.print(f"{file}", highlight=False)
-    raise typer.Exit(max(done.code for done in finished))
+
+    def report(finished: bool = False) -> None:
+        file.write_text(port_report.report(order, done, finished))
+
+    finished = bringing.run(order, done, report=report)
+    report(finished)
+    out.print(f"{file}", highlight=False, soft_wrap=True)
+    if not finished:
+        err.print("not done: the same command goes on", highlight=False)
+    raise typer.Exit(3 if not finished else 1 if port_report.bad(done) else 0)
 
 
 golden = typer.Typer(
@@ -485,6 +516,8 @@ def test(ctx: typer.Context) -> None:
 app.command()(tune)
 app.command()(budget)
 app.command("generate")(model_cli.generate)
+app.command("train")(pair_cli.train)
+app.command("pair")(pair_cli.study)
 app.command("bench-model", hidden=True)(model_cli.bench_model)
 
 

@@ -80,6 +80,7 @@ WHY = {
     "exact": "tuned on this GPU",
     "architecture": "tuned on a GPU of the same architecture",
     "older": "tuned on an older relative",
+    "fitted": "compiles without spilling; nobody timed it",
 }
 
 
@@ -95,7 +96,8 @@ def _op(op: Op, device: torch.device, machine: timer.Machine) -> str:
         if choice is None:
             found["default config: nothing was tuned for it"] += 1
             continue
-        stale = winners.stale(choice.entry, Problem(op.name, case, machine.gpu), machine) if op.has("autotune") else []
+        asked = op.has("autotune") and choice.why != "fitted"
+        stale = winners.stale(choice.entry, Problem(op.name, case, machine.gpu), machine) if asked else []
         text = f"{choice.home}, {WHY[choice.why]}"
         found[f"{text}; stale: {', '.join(stale)}" if stale else text] += 1
     return "; ".join(f"{count} cases: {text}" for text, count in found.items())

@@ -8,9 +8,11 @@ tokens/s = rows committed / step; with random weights no draft agrees with its t
 
 import functools
 import itertools
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +21,7 @@ import torch
 from ..autotune import timer
 from ..models import decode, qwen35, state, target
 from ..models import draft as dflash
-from ..models.arithmetic import Precision
+from ..models.arithmetic import PRECISIONS, Precision
 from ..models.graph import capture
 from ..models.state import Cache, State
 from ..models.synthetic import Weights
@@ -71,7 +73,7 @@ class Replay:
 
     def __call__(self, logits: torch.Tensor, batch: Batch | None) -> torch.Tensor:
         own = self.own(logits, batch)
-        if batch is None:
+        if batch is None or batch.parents is None:
             return own
         depth, nodes = batch.positions - batch.start, torch.arange(len(own), device=own.device)
         first = (batch.parents[0] == nodes[:, None]).int().argmax(1)
@@ -134,6 +136,26 @@ def build(setting: Setting) -> Bench:
 
     precision = Precision(torch.bfloat16, torch.bfloat16)
     return Bench(setting, model, dflash.assemble(drafts, take, setting.device, precision, setting.impl))
+
+
+def precompile(setting: Setting, contexts: tuple[int, ...], budgets: tuple[int, ...], jobs: int) -> None:
+    """Have every step's kernels compiled, a step a process: `entries` finds them in the compiler's cache on disk."""
+    few = replace(setting.model, L=4, recurrent=setting.model.recurrent[:4])
+    work = [(precision, "ar") for precision in {setting.precision, "exact"}]
+    work += [(setting.precision, name) for name in (*(f"tree {budget}" for budget in budgets), "chain 15")]
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+        given = [(replace(setting, model=few, precision=precision), contexts, name) for precision, name in work]
+        for done in [pool.submit(_step_once, *arguments) for arguments in given]:
+            done.result()
+
+
+def _step_once(setting: Setting, contexts: tuple[int, ...], name: str) -> None:
+    """A step of the first layers, kernel by kernel; they are of every kind and format that the others are of."""
+    bench = build(setting)
+    for context in contexts:
+        held = bench.state(context)
+        budgets = (int(name.split()[1]),) if name.startswith("tree") else ()
+        next(step for step in steps(bench, held, context, budgets) if step.name == name).run()
 
 
 # -- floors ------------------------------------------------------------------------------------------------------------
@@ -229,7 +251,18 @@ def entries(
         held = bench.state(context)
         for step in steps(bench, held, context, budgets):
             yield measured(bench, held, context, step, rate, replays, traced and device.type == "cuda")
+        if setting.precision == "int8":
+            # of the steps, the one of a single row differs
+            exact = in_precision(bench, "exact")
+            step = next(iter(steps(exact, held, context, ())))
+            yield measured(exact, held, context, step, rate, replays, traced and device.type == "cuda")
         del held
+
+
+def in_precision(bench: Bench, precision: str) -> Bench:
+    """The same weights, met otherwise: of activations that are f16 both ways."""
+    do = replace(bench.model.do, precision=PRECISIONS[precision])
+    return replace(bench, setting=replace(bench.setting, precision=precision), model=replace(bench.model, do=do))
 
 
 def measured(

@@ -11,6 +11,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 from rich.table import Table
 
+from . import pair_cli
+
+# beside the tree that is shown
+COMPARED = ("ar", "chain")
 out = Console(width=None if sys.stdout.isatty() else 160)
 err = Console(stderr=True)
 
@@ -28,11 +32,21 @@ class Mode(str, Enum):
     tree = "tree"
 
 
+class Peer(str, Enum):
+    transformers = "transformers"
+
+
 class Numbers(str, Enum):
     exact = "exact"
     bf16 = "bf16"
     int8 = "int8"
     f32 = "f32"
+
+
+PRECISION = (
+    "What activations meet weights in. int8 rounds them in steps of one row, as llama.cpp does; "
+    "in those of several it is exact."
+)
 
 
 def fail(sentence: str) -> "typer.Exit":
@@ -46,8 +60,12 @@ def bench_model(
     contexts: Annotated[str, typer.Option(help="Committed tokens, by comma.")] = "4096,32768,131072",
     budgets: Annotated[str, typer.Option(help="Nodes of a tree below its root, by comma.")] = "8,16,22,40,64",
     kv: Annotated[Kv, typer.Option(help="Format of the KV cache.")] = Kv.q4_0,
-    precision: Annotated[Numbers, typer.Option(help="What activations meet weights in.")] = Numbers.exact,
+    precision: Annotated[Numbers, typer.Option(help=PRECISION)] = Numbers.int8,
+    beside: Annotated[
+        list[Peer], typer.Option(help="Also time this, bf16 and eager, at the first context.", show_default=False)
+    ] = [],  # noqa: B006
     replays: Annotated[int, typer.Option(help="Timed replays of each step.")] = 30,
+    jobs: Annotated[int, typer.Option(help="Processes that compile beforehand, 4 to 8 GiB each; 0: none.")] = 8,
     save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/model.json.")] = True,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
@@ -60,6 +78,7 @@ def bench_model(
     from ..autotune import timer
     from ..models import qwen35
     from . import bench, model
+    from . import beside as peers
 
     if not torch.cuda.is_available():
         raise fail("bench model times whole steps on a GPU, and there is none here")
@@ -68,10 +87,18 @@ def bench_model(
     device = torch.device("cuda")
     setting = model.Setting(qwen35.FAMILY[synthetic], device, mix, precision.value, (kv.value, kv.value))
     rows: list[dict[str, Any]] = []
-    with err.status("making weights") as status:
+    with err.status("compiling") as status:
+        if jobs:
+            model.precompile(setting, _numbers(contexts), _numbers(budgets), jobs)
+        status.update("making weights")
         for row in model.entries(setting, _numbers(contexts), _numbers(budgets), replays):
             rows.append(row)
             status.update(f"{row['case']['step']} at {row['case']['context']}: {row['ms']['p50']} ms")
+        if beside:
+            status.update("making transformers' weights")
+            torch.cuda.empty_cache()
+            rate = timer.bandwidth(device)["read"]
+            rows += peers.entries(setting.model, device, rate, _numbers(contexts)[:1])
     machine = timer.machine(device)
     if save:
         bench.save("model", machine, "draftwood " + " ".join(sys.argv[1:]), rows)
@@ -103,6 +130,7 @@ def steps_table(rows: list[dict[str, Any]]) -> Table:
     table.add_column("step", no_wrap=True)
     for column in (
         "context",
+        "numbers",
         "kv",
         "ms",
         "p20–p80",
@@ -117,8 +145,9 @@ def steps_table(rows: list[dict[str, Any]]) -> Table:
     for row in rows:
         case, ms = row["case"], row["ms"]
         table.add_row(
-            case["step"],
+            case["step"] if row["impl"] == "kernels" else f"{row['impl']}: {case['step']}",
             str(case["context"]),
+            case["precision"],
             case["kv"],
             f"{ms['p50']:.3f}",
             f"{ms['p20']:.3f}–{ms['p80']:.3f}",
@@ -150,7 +179,13 @@ def waterfall_table(row: dict[str, Any]) -> Table:
 
 
 def generate(
-    target: Annotated[Path, typer.Option(help="The model: a GGUF of architecture qwen35.")],
+    target: Annotated[
+        Path | None,
+        typer.Option(
+            help="The model: a GGUF of architecture qwen35. Without one, the small pair that ships here.",
+            show_default=False,
+        ),
+    ] = None,
     draft: Annotated[
         Path | None, typer.Option(help="Its DFlash draft: GGUF or safetensors.", show_default=False)
     ] = None,
@@ -164,13 +199,18 @@ def generate(
     budget: Annotated[str, typer.Option(help="Nodes of a tree below its root, or auto.")] = "auto",
     kv: Annotated[str, typer.Option(help="KV cache: a format, or K,V: f16, q8_0, q4_0, tq3_0.")] = "q8_0",
     ctx: Annotated[int, typer.Option(help="Tokens of context.")] = 8192,
-    max_tokens: Annotated[int, typer.Option(help="Tokens to write at most.")] = 512,
-    precision: Annotated[Numbers, typer.Option(help="What activations meet weights in.")] = Numbers.exact,
+    max_tokens: Annotated[
+        int, typer.Option(help="Tokens to write at most; 512, or 256 of the small pair.", show_default=False)
+    ] = 0,
+    precision: Annotated[Numbers, typer.Option(help=PRECISION)] = Numbers.int8,
     temperature: Annotated[float, typer.Option(help="0 takes the most probable token.")] = 0.0,
     top_k: Annotated[int, typer.Option(help="0: all tokens.")] = 0,
     top_p: Annotated[float, typer.Option()] = 1.0,
     min_p: Annotated[float, typer.Option()] = 0.0,
-    repetition: Annotated[float, typer.Option(help="Repetition penalty.")] = 1.0,
+    repetition: Annotated[
+        float,
+        typer.Option(help="Repetition penalty; 1 is none. By default 1, of the small pair 1.2.", show_default=False),
+    ] = 0.0,
     frequency: Annotated[float, typer.Option(help="Frequency penalty.")] = 0.0,
     presence: Annotated[float, typer.Option(help="Presence penalty.")] = 0.0,
     seed: Annotated[int, typer.Option()] = 0,
@@ -181,35 +221,61 @@ def generate(
     stats: Annotated[bool, typer.Option("--stats", help="Tokens a step and a second, at the end.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of the text.")] = False,
 ) -> None:
-    """Write text with a model from its GGUF, with its DFlash draft or without."""
+    """Write text with a model from its GGUF, with its DFlash draft or without.
+
+    Without --target the small pair goes on writing Python, and autoregressive, chain and tree are compared.
+    """
     from ..lab.device import interpret_without_gpu
 
     # without a GPU the references run: the kernels' interpreter is for checking them
     interpret_without_gpu()
-    from ..models import api
+    import torch
+
+    from ..models import api, shipped
     from ..models.gguf import BadFile
 
-    if bool(prompt) == bool(chat):
-        raise fail("give --prompt or --chat, one of them")
+    compared: tuple[str, ...] = ()
     try:
-        with _loading() as progress:
-            text = api.open_text(
-                target,
-                draft,
-                mode=mode.value if mode else "",
-                budget=api.AUTO if budget == "auto" else int(budget),
-                context=ctx,
-                kv=kv,
-                precision=precision.value,
-                draft_window=draft_window,
-                sampling=api.Sampling(temperature, top_k, top_p, min_p, repetition, frequency, presence, seed=seed),
-                progress=progress,
-            )
-        whole = ""
-        for piece in text.write(prompt, chat, system=system, thinking=thinking, limit=max_tokens, stop=stop):
+        if target is None:
+            if chat or draft:
+                raise fail("the small pair writes Python after --prompt, with a draft of its own; name a --target")
+            target, draft, prompt = shipped.target(), shipped.draft(), prompt or shipped.PROMPT
+            compared, max_tokens = () if mode else COMPARED, max_tokens or 256
+            repetition = repetition or shipped.REPETITION
+            # of so small a model threads would wait for one another longer than they work
+            torch.set_num_threads(1)
+        if bool(prompt) == bool(chat):
+            raise fail("give --prompt or --chat, one of them")
+        limit = max_tokens or 512
+        sampling = api.Sampling(temperature, top_k, top_p, min_p, repetition or 1.0, frequency, presence, seed=seed)
+
+        def opened(mode: str) -> api.Writer:
+            with _loading() as progress:
+                return api.open_text(
+                    target,
+                    draft,
+                    mode=mode,
+                    budget=api.AUTO if budget == "auto" else int(budget),
+                    context=ctx,
+                    kv=kv,
+                    precision=precision.value,
+                    draft_window=draft_window,
+                    sampling=sampling,
+                    progress=progress,
+                )
+
+        text, whole = opened(mode.value if mode else ""), ""
+        if compared and not as_json:
+            print(prompt, end="", flush=True)
+        for piece in text.write(prompt, chat, system=system, thinking=thinking, limit=limit, stop=stop):
             whole += piece
             if not as_json:
                 print(piece, end="", flush=True)
+        runs = {"tree": (text.generator.stats, True)} if compared else {}
+        for name in compared:
+            other = opened(name)
+            same = "".join(other.write(prompt, limit=limit, stop=stop)) == whole
+            runs[name] = other.generator.stats, same
     except (BadFile, ValueError) as error:
         raise fail(str(error)) from error
     found = text.generator.stats
@@ -222,10 +288,22 @@ def generate(
         "prefill_s": round(found.prefill_s, 3),
         "decode_s": round(found.decode_s, 3),
     }
+    rows = [
+        {"mode": name, "accept_length": round(ran.accept_length, 3), "tokens_per_s": round(ran.tokens_per_s, 1)}
+        | {"steps": ran.steps}
+        # what is drawn differs from run to run of another shape
+        | ({} if temperature else {"same_text": same})
+        for name in ("ar", "chain", "tree")
+        if name in runs
+        for ran, same in (runs[name],)
+    ]
     if as_json:
-        print(json.dumps({"text": whole, **numbers}))
+        print(json.dumps({"text": whole, **numbers, **({"modes": rows} if rows else {})}))
         return
     print()
+    if rows:
+        print()
+        out.print(pair_cli.rows_table(f"{found.tokens} tokens of the small pair, three ways", rows))
     if stats:
         table = Table(title_justify="left", show_header=False)
         for name, value in numbers.items():

@@ -237,7 +237,11 @@ def _finish(settled: list["Settled"], save: bool, report: str, storage: str, as_
         if entry and save:
             committed.save(one.problem.op_name, one.problem.gpu, [entry])
         rows.append(
-            {"op": one.problem.op_name, "entry": entry, "why": verdict.why if verdict else "nothing ran and was right"}
+            {
+                "op": one.problem.op_name,
+                "entry": entry,
+                "why": verdict.why if verdict else "no trial was right, or none had time",
+            }
         )
     if save:
         atlas.add([one.problem for one in settled], storage, settled[0].facts["machine"] if settled else None)

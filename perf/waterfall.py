@@ -24,15 +24,26 @@ def kernel_ops() -> dict[str, str]:
 
 
 def profile(run: Callable[[], None], device: torch.device) -> tuple[list[tuple[str, float, float]], dict[str, int]]:
-    """The kernels of one step in order: op (or "torch"), start and length in us; and how often the host called what."""
+    """The kernels of one step in order: op (or "torch"), start and length in us; and how often it makes the host call
+    what: the difference between two steps and one, so that what the trace itself calls does not count."""
+    run()
+    torch.cuda.synchronize(device)
+    kernels, once = _traced(run, 1, device)
+    _, twice = _traced(run, 2, device)
+    calls = {name: count - once.get(name, 0) for name, count in twice.items()}
+    return kernels, {name: count for name, count in calls.items() if count}
+
+
+def _traced(
+    run: Callable[[], None], steps: int, device: torch.device
+) -> tuple[list[tuple[str, float, float]], dict[str, int]]:
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
-    run()
-    torch.cuda.synchronize(device)
     with record(activities=[ProfilerActivity.CUDA]) as trace:
-        run()
-        # the trace ends when all that was launched has: the one wait in it
+        for _ in range(steps):
+            run()
+        # the trace ends when all that was launched has
         torch.cuda.synchronize(device)
     ops, named, calls = kernel_ops(), [], dict[str, int]()
     for event in trace.events():
@@ -44,17 +55,20 @@ def profile(run: Callable[[], None], device: torch.device) -> tuple[list[tuple[s
 
 
 def waterfall(kernels: list[tuple[str, float, float]], ms: float, phases: bool = True) -> dict[str, Any]:
-    """Where a step's time goes: us and launches of each op, us in which nothing ran, and us of each phase."""
+    """Where a step's time goes: us and launches of each op, us in which nothing ran, and us of each phase.
+
+    A kernel that began while the one before it still ran counts from that one's end: what two share is the first's.
+    """
     ops: dict[str, list[float]] = {}
     spent: dict[str, float] = {}
     phase, end, idle = 0, kernels[0][1] if kernels else 0.0, 0.0
     for name, start, length in kernels:
         phase = _phase(phase, name)
-        gap = max(0.0, start - end)
+        gap, alone = max(0.0, start - end), max(0.0, start + length - max(start, end))
         idle, end = idle + gap, max(end, start + length)
         row = ops.setdefault(name, [0.0, 0])
-        row[0], row[1] = row[0] + length, row[1] + 1
-        spent[PHASES[phase]] = spent.get(PHASES[phase], 0.0) + gap + length
+        row[0], row[1] = row[0] + alone, row[1] + 1
+        spent[PHASES[phase]] = spent.get(PHASES[phase], 0.0) + gap + alone
     busy = sum(us for us, _ in ops.values())
     return {
         "ops": {name: [round(us, 1), int(n)] for name, (us, n) in sorted(ops.items(), key=lambda row: -row[1][0])},

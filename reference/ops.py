@@ -29,6 +29,7 @@ OPS = (
     "gdn_commit",
     "gdn_prefill",
     "tree_conv",
+    "conv_line",
     "conv_commit",
     "kv_quant",
     "kv_move",
@@ -41,8 +42,12 @@ OPS = (
     "rms_norm",
     "gated_rms_norm",
     "rope",
+    "qk_rope",
     "swiglu",
     "embed",
+    "ring_rows",
+    "ring_store",
+    "advance",
 )
 HOME = "draftwood"
 

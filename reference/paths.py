@@ -151,6 +151,16 @@ def conv_commit(call: Call, inputs: Inputs, case: Case, seed: int) -> Iterator[M
     yield from _apart("state", got, want, 0.0)
 
 
+def conv_line(call: Call, inputs: Inputs, case: Case, seed: int) -> Iterator[Mismatch]:
+    """A line at once is its tokens one after another."""
+    whole, single, want = inputs["state"].clone(), inputs["state"].clone(), []
+    got = call("conv_line", **{**inputs, "state": whole})
+    for t in range(case["T"]):
+        want.append(call("conv_line", u=inputs["u"][:, t : t + 1], weight=inputs["weight"], state=single))
+    yield from _apart("out", got, torch.cat(want, 1), _coarsest(got.dtype, whole.dtype))
+    yield from _apart("state", whole, single, 0.0)
+
+
 def branches(call: Call, inputs: Inputs, case: Case, seed: int) -> Iterator[Mismatch]:
     """A node whose parent is not the slot before it starts from the parent's state as saved, rounding included."""
     if not inputs["strategy"].startswith("store"):

@@ -38,6 +38,12 @@ def test_a_waterfall_adds_up_to_its_step():
     assert fall["phases_us"] == {"draft": 18.0, "tree": 20.0, "verify": 20.0, "choose": 10.0, "commit": 30.0}
 
 
+def test_a_kernel_that_begins_early_counts_from_the_end_of_the_one_before():
+    fall = waterfall.waterfall([("rms_norm", 0.0, 10.0), ("dequant_matmul", 2.0, 20.0), ("swiglu", 3.0, 9.0)], 0.022)
+    assert fall["ops"] == {"dequant_matmul": [12.0, 1], "rms_norm": [10.0, 1], "swiglu": [0.0, 1]}
+    assert fall["explained"] == 1.0 and fall["idle_us"] == 0
+
+
 def test_a_tiny_model_is_timed_from_end_to_end():
     setting = model.Setting(TINY, CPU, kv=("f16", "f16"), impl="reference")
     rows = list(model.entries(setting, (8,), (3,), replays=1))
@@ -45,6 +51,11 @@ def test_a_tiny_model_is_timed_from_end_to_end():
     assert all(row["ms"]["p50"] > 0 and row["floor_ms"] > 0 for row in rows)
     ar, draft, tree, _ = (row["floor_ms"] for row in rows)
     assert ar < tree and draft < tree
+
+
+@pytest.mark.parametrize("name", ["ar", "tree 3", "chain 15"])
+def test_a_step_can_be_run_once_to_be_compiled(name):
+    model._step_once(model.Setting(TINY, CPU, precision="int8", kv=("f16", "f16"), impl="reference"), (8,), name)
 
 
 def test_a_step_with_replayed_lengths_commits_that_many_rows():

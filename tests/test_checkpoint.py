@@ -42,8 +42,8 @@ def logits(folder: Path, ratio: int, sizes: list[int]) -> tuple[torch.Tensor, to
     found = []
     for ids in torch.from_numpy(held["ids"])[: sum(sizes)].split(sizes):
         batch = target.line(at, ids)
-        hidden, _ = target.forward(model, at, batch)
-        target.record(at, ids, [], torch.tensor([len(ids)], dtype=torch.int32))
+        hidden, trail = target.forward(model, at, batch)
+        target.commit_line(model, at, batch, trail, at.root)
         found.append(target.logits(model, hidden))
     return torch.cat(found), torch.from_numpy(held["logits"])[: sum(sizes)]
 

@@ -35,7 +35,7 @@ def test_help_names_the_commands_without_importing_torch():
 
 
 def test_one_case_runs_in_this_process_with_the_interpreter_found_necessary_by_itself():
-    run = draftwood("check", "rms_norm", "--case", "M=3,D=256,gap=0,dtype=f32", "--json", TRITON_INTERPRET="")
+    run = draftwood("check", "rms_norm", "--case", "M=3,D=256,gap=0,dtype=f32,out=same", "--json", TRITON_INTERPRET="")
     assert run.returncode == 0, run.stderr
     assert {verdict["status"] for verdict in json.loads(run.stdout)} <= {"pass", "skip"}
 
@@ -79,9 +79,9 @@ def test_a_failing_op_prints_what_is_needed_to_see_it_again(tmp_path):
     [
         (["check", "no_such_op"], "no op named 'no_such_op'; there are dequant_matmul"),
         (["check", "rms_norm", "--cases", "huge"], "no case list named 'huge'; there are smoke, edge, qwen35, perf"),
-        (["check", "rms_norm", "--case", "M=0,D=8,gap=0,dtype=f32"], "rms_norm supports M from 1 to"),
+        (["check", "rms_norm", "--case", "M=0,D=8,gap=0,dtype=f32,out=same"], "rms_norm supports M from 1 to"),
         (
-            ["check", "rms_norm", "--case", "M=1,D=8,gap=0,dtype=f8"],
+            ["check", "rms_norm", "--case", "M=1,D=8,gap=0,dtype=f8,out=same"],
             "rms_norm supports dtype in f32, bf16, f16, not f8",
         ),
         (["check", "rms_norm", "--case", "M=1"], "the case names M"),

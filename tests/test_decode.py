@@ -273,7 +273,18 @@ def test_draws_follow_their_distribution():
     assert chi_square(counts, np.full(40, 1 / 40)) > 100
 
 
-@pytest.mark.parametrize("plan", ["chain", "chain-seeded tree"])
+def test_a_single_row_draws_from_what_the_restrictions_leave_of_its_distribution():
+    held, rule = fresh(small()), Sampling(temperature=0.7, top_k=12, top_p=0.95)
+    logits = target.prefill(small(), held, torch.arange(5).int())
+    choose = sampling.sampler(rule, small(), held, torch.Generator().manual_seed(3))
+    found = torch.cat([choose(logits.expand(10_000, -1), None) for _ in range(10)])
+    p = sampling.restricted(logits.float(), rule)[0]
+    counts = np.bincount(found.numpy(), minlength=97)
+    assert counts[(p == 0).numpy()].sum() == 0
+    assert chi_square(counts, (p / p.sum()).double().numpy()) < 4
+
+
+@pytest.mark.parametrize("plan", ["chain", "chain-seeded tree", "pure tree"])
 def test_a_walk_commits_tokens_distributed_as_the_target_draws_them(plan):
     """Two tokens after the root, drawn through trees 10^5 times over a vocabulary of 6: the pairs' frequencies are the
     product of the target's conditional probabilities, which depend on the path."""

@@ -100,11 +100,17 @@ def restated(c: draft.Config, model: target.Target, seen: torch.Tensor, root: in
     return dflash(c, named(c), seen, embedded, ring)[1:] @ model.head.data.float().T
 
 
+def joined(held: state.State, features: torch.Tensor) -> None:
+    """Commit rows of these features."""
+    counts, tokens = held.counting[: len(features)], torch.zeros(len(features), dtype=torch.int32)
+    trail, length = target.Trail(features=list(features.chunk(2, 1))), held.counting[len(features) : len(features) + 1]
+    target.record(pair()[0], held, tokens, trail, counts, length, held.root)
+
+
 def grow(held: state.State, rows: int, generator: torch.Generator, seen: torch.Tensor) -> torch.Tensor:
-    """Commit rows of random features, as `record` does; all features so far."""
+    """Commit rows of random features; all features so far."""
     new = torch.randn(rows, seen.shape[1], generator=generator).bfloat16()
-    tokens, length = torch.zeros(16, dtype=torch.int32)[: max(rows, 1)], torch.tensor([rows], dtype=torch.int32)
-    target.record(held, tokens[:rows], list(new.chunk(2, 1)), length)
+    joined(held, new)
     return torch.cat((seen, new.float()))
 
 
@@ -167,7 +173,7 @@ def test_a_sliding_layers_window_is_anchored_at_the_blocks_first_row():
         seen = torch.randn(10, 128, generator=generator)
         if changed is not None:
             seen[changed] += 1
-        target.record(held, torch.zeros(10, dtype=torch.int32), list(seen.chunk(2, 1)), torch.tensor([10]).int())
+        joined(held, seen)
         draft.absorb(drafter, held, 0, 10)
         outs.append(draft.forward(drafter, model, held))
     assert torch.equal(outs[0], outs[1])

@@ -74,7 +74,7 @@ def write_safetensors(folder: Path, config: dict | None = None, drop=(), dtype=t
     folder.mkdir(exist_ok=True)
     header, blob = {}, b""
     for name, data in weights().items():
-        held = draft_files._hugging_face(name)
+        held = draft_files.hugging_face(name)
         if held in drop:
             continue
         raw = data.to(dtype).contiguous().view(torch.uint8).numpy().tobytes()

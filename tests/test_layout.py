@@ -20,7 +20,7 @@ ARROW = {
 }
 # what `autotune` holds besides a space per op
 TUNER = {
-    "ahead", "atlas", "budget", "drive", "gpu", "landscape", "neighbours", "outcome", "race",
+    "ahead", "atlas", "budget", "drive", "elsewhere", "foresight", "gpu", "landscape", "neighbours", "outcome", "race",
     "report", "sampler", "simulate", "space", "storage", "surrogate", "timer", "trials", "tuner", "winners", "worker",
 }  # fmt: skip
 FOREIGN = {

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import pytest
 from draftwood.autotune import gpu
-from draftwood.perf import port, ports
+from draftwood.kernels.lib.device import slug
+from draftwood.perf import binary, fit, forecast, matrix, port, port_report, ports
+from draftwood.reference.ops import OPS, registered
 
 from .test_cli import OUTSIDE, draftwood
 
@@ -28,9 +30,9 @@ def test_a_marketing_name_finds_its_model(name, model, arch):
     assert found and (found.name, found.arch) == (model, arch)
 
 
-def test_an_odd_or_unknown_name_is_nobody():
-    assert gpu.find("AMD Instinct MI50/MI60") is None
-    assert gpu.find("") is None
+def test_an_odd_or_unknown_name_is_nobody_and_still_makes_a_folder():
+    assert gpu.find("AMD Instinct MI50/MI60") is None and slug("AMD Instinct MI50/MI60") == "mi50-mi60"
+    assert gpu.find("") is None and slug("") == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -58,26 +60,53 @@ def test_every_model_is_of_a_known_architecture():
     assert {model.arch for _, model in gpu._MODELS} <= set(gpu.ARCHS)
 
 
+def test_the_facts_of_an_architecture_are_the_same_wherever_they_stand():
+    from draftwood.kernels.config import FAMILIES
+
+    listed = {name: kib for family in FAMILIES for name, kib in family.items()}
+    assert listed == {name: arch.shared // 1024 for name, arch in gpu.ARCHS.items()}
+
+
 def test_a_kernel_that_stops_compiling_or_starts_to_spill_is_worse_and_nothing_else():
     broken, spilling = replace(GOOD, error="CompileError: no"), replace(GOOD, spills=8)
-    assert ports.worse([broken], [GOOD]) == ["op on sm90, T=1: CompileError: no"]
-    assert ports.worse([spilling], [GOOD]) == ["op on sm90, T=1: _kernel spills now (8)"]
-    assert not ports.worse([replace(GOOD, registers=200)], [GOOD])
-    assert not ports.worse([broken], [broken]) and not ports.worse([spilling], [spilling])
+    (text,) = matrix.worse([broken], [GOOD])
+    assert text.startswith("op on sm90 with its default config, T=1: _kernel fails now: CompileError: no")
+    assert "draftwood ports op --save" in text
+    (text,) = matrix.worse([spilling], [GOOD])
+    assert "_kernel spills now (8)" in text
+    (text,) = matrix.worse([replace(spilling, config={"num_warps": 1})], [GOOD])
+    assert 'with {"num_warps": 1}' in text
+    assert not matrix.worse([replace(GOOD, registers=200)], [GOOD])
+    assert not matrix.worse([broken], [broken]) and not matrix.worse([spilling], [spilling])
 
 
-def test_a_saved_report_is_read_back(tmp_path):
+def test_a_saved_report_is_read_back_and_a_part_of_it_replaced(tmp_path):
+    file = tmp_path / "ports.json"
     builds = [GOOD, replace(GOOD, arch="gfx942", occupancy=0.5), replace(GOOD, arch="sm75", kernel="", error="no")]
-    ports.save(builds, 1.0, tmp_path / "ports.json")
-    assert sorted(ports.load(tmp_path / "ports.json"), key=lambda b: b.key) == sorted(builds, key=lambda b: b.key)
-    assert "0/1" in ports.page(builds, 1.0) and "1/1" in ports.page(builds, 1.0)
+    report = matrix.save(builds, None, file)
+    assert sorted(matrix.held(report), key=lambda b: b.key) == sorted(builds, key=lambda b: b.key)
+    assert "0/1" in matrix.page(report) and "1/1" in matrix.page(report)
+    rows = {"all": {"right passes": 9, "missed": 1, "needless": 2, "right refusals": 3}}
+    report = matrix.save([replace(GOOD, registers=65)], {"count": 15, "seed": 0, "rows": rows}, file)
+    assert {build.registers for build in matrix.held(report) if build.arch == "sm90"} == {65}
+    assert len(report["builds"]) == 3 and "4 did not run; 1 of these were not foreseen" in matrix.page(report)
 
 
 def test_occupancy_is_bound_by_what_runs_out_first():
-    sm90 = gpu.ARCHS["sm90"]
-    assert ports.occupancy(sm90, 32, 0, 4) == 1.0
-    assert ports.occupancy(sm90, 255, 0, 4) == 0.125
-    assert ports.occupancy(sm90, 32, 100 * 1024, 4) == 0.125
+    sm90, gfx942 = gpu.ARCHS["sm90"], gpu.ARCHS["gfx942"]
+    assert binary.occupancy(sm90, 32, 0, 4) == (1.0, "warps")
+    assert binary.occupancy(sm90, 255, 0, 4) == (0.125, "registers")
+    assert binary.occupancy(sm90, 32, 100 * 1024, 4) == (0.125, "shared")
+    # LDS is left out of what AMD's compiler calls occupancy
+    assert binary.occupancy(gfx942, 64, 0, 4, resident=8) == (1.0, "warps")
+    assert binary.occupancy(gfx942, 64, 40 * 1024, 4, resident=8) == (0.125, "shared")
+
+
+def test_the_committed_matrix_is_complete_and_every_default_compiles_everywhere():
+    builds = matrix.held(matrix.load())
+    assert {(build.op, build.arch) for build in builds} == {(op, arch) for op in OPS for arch in gpu.ARCHS}
+    assert not [build for build in builds if build.error and not build.config]
+    assert matrix.PAGE.read_text() == matrix.page(matrix.load()), "write it anew: draftwood ports --save"
 
 
 def test_an_op_is_compiled_for_gpus_that_are_not_here_and_read_from_the_cache_afterwards(tmp_path):
@@ -89,7 +118,69 @@ def test_an_op_is_compiled_for_gpus_that_are_not_here_and_read_from_the_cache_af
     assert {build["arch"] for build in builds} == {"sm75", "sm90", "gfx942", "gfx1201"}
     assert all(build["registers"] and build["code"] and not build["error"] for build in builds)
     assert json.loads(runs[1].stdout) == builds
-    assert list(Path(tmp_path).rglob("ports/*.json"))
+    assert list(Path(tmp_path).rglob("runs/*.json")) and list(Path(tmp_path).rglob("kernels/*/*.json"))
+
+
+def test_where_defaults_spill_there_are_configs_to_try_smaller_ones_first_and_legal_ones_alone():
+    op = registered()["tree_gdn"]
+    case = next(case for case in op.spec.cases["perf"] if case["strategy"] == "wy")
+    start = vars(op.module("kernels").Config())
+    found = fit.candidates(op, case, start, "gfx1201")
+    changes = [sum(point[knob] != start[knob] for knob in start) for point in found]
+    assert changes == sorted(changes) and changes[0] == 1
+    legal = op.module("autotune").legal
+    assert all(
+        legal({knob: point[knob] for knob in op.module("autotune").SPACE}, case, "gfx1201") is None for point in found
+    )
+    assert all(
+        point["num_stages"] <= start["num_stages"] and point["num_warps"] >= start["num_warps"] for point in found
+    )
+
+
+def test_a_fitted_config_is_taken_last_and_only_on_its_own_architecture(tmp_path, monkeypatch):
+    from draftwood.kernels import config
+
+    for home in ("sm86-fitted", "sm75-t4", "sm86-rtx-3090", "sm89-fitted"):
+        (tmp_path / home).mkdir()
+    monkeypatch.setattr(config, "CONFIGS", tmp_path)
+    config.homes.cache_clear()
+    try:
+        assert config.homes("sm86-a40") == (
+            ("sm86-a40", "exact"),
+            ("sm86-rtx-3090", "architecture"),
+            ("sm75-t4", "older"),
+            ("sm86-fitted", "fitted"),
+        )
+    finally:
+        config.homes.cache_clear()
+
+
+def test_a_config_that_will_not_run_is_explained_before_anything_is_compiled():
+    config = json.dumps({"BLOCK_S": 128, "BLOCK_M": 64, "num_stages": 4})
+    run = draftwood("ports", "prefill_attention", "--arch", "gfx1201", "--arch", "sm90", "--explain", config)
+    assert run.returncode == 1
+    assert "prefill_attention on gfx1201" in run.stdout and "gfx1201 has 65536" in run.stdout
+    assert "no knob named 'BLOCK'" in draftwood("ports", "rms_norm", "--explain", '{"BLOCK": 1}').stderr
+    assert draftwood("ports", "rms_norm", "--explain", "{}").returncode == 0
+
+
+def test_a_forecast_counts_what_was_missed():
+    point = forecast.Point("op", "sm90", "T=1", "{}", "", "")
+    points = [
+        point,
+        replace(point, found="no"),
+        replace(point, foreseen="no"),
+        replace(point, foreseen="no", found="no"),
+    ]
+    rows = forecast.table(points)
+    assert rows["op"] == {"right passes": 1, "missed": 1, "needless": 1, "right refusals": 1}
+    assert forecast.misses(rows) == 0.5
+
+
+def test_the_committed_forecast_missed_less_than_one_real_failure_in_a_hundred():
+    rows = matrix.load()["forecast"]["rows"]
+    assert set(rows) >= {"all", *(op for op in OPS)}
+    assert forecast.misses(rows) < 0.01
 
 
 def test_an_unknown_architecture_or_kind_of_config_is_one_sentence():
@@ -124,31 +215,76 @@ def test_a_bring_up_without_a_gpu_is_refused_in_a_sentence():
         assert "no GPU here to bring up" in draftwood("port").stderr
 
 
-def test_a_bring_up_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
+def order(tmp_path, **changes) -> port.Order:
+    return port.Order("sm90-h200", ("rms_norm",), results=tmp_path, configs=tmp_path, **changes)
+
+
+def steps(performed: list[str], dies_in: str = "") -> tuple[port.Step, ...]:
+    """Steps of three parts each; one dies in the midst of its second."""
+
+    def perform(name):
+        def run(_order, _done, parts, _clock):
+            for part in parts:
+                performed.append(f"{name} {part[0]}")
+                if f"{name} {part[0]}" == dies_in and performed.count(dies_in) == 1:
+                    raise KeyboardInterrupt
+                yield part, "" if name == "compile" else []
+
+        return run
+
+    names = ("compile", "check", "late")
+    return tuple(port.Step(name, lambda _o, _d: [("a",), ("b",), ("c",)], perform(name)) for name in names)
+
+
+def test_a_bring_up_goes_on_in_the_midst_of_the_step_where_it_was_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(port, "CACHE", tmp_path)
-    plan = port.steps(["rms_norm"], 0, 1)
-    assert [step.name for step in plan] == ["doctor", "check", "bench"]
     performed: list[str] = []
+    plan = steps(performed, dies_in="check b")
+    with pytest.raises(KeyboardInterrupt):
+        port.run(order(tmp_path), port.journal(order(tmp_path)), plan)
+    assert port.run(order(tmp_path), port.journal(order(tmp_path)), plan)
+    assert performed == [
+        *("compile a", "compile b", "compile c", "check a", "check b"),
+        *("check b", "check c", "late a", "late b", "late c"),
+    ]
 
-    def perform(step: port.Step) -> port.Done:
-        performed.append(step.name)
-        return port.Done(step, 3 if performed.count("check") == 1 and step.name == "check" else 0, 1.0, [])
 
-    monkeypatch.setattr(port, "perform", perform)
-    assert [done.code for _, done in port.run(plan, "sm90-h200", False)] == [0, 3]
-    assert [done.code for _, done in port.run(plan, "sm90-h200", False)] == [0, 0, 0]
-    assert performed == ["doctor", "check", "check", "bench"]
+def test_a_journal_that_was_cut_short_loses_its_last_line_alone(tmp_path):
+    journal = port.Journal(tmp_path / "j.jsonl")
+    journal.add("check", ("op", "T=1"), [])
+    journal.add("check", ("op", "T=2"), [])
+    journal.handle.close()
+    text = (tmp_path / "j.jsonl").read_bytes()
+    (tmp_path / "j.jsonl").write_bytes(text[:-9])
+    again = port.Journal(tmp_path / "j.jsonl")
+    assert list(again.of("check")) == [("op", "T=1")]
+    again.add("check", ("op", "T=3"), [])
+    assert list(port.Journal(tmp_path / "j.jsonl").of("check")) == [("op", "T=1"), ("op", "T=3")]
 
 
-def test_the_report_names_what_failed_and_how_fast_the_rest_is():
+def test_a_bring_up_with_no_time_left_says_what_is_left(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(port, "CACHE", tmp_path)
+    performed: list[str] = []
+    limited = order(tmp_path, limit_s=1e-9)
+    assert not port.run(limited, port.journal(limited), steps(performed))
+    assert not performed and "no time left for 3 of 3" in capsys.readouterr().err
+
+
+def test_what_is_tuned_first_is_spread_over_the_ops(tmp_path):
+    both = replace(order(tmp_path), ops=("rms_norm", "swiglu"))
+    turns = port._turns(both, port.Journal(tmp_path / "j.jsonl"))
+    assert [op for op, _ in turns[:4]] == ["rms_norm", "swiglu", "rms_norm", "swiglu"]
+
+
+def test_the_report_names_what_failed_and_how_fast_the_rest_is(tmp_path):
     machine = {
         "GPU": "NVIDIA H200",
         "folder": "sm90-h200",
         "driver": "580",
         "multiprocessors": 132,
         "memory": "140 GiB",
+        "bandwidth measured": "read 4500 GB/s",
     }
-    doctor = {"machine": {**machine, "bandwidth measured": "read 4500 GB/s"}, "packages": {"torch": "2", "triton": "3"}}
     bad = {
         "op": "rope",
         "case": "T=1",
@@ -157,9 +293,16 @@ def test_the_report_names_what_failed_and_how_fast_the_rest_is():
         "detail": "far off",
         "command": "draftwood",
     }
-    timed = {"case": {"T": 1}, "us": {"p50": 2.0}, "roof": 0.5, "baselines": {"torch": 8.0}}
-    plan = port.steps([], 0, 1)
-    outputs = [doctor, [bad], {"results": {"rope": [timed]}}]
-    text = port.report([port.Done(step, 0, 1.0, output) for step, output in zip(plan, outputs, strict=True)])
-    assert "1 failed" in text and "far off" in text
-    assert "| rope | T=1 | 2.0 | 50% | 4.0 |" in text
+    timed = {"case": {"T": 1}, "us": {"p20": 1.9, "p50": 2.0, "p80": 2.1}, "roof": 0.5, "baselines": {"torch": 8.0}}
+    entry = {"us": {"p50": 1.0}, "default_us": 2.0, "config": {"num_warps": 2}, "tried": 5, "of": 9}
+    done = port.Journal(tmp_path / "j.jsonl")
+    done.add("doctor", ("machine",), {"machine": machine, "packages": {"torch": "2", "triton": "3"}})
+    done.add("check", ("rope", "T=1"), [bad])
+    done.add("bench", ("rope", "T=1"), timed)
+    done.add("bench", ("rope", "T=2"), {"error": "out of memory"})
+    done.add("tune", ("rope", "T=1"), {"entry": entry, "why": "", "moved": True})
+    text = port_report.report(order(tmp_path), done, True)
+    assert "1 verdicts on 1 cases: 1 failed" in text and "far off" in text and "out of memory" in text
+    assert "| rope | T=1 | 2.0 | 1.9–2.1 | 50% | 4.0 |" in text
+    assert "| rope | T=1 | 2.0 | 1.0 | 2.00 | 5/9 | num_warps=2 |" in text
+    assert port_report.bad(done) == 2 and "NOT finished" in port_report.report(order(tmp_path), done, False)

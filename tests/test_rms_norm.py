@@ -74,6 +74,14 @@ def test_rows_of_a_wider_tensor_are_taken_as_they_lie(norm):
     torch.testing.assert_close(norm(x, weight), norm(x.contiguous(), weight), rtol=1e-6, atol=1e-7)
 
 
+@either
+def test_a_row_beyond_the_range_of_the_output_is_normed_before_it_is_rounded(norm):
+    x, weight = 1e6 * drawn(2, 70), drawn(70, seed=1)
+    y = norm(x, weight, 1e-6, torch.float16)
+    assert y.dtype == torch.float16
+    torch.testing.assert_close(y, norm(x, weight).half(), rtol=1e-3, atol=1e-6)
+
+
 def test_a_weight_of_another_length_is_refused_with_its_shape():
     with pytest.raises(ValueError, match=r"\(31,\)"):
         kernel(drawn(2, 32), drawn(31))

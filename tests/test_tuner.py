@@ -15,7 +15,7 @@ import triton
 from draftwood.autotune import landscape, neighbours, winners
 from draftwood.autotune.outcome import Outcome, Verdict
 from draftwood.autotune.race import LOOKS, race
-from draftwood.autotune.space import Problem, _bare, _code
+from draftwood.autotune.space import Problem, _bare, code
 from draftwood.autotune.timer import Machine
 from draftwood.reference.ops import registered
 from draftwood.reference.spec import case
@@ -272,7 +272,7 @@ def test_a_comment_a_docstring_or_an_empty_line_changes_no_kernel_hash_and_code_
 
 
 def test_the_kernel_hash_covers_what_the_kernel_imports_from_its_folder():
-    files = set(_code(ROOT / "kernels", "topk_logprobs"))
+    files = set(code(ROOT / "kernels", "topk_logprobs"))
     assert {"topk_logprobs.py", "lib/order.py"} <= files and "config.py" not in files
 
 
@@ -386,14 +386,14 @@ def test_without_nvidia_smi_nothing_is_claimed(monkeypatch):
 def test_candidates_are_compiled_ahead_without_a_gpu(tmp_path):
     code = """
 import os, sys, torch
-from draftwood.autotune import ahead
+from draftwood.autotune import ahead, elsewhere
 from draftwood.autotune.space import Problem
 from draftwood.reference.ops import registered
 from triton.backends.compiler import GPUTarget
 ahead.prepare(GPUTarget("cuda", 90, 32))
 op = registered()["rms_norm"]
 problem = Problem("rms_norm", op.spec.cases["perf"][0], "sm90-h200")
-shapes = ahead.outline(op.spec.inputs(problem.case, torch.Generator().manual_seed(0)))
+shapes = elsewhere.drawn(op.spec, problem.case)
 print([ahead.compile_one(problem, shapes, point) for point in problem.points[:2]])
 print(ahead.compile_one(problem, shapes, {"num_warps": 3}))
 """

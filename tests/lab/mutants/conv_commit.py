@@ -12,8 +12,8 @@ MUTANTS = (
         changes=(
             (
                 KERNEL,
-                "node = tl.load(path + i_b * D + source - (W - 1)).to(tl.int64)",
-                "node = (source - (W - 1)).to(tl.int64)",
+                "node = tl.load(path + i_b * D + source - (W - 1), mask=(source >= W - 1) & (o_w < W - 1), other=0)",
+                "node = tl.maximum(source - (W - 1), 0)",
             ),
         ),
     ),
@@ -21,19 +21,19 @@ MUTANTS = (
         name="conv_commit-one-short",
         op="conv_commit",
         bug="the last accepted node is left out",
-        changes=((KERNEL, "source = b_length + row", "source = tl.maximum(b_length - 1, 0) + row"),),
+        changes=((KERNEL, "tl.load(length + i_b) + o_w", "tl.maximum(tl.load(length + i_b) - 1, 0) + o_w"),),
     ),
     Mutant(
         name="conv_commit-no-history",
         op="conv_commit",
         bug="with fewer accepted than W-1 the old rows stay where they were",
-        changes=((KERNEL, "p_state + source * C", "p_state + row * C"),),
+        changes=((KERNEL, "p_state + source[:, None] * C", "p_state + o_w[:, None] * C"),),
     ),
     Mutant(
         name="conv_commit-newest-first",
         op="conv_commit",
         bug="rows are stored newest first",
-        changes=((KERNEL, "tl.store(p_state + row * C", "tl.store(p_state + (W - 2 - row) * C"),),
+        changes=((KERNEL, "tl.store(p_state + o_w[:, None] * C", "tl.store(p_state + (W - 2 - o_w)[:, None] * C"),),
     ),
     Mutant(
         name="conv_commit-one-length",
@@ -45,6 +45,6 @@ MUTANTS = (
         name="conv_commit-channels-unmasked",
         op="conv_commit",
         bug="channels past the last are written: bounds, race or order must see it",
-        changes=((KERNEL, "tl.store(p_state + row * C, b_row, mask=m_c)", "tl.store(p_state + row * C, b_row)"),),
+        changes=((KERNEL, "b_row, mask=m)", "b_row, mask=(o_w < W - 1)[:, None])"),),
     ),
 )

@@ -40,7 +40,15 @@ MUTANTS = (
         changes=(
             ("kernels/rms_norm.py", "\n\ndef rms_norm(", "\n\n_made: dict = {}\n\n\ndef rms_norm("),
             ("kernels/rms_norm.py", "out = torch.empty(", "out = _made.setdefault((M, D, x.dtype), torch.empty("),
-            ("kernels/rms_norm.py", "device=x.device)\n    _rms_norm", "device=x.device))\n    _rms_norm"),
+            ("kernels/rms_norm.py", "device=x.device)\n    BD =", "device=x.device))\n    BD ="),
+        ),
+    ),
+    Mutant(
+        name="rms_norm-rounded-before",
+        op="rms_norm",
+        bug="x is rounded to the output's dtype before it is normed, not after: rows beyond f16 become infinite",
+        changes=(
+            ("kernels/rms_norm.py", "other=0.0).to(tl.float32)", "other=0.0).to(out.dtype.element_ty).to(tl.float32)"),
         ),
     ),
 )

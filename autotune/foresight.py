@@ -1,0 +1,160 @@
+"""Why a config will not run on an architecture, from the op's spec and the config alone: nothing is compiled.
+
+    threads      num_warps x the lanes of a warp                       1024 to a program
+    kinds        what `tl.dot` is asked to multiply                    Arch.refused
+    memory       tiles that wait in shared memory, by op (`_NEEDS`)    Arch.shared
+
+Memory is estimated from above: what is needed on the way into a dot, plus what is loaded ahead. How often that is right
+is measured: `draftwood ports --foresee N` draws points from the whole space and compiles them (PORTS.md).
+
+An op of one's own says what it needs by `shared_bytes(config, case, arch)` in its autotune module, if it likes to.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from ..kernels.dequant_matmul import MOST_ROWS
+from ..kernels.gdn_prefill import CHUNKED_FROM
+from ..reference.cache import QUANTISED, row_size
+from ..reference.ops import Op
+from ..reference.spec import Case
+from ..reference.tiles import RECORD, ROWS
+from .gpu import THREADS, Arch
+
+
+def foresee(op: Op, case: Case, config: dict[str, Any], arch: Arch) -> str | None:
+    """A sentence, or None where nothing speaks against it."""
+    threads = config.get("num_warps", 1) * arch.warp
+    if threads > THREADS:
+        return f"{config['num_warps']} warps of {arch.warp} are {threads} threads, a program has at most {THREADS}"
+    if why := _kind(op.name, case, config, arch):
+        return why
+    own = getattr(op.module("autotune"), "shared_bytes", None) if op.has("autotune") else None
+    needs: Callable[[dict[str, Any], Case, Arch], int] | None = own or _NEEDS.get(op.name)
+    if needs is not None and (bytes_needed := needs(config, case, arch)) > arch.shared:
+        return f"needs up to {bytes_needed} bytes of shared memory, {arch.name} has {arch.shared}"
+    return None
+
+
+def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None:
+    """Why Triton does not compile a product, by the kinds of its operands."""
+    precision = config.get("precision", "ieee")
+    if _blocks(op, case) and precision == "tf32x3" and arch.backend == "hip":
+        return f"Triton has no tf32x3 for {arch.name}"
+    gguf = op == "dequant_matmul" and case["layout"] == "gguf" and case["precision"] == "int8" and case["M"] > 1
+    if gguf and config["int8_dot"] and "i8" in arch.refused:
+        return f"Triton has no integer dot for {arch.name}"
+    if gguf and config["int8_dot"] and case["format"] == "q6_k" and arch.backend == "cuda":
+        return "an integer dot is at least 32 deep, q6_k has groups of 16"
+    return None
+
+
+def _up(size: int, least: int = 1) -> int:
+    """The power of two from `size` up."""
+    return max(least, 1 << (size - 1).bit_length())
+
+
+# -- the gated delta rule ----------------------------------------------------------------------------------------------
+
+
+def _blocks(op: str, case: Case) -> bool:
+    """Whether the case runs in blocks of tokens, with dots; what goes token by token has none."""
+    if op in ("tree_gdn", "gdn_commit"):
+        return case["strategy"] in (("wy", "replay") if op == "tree_gdn" else ("wy",))
+    return op == "gdn_prefill" and case["T"] >= CHUNKED_FROM
+
+
+def _delta_rule(config: dict[str, Any], case: Case, arch: Arch) -> int:
+    """Tiles of q and k [BT, BK] and of the state [BV, BK], f32: whole, or in three bf16; and [BT, BT]."""
+    op = "gdn_prefill" if "strategy" not in dict(case.values) else "tree_gdn"
+    if not _blocks(op, case):
+        return 0
+    BT = min(config["BLOCK_T"], _up(case["T"], 16))
+    BK, BV = min(config["BLOCK_K"], case["K"]), min(config["BLOCK_V"], case["V"])
+    size = 4 if case["dtype"] == "f32" else 2
+    tokens, state, square = BT * BK, BK * BV, BT * BT
+    if arch.backend == "hip":
+        return 4 * max(tokens, state, square)
+    waiting = max(0, config["num_stages"] - 1) if arch.dot else 0
+    if config["precision"] == "bf16":
+        # without tensor cores the three parts are f32 again
+        parts = 6 if arch.dot else 12
+        return max(parts * state, parts * square) + (0 if arch.dot else 4 * tokens) + waiting * 2 * size * tokens
+    return 12 * tokens + 4 * state + waiting * (2 * size * tokens + 4 * state)
+
+
+# -- attention ---------------------------------------------------------------------------------------------------------
+
+# sign matrix of the rotation
+_MATRIX = 128 * 128
+
+
+def _tree_attention(config: dict[str, Any], case: Case, arch: Arch) -> int:
+    return _attention(config, case, arch, case["T"] * (case["H"] // case["Hkv"]))
+
+
+def _prefill_attention(config: dict[str, Any], case: Case, arch: Arch) -> int:
+    return _attention(config, case, arch, case["T"])
+
+
+def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int:
+    """A tile of queries, one or two of the cache, and what is loaded ahead: of a plain cache whole tiles."""
+    D, size = case["D"], 4 if case["dtype"] == "f32" else 2
+    BM = min(config["BLOCK_M"], _up(rows, 16))
+    BS = max(16, config["BLOCK_S"] // 2) if case["dtype"] == "f32" else config["BLOCK_S"]
+    formats = (case["format_k"], case["format_v"])
+    query, tile, weights, matrix = size * D * BM, size * D * BS, size * BM * BS, size * _MATRIX * ("tq3_0" in formats)
+    ahead = max(0, config["num_stages"] - 1)
+    plain = not any(name in QUANTISED for name in formats)
+    if not arch.dot:
+        # f32, whatever it was
+        return 4 * D * (BM + BS) + 2 * matrix
+    if arch.backend == "hip":
+        return max(query + matrix, tile, 2 * tile * ahead + weights if plain else 0)
+    raw = sum(BS * row_size(name, D) for name in formats if name in QUANTISED)
+    if plain:
+        return max(2 * query, query + max(tile, 2 * tile * ahead) + 2 * weights)
+    return max(2 * query, query + matrix, query + 2 * tile + raw * ahead)
+
+
+# -- weights -----------------------------------------------------------------------------------------------------------
+
+# bytes a row of 256 weights is read in: codes once for each group that shares their bytes, scales, minimums
+_READ = {"q4_k": 280, "q5_k": 312, "q6_k": 530, "q8_0": 272, "q4_0": 272, "bf16": 512, "f16": 512, "f32": 1024}
+
+
+def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
+    """256 columns of x and of dequantised weights, f16; on NVIDIA also the bytes of weights that are loaded ahead."""
+    M, size = case["M"], 4 if case["dtype"] == "f32" else 2
+    ahead, pair = max(0, config["num_stages"] - 1), 2 if case["epilogue"] == "swiglu" else 1
+    column = 256 * (size if arch.dot else 4)
+    if case["layout"] == "gguf":
+        if M == 1:
+            return 512 * config["block_n"]
+        x, weights = column * min(config["block_m"], _up(M, 16)), column * config["block_n"]
+        read = _READ[case["format"]] * config["block_n"] * pair
+    elif case["precision"] == "int8" or (case["layout"] == "lanes" and M <= MOST_ROWS and arch.dot):
+        # in registers
+        return 0
+    else:
+        x, weights = column * min(config["tile_m"], _up(M, 16 if case["layout"] == "lanes" else 8)), column * ROWS
+        read = RECORD[case["format"]] * pair
+    if arch.backend == "hip":
+        return max(x, weights) if not ahead else ahead * x + weights
+    if not arch.dot:
+        return max(x, weights) if case["layout"] != "gguf" else x + weights
+    if case["layout"] == "lanes":
+        return (ahead + 1) * x
+    if case["layout"] == "tiles":
+        # without PTX the weights would pass through memory; the sums do, where programs share them
+        return max(x, ahead * (x + read) + weights // 2)
+    return ahead * (x + read) + weights
+
+
+_NEEDS: dict[str, Callable[[dict[str, Any], Case, Arch], int]] = {
+    "tree_gdn": _delta_rule,
+    "gdn_prefill": _delta_rule,
+    "tree_attention": _tree_attention,
+    "prefill_attention": _prefill_attention,
+    "dequant_matmul": _dequant_matmul,
+}

@@ -1,0 +1,11 @@
+"""Knobs of ring_rows: a few integers fit one warp."""
+
+from typing import Any
+
+from ..reference.spec import Case
+
+SPACE: dict[str, tuple[Any, ...]] = {"num_warps": (1, 2)}
+
+
+def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
+    return None

@@ -1,0 +1,120 @@
+"""Configs that compile without spilling, where an op's defaults spill and nobody has a GPU to tune on.
+
+    autotune/configs/<arch>-fitted/<op>.json, one entry a line:
+    {"schema": 2, "op": …, "gpu": …, "entries": [
+     {"case": {…}, "config": {…}, "spills": 0, "default_spills": 882, "stamp": {"kernel": hash, "triton": …, …}}]}
+
+Found by compiling alone, nearest to the default first: nothing was timed. `kernels/config.py` takes such an entry last,
+where neither this GPU nor a relative has been tuned.
+"""
+
+import itertools
+import json
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from datetime import datetime, timezone
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from ..autotune.foresight import foresee
+from ..autotune.gpu import ARCHS
+from ..autotune.space import Problem
+from ..kernels.config import CONFIGS
+from ..reference.ops import Op, registered
+from ..reference.spec import Case
+from .ports import Task, alone, compile_all, default
+
+TRIES = 12
+# defaults were timed here: what they spill is known to pay
+TIMED = ("sm90",)
+
+
+def candidates(op: Op, case: Case, start: dict[str, Any], arch: str) -> list[dict[str, Any]]:
+    """Points with smaller tiles, fewer stages or more warps than `start`, the fewest and smallest changes first."""
+    module = op.module("autotune")
+    space, knobs = module.SPACE, []
+    for knob, values in space.items():
+        held = start[knob]
+        numbers = isinstance(held, int) and not isinstance(held, bool)
+        more = knob.endswith("warps")
+        others = [value for value in values if numbers and (value > held if more else value < held)]
+        knobs.append([(0, held), *((abs(values.index(value) - _near(values, held)), value) for value in others)])
+    points = []
+    for choice in itertools.product(*knobs):
+        steps = [step for step, _ in choice]
+        point = dict(zip(space, (value for _, value in choice), strict=True))
+        whole = {**start, **point}
+        if any(steps) and module.legal(point, case, arch) is None and not foresee(op, case, whole, ARCHS[arch]):
+            points.append(((sum(step > 0 for step in steps), sum(steps)), whole))
+    return [point for _, point in sorted(points, key=lambda pair: pair[0])]
+
+
+def _near(values: tuple[Any, ...], held: Any) -> int:
+    return min(range(len(values)), key=lambda number: abs(values[number] - held))
+
+
+def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], tries: int) -> dict[str, Any]:
+    """The entry of one case: its default where that does not spill, else the first point that does not, or the best."""
+    op = registered(sources)[op_name]
+    case = next(case for case in op.spec.cases["perf"] if case.id == case_id)
+    start = default(op, case, arch)
+
+    def cost(config: dict[str, Any]) -> tuple[int, int]:
+        text = json.dumps(config, sort_keys=True)
+        builds = compile_all(Task(op_name, arch, (case_id,), "points", sources, (text,)))
+        return sum(bool(build.error) for build in builds), sum(build.spills for build in builds)
+
+    before = best = cost(start)
+    chosen = start
+    for point in candidates(op, case, start, arch)[:tries] if best > (0, 0) else ():
+        if (found := cost(point)) < best:
+            best, chosen = found, point
+        if best == (0, 0):
+            break
+    stamp = {
+        "kernel": Problem(op_name, case, arch, sources).kernel_hash,
+        "triton": triton.__version__,
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+    }
+    spills = {"spills": best[1], "default_spills": before[1]}
+    return {"case": case.as_dict(), "config": chosen, **spills, "changed": chosen != start, "stamp": stamp}
+
+
+def fit(work: list[tuple[str, str]], sources: tuple[str, ...], workers: int) -> Iterator[tuple[str, str, Any]]:
+    """For each (op, architecture) whose defaults spill: all its entries, when every case has one."""
+    known = registered(sources)
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {pair: [] for pair in work}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=alone) as pool:
+        waiting = {
+            pool.submit(fitted, name, case.id, arch, sources, TRIES): (name, arch)
+            for name, arch in work
+            for case in known[name].spec.cases["perf"]
+        }
+        for done in as_completed(waiting):
+            pair = waiting[done]
+            found[pair].append(done.result())
+            if len(found[pair]) == len(known[pair[0]].spec.cases["perf"]):
+                yield *pair, found[pair]
+
+
+def save(op: str, arch: str, entries: list[dict[str, Any]], home: Path = CONFIGS) -> Path | None:
+    """Write what was found, unless the defaults serve every case."""
+    file = home / f"{arch}-fitted" / f"{op}.json"
+    if not any(entry["changed"] for entry in entries):
+        file.unlink(missing_ok=True)
+        return None
+    head = {"schema": 2, "op": op, "gpu": f"{arch}-fitted"}
+    rows = [{key: value for key, value in entry.items() if key != "changed"} for entry in entries]
+    lines = ",\n".join(sorted(json.dumps(row) for row in rows))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
+    return file
+
+
+def spilling(builds: list[Any]) -> list[tuple[str, str]]:
+    """The ops and architectures whose default configs spill or fail, and were not timed there."""
+    pairs = {(b.op, b.arch) for b in builds if (b.spills or b.error) and not b.config and b.arch not in TIMED}
+    return sorted(pairs)

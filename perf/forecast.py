@@ -1,0 +1,97 @@
+"""How well `autotune/foresight.py` knows what will not run where: a seeded sample of the whole space, really compiled.
+
+                      runs            does not run
+    foreseen to run   right           missed            <- what a port stumbles over
+    refused           needless        right
+
+A point is an op, one of its cases, an architecture and a value for every knob, drawn from all of them; nothing that the
+tuner would leave out is left out here.
+"""
+
+import dataclasses
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..autotune.foresight import foresee
+from ..autotune.gpu import ARCHS
+from ..reference.ops import Op, registered
+from .ports import Build, Task, run
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    op: str
+    arch: str
+    case: str
+    config: str
+    # why it will not run, or nothing
+    foreseen: str
+    # what the compiler or the launcher said, or nothing
+    found: str
+    spills: int = 0
+
+    @property
+    def cell(self) -> str:
+        if self.foreseen:
+            return "right refusals" if self.found else "needless"
+        return "missed" if self.found else "right passes"
+
+
+def draw(op: Op, arch: str, count: int) -> list[tuple[str, str]]:
+    """Cases and configs, evenly from all cases and all values of every knob; the same for the same op."""
+    if not op.has("autotune"):
+        return []
+    generator = random.Random(f"{SEED} {op.name} {arch}")
+    space = op.module("autotune").SPACE
+    default = dataclasses.asdict(op.module("kernels").Config())
+    cases = list(dict.fromkeys(case.id for group in ("perf", "qwen35") for case in op.spec.cases.get(group, ())))
+    found = []
+    for _ in range(count):
+        point = {knob: generator.choice(values) for knob, values in space.items()}
+        found.append((generator.choice(cases), json.dumps({**default, **point}, sort_keys=True)))
+    return list(dict.fromkeys(found))
+
+
+def work(ops: list[str], archs: list[str], count: int, sources: list[str]) -> list[Task]:
+    known = registered(sources)
+    return [
+        Task(name, arch, (case,), "points", tuple(sources), (config,))
+        for name in ops
+        for arch in archs
+        for case, config in draw(known[name], arch, count)
+    ]
+
+
+def judged(task: Task, builds: list[Build]) -> Point:
+    op = registered(list(task.sources))[task.op]
+    case = next(c for group in op.spec.cases.values() for c in group if c.id == task.cases[0])
+    foreseen = foresee(op, case, json.loads(task.points[0]), ARCHS[task.arch])
+    found = next((build.error for build in builds if build.error), "")
+    spills = max((build.spills for build in builds), default=0)
+    return Point(task.op, task.arch, case.id, task.points[0], foreseen or "", found, spills)
+
+
+def sample(tasks: list[Task], workers: int) -> Iterator[Point]:
+    for task, builds in run(tasks, workers):
+        yield judged(task, builds)
+
+
+def table(points: list[Point]) -> dict[str, dict[str, int]]:
+    """Counts of the four cells for each op and for all."""
+    rows: dict[str, dict[str, int]] = {}
+    for point in points:
+        for name in (point.op, "all"):
+            row = rows.setdefault(name, dict.fromkeys(("right passes", "missed", "needless", "right refusals"), 0))
+            row[point.cell] += 1
+    return rows
+
+
+def misses(rows: dict[str, dict[str, int]]) -> Any:
+    """The share of real failures that nobody foresaw."""
+    row = rows["all"]
+    return row["missed"] / max(1, row["missed"] + row["right refusals"])

@@ -1,0 +1,167 @@
+"""The matrix of ports: ops by architectures, saved, compared with what was saved, and drawn as PORTS.md."""
+
+import dataclasses
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import triton
+
+from ..autotune.gpu import ARCHS
+from .ports import Build
+
+COMMITTED = Path(__file__).resolve().parent / "results" / "ports.json"
+PAGE = COMMITTED.parent.parent.parent / "PORTS.md"
+SCHEMA = 2
+AGAIN = "draftwood ports {op} --save writes perf/results/ports.json anew, if this is meant"
+
+
+def save(builds: list[Build], forecast: dict[str, Any] | None = None, file: Path = COMMITTED) -> dict[str, Any]:
+    """Write the Builds; what is committed of other ops and architectures stays, unless another Triton compiled it."""
+    old = load(file)
+    fresh = {(build.op, build.arch) for build in builds}
+    kept = [build for build in held(old) if (build.op, build.arch) not in fresh]
+    if old.get("triton") != triton.__version__:
+        kept = []
+    report = {"schema": SCHEMA, "triton": triton.__version__, "forecast": forecast or old.get("forecast")}
+    rows = [json.dumps(_row(build)) for build in sorted([*kept, *builds], key=lambda build: build.key)]
+    file.write_text(json.dumps(report)[:-1] + ', "builds": [\n' + ",\n".join(rows) + "\n]}\n")
+    return load(file)
+
+
+def _row(build: Build) -> dict[str, Any]:
+    return {key: value for key, value in dataclasses.asdict(build).items() if value not in ("", 0, 0.0, {})}
+
+
+def load(file: Path = COMMITTED) -> dict[str, Any]:
+    return json.loads(file.read_text()) if file.exists() else {"builds": []}
+
+
+def held(report: dict[str, Any]) -> list[Build]:
+    return [Build(**{"config": {}, "kernel": "", **row}) for row in report["builds"]]
+
+
+def worse(now: list[Build], before: list[Build]) -> list[str]:
+    """A sentence for every kernel that does not compile, or spills, and did not before."""
+    old = {build.key: build for build in before}
+    found = []
+    for build in now:
+        then = old.get(build.key)
+        config = json.dumps(build.config) if build.config else "its default config"
+        where = f"{build.op} on {build.arch} with {config}, {build.case}"
+        again = AGAIN.format(op=build.op)
+        if build.error and not any(
+            was.error and (was.op, was.arch, was.kernel) == (build.op, build.arch, build.kernel) for was in before
+        ):
+            found.append(f"{where}: {build.kernel or 'the launcher'} fails now: {build.error}. {again}")
+        elif build.spills and not (then and (then.spills or then.error)):
+            found.append(f"{where}: {build.kernel} spills now ({build.spills}). {again}")
+    return found
+
+
+def cell(builds: list[Build]) -> str:
+    """Kernels compiled over kernels tried, and how many of them spill."""
+    good = [build for build in builds if not build.error]
+    spilled = sum(build.spills > 0 for build in good)
+    return f"{len(good)}/{len(builds)}" + (f", {spilled} spill" if spilled else "") if builds else "–"
+
+
+def page(report: dict[str, Any]) -> str:
+    """PORTS.md: which kernel compiles where, what fails or spills, what they take, and how well it is foreseen."""
+    builds = held(report)
+    archs = [arch for arch in ARCHS if any(build.arch == arch for build in builds)]
+    ops = sorted({build.op for build in builds})
+    failed = [build for build in builds if build.error]
+    seconds = sum(build.seconds for build in builds)
+    lines = [
+        "# Ports",
+        "",
+        f"Written by `draftwood ports --save` with triton {report.get('triton', '?')}: {len(builds)} kernels (distinct",
+        f"specialisations of the perf cases) for {len(archs)} architectures in {seconds / 60:.0f} minutes of one core,",
+        f"without any of the GPUs. {len(failed)} did not compile. That a kernel compiles says nothing of its results",
+        "and its speed: PORTING.md says how those are checked.",
+        "",
+        "## Compiled / tried",
+        "",
+        *_head("op", *archs),
+    ]
+    by = {(op, arch): [b for b in builds if (b.op, b.arch) == (op, arch)] for op in ops for arch in archs}
+    lines += [_line(op, *(cell(by[op, arch]) for arch in archs)) for op in ops]
+    if failed:
+        lines += ["", "## What does not compile", "", *_head("op", "architecture", "kernel", "case", "config", "why")]
+        lines += [_line(b.op, b.arch, b.kernel, f"`{b.case}`", b.config or "default", b.error) for b in failed]
+    lines += ["", *_forecast(report.get("forecast"))]
+    lines += ["## What spills", "", *_spilling([build for build in builds if build.spills]), ""]
+    lines += [
+        "## What they take",
+        "",
+        "The most of any kernel of the op: registers a thread, bytes of shared memory a program, bytes of code; the",
+        "least share of a multiprocessor's warps that can be resident, and what that is bound by; how many of them",
+        "use tensor cores; conversions from integers; seconds of one core to compile them all.",
+    ]
+    for op in ops:
+        lines += ["", f"### {op}", ""]
+        lines += _head("", "registers", "shared", "code", "resident", "tensor cores", "conversions", "seconds")
+        lines += [_taken(arch, by[op, arch]) for arch in archs if by[op, arch]]
+    return "\n".join(lines) + "\n"
+
+
+def _taken(arch: str, builds: list[Build]) -> str:
+    good = [build for build in builds if not build.error]
+    if not good:
+        return _line(arch, *["–"] * 7)
+    tight = min(good, key=lambda build: build.occupancy)
+    return _line(
+        arch,
+        max(build.registers for build in good),
+        max(build.shared for build in good),
+        max(build.code for build in good),
+        f"{tight.occupancy:.0%} ({tight.bound})",
+        f"{sum(build.mma > 0 for build in good)} of {len(good)}",
+        max(build.convert for build in good),
+        f"{sum(build.seconds for build in builds):.1f}",
+    )
+
+
+def _spilling(builds: list[Build]) -> list[str]:
+    if not builds:
+        return ["Nothing."]
+    worst: dict[tuple[str, str], Counter[str]] = {}
+    for build in builds:
+        counts = worst.setdefault((build.op, build.kernel), Counter())
+        counts[build.arch] = max(counts[build.arch], build.spills)
+    lines = _head("op", "kernel", "spills of its worst case, by architecture")
+    return lines + [
+        _line(op, kernel, ", ".join(f"{arch} {counts[arch]}" for arch in ARCHS if counts[arch]))
+        for (op, kernel), counts in sorted(worst.items())
+    ]
+
+
+def _forecast(forecast: dict[str, Any] | None) -> list[str]:
+    """The confusion matrix of `draftwood ports --foresee`."""
+    if not forecast:
+        return []
+    rows, every = forecast["rows"], forecast["rows"]["all"]
+    failed = every["missed"] + every["right refusals"]
+    lines = [
+        "## What was foreseen",
+        "",
+        f"`draftwood ports --foresee {forecast['count']}`: {sum(every.values())} points of the ops' whole spaces,",
+        f"cases and architectures (seed {forecast['seed']}), each foreseen from spec and config alone",
+        "(`autotune/foresight.py`) and "
+        f"then really compiled. {failed} did not run; {every['missed']} of these were not foreseen.",
+        "",
+        *_head("op", "runs, as foreseen", "refused, and fails", "missed", "refused needlessly"),
+    ]
+    for op, row in sorted(rows.items(), key=lambda item: (item[0] == "all", item[0])):
+        lines.append(_line(op, row["right passes"], row["right refusals"], row["missed"], row["needless"]))
+    return [*lines, ""]
+
+
+def _head(*cells: str) -> list[str]:
+    return [_line(*cells), _line(*["---"] * len(cells))]
+
+
+def _line(*cells: object) -> str:
+    return "| " + " | ".join(str(cell).replace("|", "/") for cell in cells) + " |"
