@@ -289,9 +289,9 @@ def gdn_prefill(
     check_heads("gdn_prefill", tensors, (A, dt_bias, state), head_map)
     sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
     overlap = has_pdl(v.device)
-    # two stages of a chunk's tiles are 129 KiB
-    stages = 2 if shared_memory(v.device) > 160 << 10 else 1
-    default = Config(num_stages=stages, segment=16 * overlap) if T >= CHUNKED_FROM else SLOW
+    # a stage of a chunk's tiles is 64 KiB, of f32 more
+    stages = min(3, max(1, shared_memory(v.device) // (66 << 10))) if v.dtype != torch.float32 else 1
+    default = Config(num_stages=stages, segment=32 * overlap) if T >= CHUNKED_FROM else SLOW
     config = config or pick("gdn_prefill", default, v.device, **sizes, V=V)
     row = {name: rows("gdn_prefill", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
