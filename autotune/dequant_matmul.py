@@ -6,85 +6,72 @@ from ..kernels.dequant_matmul import MOST_ROWS
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "block_n": (4, 8, 16, 32, 64, 128),
-    "block_m": (16, 32, 64),
+    "block_n": (32, 4, 8, 16, 64, 128),
+    "block_m": (32, 16, 64),
     "int8_dot": (False, True),
-    "num_warps": (1, 2, 4, 8),
-    "num_stages": (1, 2, 3, 4),
-    "split": (1, 2, 3, 4, 8),
-    "tile_m": (8, 16, 32, 64, 128, 256),
-    "warps": (0, 4, 8),
+    "num_warps": (4, 1, 2, 8),
+    "algorithm": ("", "split", "wide", "rows"),
+    "tile_m": (64, 128),
+    "split": (2, 1, 3, 4, 6, 8, 16),
+    "resident": (1, 2, 3),
+    "warps": (0, 2, 4, 8),
     "pair": (False, True),
-    "row_blocks": (1, 2),
-    "together": (1, 2),
-    "resident": (3, 1, 2),
+    "ahead": (2, 0, 4),
+    "registers": (0, 96, 128, 168),
+    "num_stages": (2, 1, 3, 4),
 }
-# knobs that the other layout does not read
-INT8_TILES = {"warps", "pair", "num_stages"}
-TILES = {"split", "tile_m", *INT8_TILES}
-# and layout "lanes"
-FEW_ROWS = {"warps", "row_blocks", "num_stages"}
-MANY_ROWS = {"warps", "tile_m", "together", "resident", "num_stages"}
+# what each way reads; the first value of every other knob stands for it
+BLOCKS = {"block_n", "block_m", "int8_dot", "num_warps", "num_stages"}
+EXACT = {
+    "": {"algorithm"},
+    "split": {"algorithm", "split", "num_stages"},
+    "wide": {"algorithm", "tile_m", "resident", "warps", "num_stages"},
+    "rows": {"algorithm", "warps", "ahead", "registers"},
+}
+ONE_ROW = {"warps", "pair", "registers", "num_stages"}
+SEVERAL_ROWS = {"warps", "pair", "ahead", "registers"}
 
 
 def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
-    idle = (TILES | FEW_ROWS | MANY_ROWS) - {"num_stages"}
-    if case["layout"] == "tiles":
-        used = INT8_TILES if case["precision"] == "int8" else TILES - INT8_TILES | {"num_stages"}
-        idle = set(SPACE) - used
-    if case["layout"] == "lanes":
-        idle = set(SPACE) - (FEW_ROWS if case["M"] <= MOST_ROWS else MANY_ROWS)
-    for knob in idle & set(config):
+    if case["layout"] == "gguf":
+        used = BLOCKS
+    elif case["precision"] == "exact":
+        used = EXACT[config["algorithm"]]
+    else:
+        used = ONE_ROW if case["M"] == 1 else SEVERAL_ROWS
+    for knob in set(config) - used:
         if config[knob] != SPACE[knob][0]:
-            return f"{knob} has no effect on weights as {case['layout']}"
-    if case["layout"] == "lanes":
-        return _legal_lanes(config, case)
-    return _legal_tiles(config, case) if case["layout"] == "tiles" else _legal_blocks(config, case, gpu)
+            return f"{knob} has no effect here"
+    if case["layout"] == "gguf":
+        return _legal_blocks(config, case, gpu)
+    return _legal_exact(config, case) if case["precision"] == "exact" else _legal_int8(config, case)
 
 
-def _legal_tiles(config: dict[str, Any], case: Case) -> str | None:
+def _legal_exact(config: dict[str, Any], case: Case) -> str | None:
+    records, few = case["K"] // 256, case["M"] <= MOST_ROWS
+    match config["algorithm"]:
+        case "split" if not few or config["split"] > records:
+            return f"split takes {MOST_ROWS} rows of x and as many programs as there are records, {records}"
+        case "wide" if config["warps"] not in (4, 8) or config["num_stages"] not in (2, 3):
+            return "wide takes 4 or 8 warps and 2 or 3 stages"
+        case "wide" if few and config["tile_m"] != 64:
+            return f"{case['M']} rows fill one tile of 64"
+        case "rows" if not few or config["warps"] not in (2, 4, 8):
+            return f"rows takes {MOST_ROWS} rows of x, and warps"
+    return None
+
+
+def _legal_int8(config: dict[str, Any], case: Case) -> str | None:
     records = case["K"] // 256
-    if case["precision"] == "int8":
-        return _legal_int8_tiles(config, case, records)
-    if config["split"] > records:
-        return f"{records} records of 256 columns cannot be split over {config['split']} programs"
-    rows = max(8, 1 << (case["M"] - 1).bit_length())
-    if config["tile_m"] > rows or config["tile_m"] < min(rows, 64):
-        return f"{case['M']} rows take a tile of {min(rows, 64)} rows or more, up to {rows}, not of {config['tile_m']}"
-    if config["tile_m"] >= 128 and config["num_stages"] > 3:
-        return "a tile of 128 rows and more leaves shared memory for three stages"
-    return None
-
-
-def _legal_lanes(config: dict[str, Any], case: Case) -> str | None:
     if not config["warps"]:
-        return "four warps are the default, and timed as such"
-    if case["M"] > MOST_ROWS:
-        if config["num_stages"] not in (2, 3) or config["warps"] not in (4, 8) or config["tile_m"] not in (64, 128):
-            return "many rows take 64 or 128 of them, 4 or 8 warps and 2 or 3 stages a program"
-        if config["tile_m"] == 128 and config["together"] == 2:
-            return "128 rows leave registers for one tile a program"
-        return None
-    if config["num_stages"] > 2 or config["warps"] > 8:
-        return "a warp has one or two records in flight, and a program up to 8 warps"
-    if config["warps"] * config["num_stages"] >= 2 * (case["K"] // 256):
-        return f"{case['K'] // 256} records leave warps without work"
-    if config["row_blocks"] == 2 and (case["epilogue"] == "swiglu" or case["M"] > 32):
-        return "swiglu has two blocks of its own, and more than 32 rows leave no registers for them"
-    return None
-
-
-def _legal_int8_tiles(config: dict[str, Any], case: Case, records: int) -> str | None:
-    if not config["warps"]:
-        return "what is chosen by the shape is the default, and timed as such"
-    # two records in flight a warp, of one block of rows or of two; eight warps of 16 rows make do with one
-    in_flight = config["num_stages"] * (2 if config["pair"] else 1)
-    if in_flight != (1 if config["warps"] == 8 else 2):
-        return f"{config['warps']} warps have too few or too many records in flight with {in_flight}"
-    if config["pair"] and case["epilogue"] == "swiglu":
-        return "swiglu is a pair of its own"
-    if config["warps"] * config["num_stages"] >= 2 * records:
+        other = [knob for knob in ONE_ROW | SEVERAL_ROWS if config[knob] != SPACE[knob][0]]
+        return f"{', '.join(sorted(other))} chosen by the shape" if other else None
+    if config["warps"] >= 2 * records:
         return f"{records} records leave warps without work"
+    if config["pair"] and (case["epilogue"] == "swiglu" or case["M"] > 32):
+        return "swiglu is a pair of its own, and more than 32 rows leave no registers for one"
+    if case["M"] == 1 and config["num_stages"] > 2:
+        return "a warp has one or two records in flight"
     return None
 
 
@@ -92,7 +79,9 @@ def _legal_blocks(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     one_row = case["M"] == 1
     if not one_row and config["block_n"] < 16:
         return f"tl.dot takes at least 16 columns, not {config['block_n']}"
-    if (one_row or case["M"] <= 16) and config["block_m"] > 16:
+    if one_row and config["block_m"] != SPACE["block_m"][0]:
+        return "one row of x is no tile"
+    if 1 < case["M"] <= 16 and config["block_m"] > 32:
         return f"{case['M']} rows fill one tile of 16 rows, not of {config['block_m']}"
     if config["int8_dot"]:
         if one_row or case["precision"] != "int8":

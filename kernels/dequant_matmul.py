@@ -12,54 +12,63 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
     y = sum over groups of  scale * d * (q_w · q_x)  -  minimum * d * sum(q_x)          (· in integers, the rest in f32)
 
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
-Weights rearranged once (layout "tiles") need no such conversion: `lib/tiled.py`, and `lib/tiled_int8.py` for up to four
-rows in int8. Layout "lanes", `lib/lanes.py`: no sums that programs share, and x read as a lane needs it.
+Weights rearranged once (layout "tiles") need no such conversion. One row of int8: `lib/row_int8.py`; several:
+`lib/rows_int8.py`. Activations as they are: `lib/tiled.py` up to 64 rows, `lib/wide_exact.py` beyond, and
+`lib/rows_exact.py` for a few rows, where a config asks for it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
-from ..reference.dequant_matmul import GROUP, INT8_ROWS, LAYOUTS, SMALLEST, group_of
+from ..reference.dequant_matmul import GROUP, LAYOUTS, SMALLEST, group_of
 from ..reference.formats import find, row_bytes
 from ..reference.tiles import COLUMNS, RECORD, ROWS
 from .config import pick
 from .lib import plain_rows
 from .lib.blocks import CHUNK, dequantise, unpack
-from .lib.device import has_imma, has_pdl, has_ptx, processors
-from .lib.lanes import few_rows
-from .lib.lanes_wide import arrange, lanes_wide
+from .lib.device import has_imma, has_much_shared, has_pdl, has_ptx, processors
+from .lib.row_int8 import row_int8
+from .lib.rows_exact import arrange, rows_exact
+from .lib.rows_int8 import quantise_rows, rows_int8
 from .lib.tiled import tiled
-from .lib.tiled_int8 import quantise, tiled_int8
 from .lib.tiles import SCALES, D
+from .lib.wide_exact import wide_exact
 from .lib.workspace import counters
 
-# over lanes a program of `few_rows` takes all rows of x, up to these
+# as many rows of x as a program of few rows takes; beyond them exact goes to `wide_exact`
 MOST_ROWS = 64
 
 
 @dataclass(frozen=True)
 class Config:
+    # over blocks as they lie: rows of W and of x a program
     block_n: int = 32
     block_m: int = 32
-    # layout "tiles": programs that share a tile's columns, rows of x a program
-    split: int = 2
-    tile_m: int = 64
-    # int8 over tiles: warps a program, 0 to choose this and the next two by the shape (`_program`); 32 rows a warp, not
-    # 16; where a program lets the next launch begin, "start", "end" or "no" ("": by the shape). That one then reads its
-    # first weights before this one has ended, so they must not be what this one writes
-    warps: int = 0
-    pair: bool = False
-    early: str = ""
-    # layout "lanes": blocks of 16 rows of W a warp; for more than 64 rows of x tiles side by side and programs an SM
-    row_blocks: int = 1
-    together: int = 1
-    resident: int = 3
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
+    # over tiles, exact: "split", "wide" or "rows"; "" chooses it and all of its knobs by the shape (`_by_shape`)
+    algorithm: str = ""
+    # of "split" and "wide" rows of x a program; programs that share a tile's columns, or programs a multiprocessor;
+    # tiles side by side
+    tile_m: int = 64
+    split: int = 2
+    resident: int = 1
+    together: int = 1
+    # of "rows" and of int8: warps a program, 0 to choose what follows by the shape; how many of them have other rows of
+    # W, not other columns; 32 rows a warp, not 16; records asked for into the L2 ahead of those in flight; most
+    # registers a thread, 0 for as many as the compiler wants
+    warps: int = 0
+    warp_rows: int = 1
+    pair: bool = False
+    ahead: int = 2
+    registers: int = 0
+    # where a program lets the next launch begin, "start", "end" or "no" ("": by the shape). That one then reads its
+    # first weights before this one has ended, so they must not be what this one writes
+    early: str = ""
     num_warps: int = 4
     num_stages: int = 2
 
@@ -226,8 +235,8 @@ def _check_tiles(x: torch.Tensor, weight: torch.Tensor, format: str, precision: 
         raise ValueError(
             f"dequant_matmul takes x of K = {weight.shape[1] * COLUMNS} and whole tiles, not {tuple(x.shape)}"
         )
-    if precision not in ("exact", "int8") or (precision == "int8" and x.shape[0] > INT8_ROWS):
-        raise ValueError(f"over tiles int8 takes {INT8_ROWS} rows, not {x.shape[0]} rows in {precision}")
+    if precision not in ("exact", "int8"):
+        raise ValueError(f"dequant_matmul takes exact or int8, not {precision}")
     if precision == "exact" and x.dtype not in (torch.float16, torch.bfloat16):
         raise ValueError(f"exact over tiles takes x f16 or bf16, not {x.dtype}")
 
@@ -244,106 +253,52 @@ def _on_tiles(
     config: Config | None,
 ) -> torch.Tensor:
     _check_tiles(x, weight, format, precision, swiglu)
-    if precision == "int8" and layout == "lanes":
-        raise ValueError("dequant_matmul takes int8 over gguf or tiles, not lanes")
     (M, K), rows = x.shape, weight.shape[0] * ROWS
     N = rows // 2 if swiglu else rows
     _check_residual(residual, M, N)
     dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
+    config = _by_shape(config, M, rows, K, precision, swiglu, has_much_shared(x.device))
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
-    if layout == "lanes":
-        return _exact_on_lanes(x, weight, format, residual, swiglu, out, config)
-    if precision == "int8":
-        return _int8_on_tiles(x, weight.view(torch.int32), format, residual, swiglu, out, config)
-    split = min(config.split, K // COLUMNS)
-    meta = {"FORMAT": format, "RECORD": RECORD[format], "SCALES": SCALES[format], "D": D[format], "SPLIT": split > 1}
-    options = {"ASM": has_ptx(x.device), "STAGES": config.num_stages, "num_warps": 4}
-    partial = torch.empty(
-        split * M * N * (2 if swiglu else 1) if split > 1 else 0, dtype=torch.float32, device=x.device
-    )
-    words, wide = weight.view(torch.int16), weight.view(torch.int32)
-    BM = min(config.tile_m, max(8, triton.next_power_of_2(M)))
-    blocks = (N // ROWS, split, triton.cdiv(M, BM))
-    s_residual_m = 0 if residual is None else residual.stride(0)
-    tiled[blocks](
-        x, x.stride(0), words, wide, residual, s_residual_m, out, partial, counters(x.device, blocks[0] * blocks[2]),
-        M, N, K, **meta, SWIGLU=swiglu, BM=BM, **options,
-    )  # fmt: skip
-    return out
-
-
-def _exact_on_lanes(
-    x: torch.Tensor,
-    weight: torch.Tensor,
-    format: str,
-    residual: torch.Tensor | None,
-    swiglu: bool,
-    out: torch.Tensor,
-    config: Config,
-) -> torch.Tensor:
-    N, s_residual_m = out.shape[1], 0 if residual is None else residual.stride(0)
-    meta = {"FORMAT": format, "RECORD": RECORD[format], "SCALES": SCALES[format], "D": D[format]}
-    tensors = (weight.view(torch.int16), weight.view(torch.int32), residual, s_residual_m, out)
-    # the instructions of few rows, or the interpreter's picture of them
-    if x.shape[0] <= MOST_ROWS and _in_pairs(x) and (has_imma(x.device) or x.device.type == "cpu"):
-        _launch_few(x, tensors, N, swiglu, config, {**meta, "ASM": has_imma(x.device)})
+    if precision == "int8" and M == 1:
+        launch = _int8_row
+    elif precision == "int8":
+        launch = _int8_rows
     else:
-        _launch_wide(x, tensors, N, swiglu, config, {**meta, "ASM": has_ptx(x.device)})
+        launch = {"split": _exact_split, "wide": _exact_wide, "rows": _exact_rows}[config.algorithm]
+    launch(x, weight, format, residual, swiglu, out, config)
     return out
 
 
-def _in_pairs(x: torch.Tensor) -> bool:
-    """Whether two columns of x can be read at once."""
-    return x.stride(0) % 2 == 0 and x.data_ptr() % 4 == 0
+def _by_shape(config: Config, M: int, N: int, K: int, precision: str, swiglu: bool, much_shared: bool) -> Config:
+    """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
+    records, tiles = K // COLUMNS, N // ROWS
+    if precision == "int8":
+        if config.warps:
+            return config
+        warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(N, records)
+        registers = 0 if M <= 16 else 128 if M <= 32 else 168
+        return replace(
+            config, warps=warps, warp_rows=1, pair=pair, num_stages=stages, early=config.early or early,
+            registers=registers,
+        )  # fmt: skip
+    if config.algorithm:
+        return config
+    if M <= MOST_ROWS:
+        # three programs a multiprocessor of 132
+        return replace(config, algorithm="split", tile_m=64, split=max(1, min(records, round(400 / tiles))))
+    if much_shared:
+        return replace(config, algorithm="wide", warps=8, tile_m=128, num_stages=3, resident=1)
+    return replace(config, algorithm="wide", warps=4, tile_m=64, num_stages=2, resident=2)
 
 
-def _launch_few(
-    x: torch.Tensor, tensors: tuple[Any, ...], N: int, swiglu: bool, config: Config, meta: dict[str, Any]
-) -> None:
-    (M, K), W = x.shape, config.warps or 4
-    blocks = 2 if swiglu else config.row_blocks
-    rows = 16 if swiglu else 16 * blocks
-    NT = triton.cdiv(M, 8)
-    stages = 2 if config.num_stages > 1 else 1
-    whole = K // COLUMNS % W == 0
-    few_rows[(N // rows,)](
-        x.view(torch.int32), x.stride(0) // 2, *tensors,
-        M, N, K, **meta, SWIGLU=swiglu, BF16=x.dtype == torch.bfloat16, RB=blocks, NT=NT, W=W, STAGES=stages,
-        WHOLE=whole, num_warps=W,
-    )  # fmt: skip
+def _row_program(N: int, records: int, swiglu: bool) -> tuple[int, bool, int, str]:
+    """One row of int8: warps a program, 32 rows a warp or 16, records in flight, and where the next launch may begin.
 
-
-def _launch_wide(
-    x: torch.Tensor, tensors: tuple[Any, ...], N: int, swiglu: bool, config: Config, meta: dict[str, Any]
-) -> None:
-    (M, K), W = x.shape, 8 if config.warps > 4 else 4
-    arranged = torch.empty((M, K), dtype=x.dtype, device=x.device)
-    lane = 4 if meta["FORMAT"] == "q6_k" else 8
-    arrange[(K // COLUMNS, triton.cdiv(M, 16))](x, x.stride(0), arranged, M, K, LANE=lane, BM=16, num_warps=4)
-    while W > 4 and N % (16 * W):
-        W //= 2
-    # two tiles side by side: gate and up, or neighbours
-    R = 2 if swiglu or (config.together == 2 and N % (32 * W) == 0) else 1
-    groups = N // (16 * W * (1 if swiglu else R))
-    BM = min(config.tile_m, max(16, triton.next_power_of_2(M)))
-    blocks = triton.cdiv(M, BM)
-    P = min(groups * (K // COLUMNS), max(1, config.resident * processors(x.device) // blocks))
-    partial = torch.empty(2 * P * blocks * R * 16 * W * BM, dtype=torch.float32, device=x.device)
-    lanes_wide[(P, blocks)](
-        arranged, K, *tensors, partial, counters(x.device, groups * blocks),
-        M, N, K, **meta, SWIGLU=swiglu, W=W, R=R, BM=BM, BM2=0, STAGES=config.num_stages, num_warps=W,
-    )  # fmt: skip
-
-
-def _program(M: int, N: int, K: int, swiglu: bool) -> tuple[int, bool, int, str]:
-    """int8 over tiles: warps a program, 32 rows a warp or 16, records in flight, and where the next launch may begin.
-
-    Enough bytes in flight, and all programs on the GPU at once: wide ones for few rows. The next launch begins at once
-    where programs leave room for its own.
+    Enough bytes in flight, and all programs on the GPU at once. The next launch begins at once where programs leave
+    room for its own.
     """
-    records = K // COLUMNS
-    if M > 1 or swiglu:
+    if swiglu:
         return (8 if N <= 8192 and records > 16 else 4), False, 1, "start"
     if N <= 8192 and records <= 16:
         return 4, False, 2, "start"
@@ -354,37 +309,150 @@ def _program(M: int, N: int, K: int, swiglu: bool) -> tuple[int, bool, int, str]
     return (4, False, 2, "start") if N <= 12288 else (4, True, 1, "start")
 
 
-def _int8_on_tiles(
+def _rows_program(N: int, records: int) -> tuple[int, bool, int, str]:
+    """The same of several rows."""
+    return (8 if N <= 8192 and records > 16 else 4), False, 1, "start"
+
+
+def _meta(format: str, swiglu: bool) -> dict[str, Any]:
+    return {"FORMAT": format, "RECORD": RECORD[format], "SCALES": SCALES[format], "D": D[format], "SWIGLU": swiglu}
+
+
+def _stride(residual: torch.Tensor | None) -> int:
+    return 0 if residual is None else residual.stride(0)
+
+
+def _early(config: Config, device: torch.device) -> tuple[str, dict[str, Any]]:
+    """Where the next launch may begin, and what Triton wants to be told of it and of registers."""
+    early = (config.early or "start") if has_pdl(device) else "no"
+    options: dict[str, Any] = {"launch_pdl": True} if early != "no" else {}
+    if config.registers and has_imma(device):
+        options["maxnreg"] = config.registers
+    return early, options
+
+
+def _exact_split(
     x: torch.Tensor,
-    wide: torch.Tensor,
+    weight: torch.Tensor,
     format: str,
     residual: torch.Tensor | None,
     swiglu: bool,
     out: torch.Tensor,
     config: Config,
-) -> torch.Tensor:
+) -> None:
     (M, N), K = out.shape, x.shape[1]
-    W, pair, stages, early = _program(M, N, K, swiglu)
-    if config.warps:
-        W, pair, stages = config.warps, config.pair, min(config.num_stages, 2)
-    early = (config.early or early) if has_pdl(x.device) else "no"
-    records = K // COLUMNS
-    launch = {"launch_pdl": True} if early != "no" else {}
-    meta = {"FORMAT": format, "SMALLEST": SMALLEST, "EARLY": early, "ASM": has_imma(x.device)}
-    words = d = None
-    # every program would quantise all of x again: one row as it goes, several not
-    if M > 1:
-        words = torch.empty(M * K // 2, dtype=torch.int32, device=x.device)
-        d = torch.empty(M * K // GROUP, dtype=torch.float32, device=x.device)
-        quantise[(records, M)](x, x.stride(0), words, d, **meta, num_warps=1, enable_fp_fusion=False, **launch)
-    rows = 32 if pair and not swiglu else 16
-    tiled_int8[(N // rows,)](
-        x, x.stride(0), words, d, wide, residual, 0 if residual is None else residual.stride(0), out, M, N, K, **meta,
-        RECORD=RECORD[format], SCALES=SCALES[format], D=D[format], SWIGLU=swiglu, PAIR=swiglu or pair,
-        BM=triton.next_power_of_2(M), W=W, STAGES=stages, APART=M > 1, WHOLE=records % (W * stages) == 0,
-        num_warps=W, num_stages=1, enable_fp_fusion=False, **launch,
+    split = min(config.split, K // COLUMNS)
+    parts = split * M * N * (2 if swiglu else 1) if split > 1 else 0
+    partial = torch.empty(parts, dtype=torch.float32, device=x.device)
+    BM = min(config.tile_m, max(8, triton.next_power_of_2(M)))
+    blocks = (N // ROWS, split, triton.cdiv(M, BM))
+    tiled[blocks](
+        x, x.stride(0), weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out, partial,
+        counters(x.device, blocks[0] * blocks[2]), M, N, K, **_meta(format, swiglu), SPLIT=split > 1, BM=BM,
+        STAGES=config.num_stages, ASM=has_ptx(x.device), num_warps=4,
     )  # fmt: skip
-    return out
+
+
+def _exact_wide(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> None:
+    (M, N), K, W = out.shape, x.shape[1], max(4, config.warps)
+    while N % (16 * W):
+        W //= 2
+    # two tiles side by side: gate and up, or neighbours
+    R = 2 if swiglu or (config.together == 2 and N % (32 * W) == 0) else 1
+    groups = N // (16 * W * (1 if swiglu else R))
+    BM = min(config.tile_m, max(16, triton.next_power_of_2(M)))
+    blocks = triton.cdiv(M, BM)
+    P = min(groups * (K // COLUMNS), max(1, config.resident * processors(x.device) // blocks))
+    partial = torch.empty(2 * P * blocks * R * 16 * W * BM, dtype=torch.float32, device=x.device)
+    wide_exact[(P, blocks)](
+        x, x.stride(0), weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out, partial,
+        counters(x.device, groups * blocks), M, N, K, **_meta(format, swiglu), W=W, R=R, BM=BM,
+        STAGES=config.num_stages, ASM=has_ptx(x.device), num_warps=W,
+    )  # fmt: skip
+
+
+def _blocks_of_8(M: int) -> tuple[int, int]:
+    """Programs beside each other in M, and blocks of eight rows a program."""
+    programs = triton.cdiv(M, MOST_ROWS)
+    return programs, triton.cdiv(triton.cdiv(M, 8), programs)
+
+
+def _exact_rows(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> None:
+    (M, N), K, W = out.shape, x.shape[1], config.warps or 4
+    records, (programs, NT), WK = K // COLUMNS, _blocks_of_8(M), W // config.warp_rows
+    early, options = _early(config, x.device)
+    words = torch.empty(programs * NT * records * 1024, dtype=torch.int32, device=x.device)
+    arrange[(records, programs * NT)](
+        x.view(torch.int16), x.stride(0), words.view(torch.int16), M, EARLY=early, num_warps=4, **options
+    )
+    rows_exact[(N // ((32 if config.pair and not swiglu else 16) * config.warp_rows), programs)](
+        words, weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out, M, N, K,
+        **_meta(format, swiglu), BF16=x.dtype == torch.bfloat16, RB=2 if config.pair or swiglu else 1, NT=NT, W=W,
+        WK=WK, STAGES=min(config.num_stages, 2), AHEAD=config.ahead, WHOLE=records % WK == 0, EARLY=early,
+        ASM=has_imma(x.device), num_warps=W, **options,
+    )  # fmt: skip
+
+
+def _int8_row(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> None:
+    (_, N), K, W, stages = out.shape, x.shape[1], config.warps, min(config.num_stages, 2)
+    early, options = _early(config, x.device)
+    row_int8[(N // (32 if config.pair and not swiglu else 16),)](
+        x, weight.view(torch.int32), residual, out, N, K, **_meta(format, swiglu), SMALLEST=SMALLEST,
+        PAIR=swiglu or config.pair, W=W, STAGES=stages, WHOLE=K // COLUMNS % (W * stages) == 0, EARLY=early,
+        ASM=has_imma(x.device), num_warps=W, num_stages=1, enable_fp_fusion=False, **options,
+    )  # fmt: skip
+
+
+def _int8_rows(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> None:
+    (M, N), K, W = out.shape, x.shape[1], config.warps
+    records, (programs, NT), WK = K // COLUMNS, _blocks_of_8(M), W // config.warp_rows
+    early, options = _early(config, x.device)
+    blocks, by_32 = programs * NT, group_of(format) == GROUP
+    words = torch.empty(blocks * records * 512, dtype=torch.int32, device=x.device)
+    d = torch.empty(blocks * records * (64 if by_32 else 8), dtype=torch.float32, device=x.device)
+    sums = torch.empty(blocks * records * 64, dtype=torch.int32, device=x.device)
+    quantise_rows[(records, blocks)](
+        x, x.stride(0), words, d, sums, M, BY_32=by_32, SMALLEST=SMALLEST, EARLY=early, num_warps=4,
+        enable_fp_fusion=False, **options,
+    )  # fmt: skip
+    rows_int8[(N // ((32 if config.pair and not swiglu else 16) * config.warp_rows), programs)](
+        words, d, sums, weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out, M, N, K,
+        **_meta(format, swiglu), RB=2 if config.pair or swiglu else 1, NT=NT, W=W, WK=WK,
+        STAGES=min(config.num_stages, 2), AHEAD=config.ahead, WHOLE=records % WK == 0, EARLY=early,
+        ASM=has_imma(x.device), num_warps=W, enable_fp_fusion=False, **options,
+    )  # fmt: skip
 
 
 def dequant_matmul(

@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -220,6 +221,8 @@ def bench(
         raise fail(str(error)) from error
     found = registered(sources)
     machine = timer.machine(device)
+    if device.type == "cuda" and impl is Impl.kernels and not sources:
+        benching.precompile([(job.op, job.case) for job in work if job.case])
     rows: dict[str, list[dict[str, Any]]] = {}
     timed = (
         (job, benching.entry(found[job.op], job.case, device, impl.value, baselines, bool(against)))
@@ -367,6 +370,8 @@ def port(
     from . import port as bringing
     from . import port_report
 
+    if tune and find_spec("optuna") is None:
+        raise fail("tuning needs optuna; pip install 'draftwood[tune]', or leave it out: --tune 0")
     if rehearse:
         order = bringing.rehearsal(Path(rehearse), times)
     elif torch.cuda.is_available():
@@ -493,7 +498,6 @@ def test(ctx: typer.Context) -> None:
     """Run the test suite of a checkout; further arguments go to pytest (draftwood test -k tree -x)."""
     import os
     import subprocess
-    from importlib.util import find_spec
 
     from .bench import RESULTS
 

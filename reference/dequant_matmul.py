@@ -4,19 +4,20 @@ from collections.abc import Callable
 
 import torch
 
+from . import matmul_peers as peers
 from .formats import FORMATS, dequantise, draw, row_bytes
 from .spec import DTYPES, Calibrated, Case, Cost, Dim, Inputs, Spec, accumulator, case
 from .tiles import COLUMNS, RECORD, ROWS, from_tiles, to_tiles
 
 # activations that share a scale in int8: as llama.cpp has it, 256 against K-quants (its q8_K), 32 against the others
 GROUP, SUPER_GROUP = 32, 256
-# as many rows of x as int8 over tiles takes
-INT8_ROWS = 4
-LAYOUTS = ("gguf", "tiles", "lanes")
+LAYOUTS = ("gguf", "tiles")
 # a group of activations below this counts as zero: 127 / amax would leave f32's range
 SMALLEST = 1e-30
 # weights dequantised at a time, so that a vocabulary of rows need not exist in f64 at once
 WEIGHTS_AT_ONCE = 1 << 25
+# and drawn for a case
+DRAWN = 1 << 23
 
 
 def dequant_matmul(
@@ -31,8 +32,7 @@ def dequant_matmul(
 ) -> torch.Tensor:
     """x: [M, K]; weight: u8 [N, row_bytes] of GGUF blocks, or [N, K] f32, f16 or bf16 -> [M, N] of out_dtype or x's.
 
-    layout: "gguf", or "tiles" for u8 [N/64, K/256, bytes] as `tiles.to_tiles` rearranges the blocks, without loss, or
-    "lanes", the same with a lane's columns side by side; exact only.
+    layout: "gguf", or "tiles" for u8 [N/64, K/256, bytes] as `tiles.to_tiles` rearranges the blocks, without loss.
     precision: "exact" takes the activations as they are, "int8" rounds them to 8 bits with a scale for every 32, or for
     every 256 against q4_k, q5_k and q6_k, so that a block's products stay integers (`quantise_activations`).
     swiglu: the first half of the rows is the gate, the other half up: silu(x gateᵀ) * (x upᵀ), [M, N/2].
@@ -43,7 +43,7 @@ def dequant_matmul(
     if layout not in LAYOUTS:
         raise ValueError(f"dequant_matmul takes weights as {', '.join(LAYOUTS)}, not '{layout}'")
     if layout != "gguf":
-        weight = from_tiles(weight, format, layout == "lanes")
+        weight = from_tiles(weight, format)
     match precision:
         case "exact":
             values = x.to(wide)
@@ -89,11 +89,16 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
     if M > 1:
         x[torch.rand(M, generator=generator) < 0.05] = 0
     low, high = (1e-3, 1e-1) if case["scales"] == "usual" else (1e-6, 1e4)
-    weight = draw(case["format"], N, K, generator, low, high)
+    # rows of a large weight repeat: what makes them is slower than what multiplies them
+    fresh = min(N, max(1, DRAWN // (K * ROWS)) * ROWS)
+    weight = draw(case["format"], fresh, K, generator, low, high)
     if (plain := FORMATS[case["format"]].dtype) is not None:
         weight = weight.view(plain)
     if case["layout"] != "gguf":
-        weight = to_tiles(weight, case["format"], case["layout"] == "lanes")
+        weight = to_tiles(weight, case["format"])
+    if fresh < N:
+        rows = N * len(weight) // fresh
+        weight = weight.repeat(-(-N // fresh), *[1] * (weight.dim() - 1))[:rows]
     residual = torch.randn(M, N, generator=generator).to(dtype) if case["epilogue"] == "residual" else None
     return {
         "x": x.to(dtype),
@@ -140,17 +145,13 @@ def _illegal_tiles(case: Case) -> str | None:
         return f"tiles hold {', '.join(RECORD)}, not {case['format']}"
     if rows % ROWS or case["K"] % COLUMNS:
         return f"tiles take rows in steps of {ROWS} and columns in steps of {COLUMNS}, not {rows} x {case['K']}"
-    if case["precision"] == "int8" and case["M"] > INT8_ROWS:
-        return f"int8 over tiles takes up to {INT8_ROWS} rows, not {case['M']}"
-    if case["precision"] == "int8" and case["layout"] == "lanes":
-        return "int8 takes tiles, not lanes"
     if case["precision"] == "exact" and (case["dtype"] == "f32" or case["scales"] == "extreme"):
         return f"exact over tiles takes f16 or bf16 and scales in f16's range, not {case['dtype']}, {case['scales']}"
     return None
 
 
 def _blocks(inputs: Inputs) -> torch.Tensor:
-    return from_tiles(inputs["weight"], inputs["format"], inputs["layout"] == "lanes")
+    return from_tiles(inputs["weight"], inputs["format"])
 
 
 def _torch(inputs: Inputs) -> Callable[[], torch.Tensor]:
@@ -177,7 +178,7 @@ def _cases(
     )
 
 
-_WIDTHS = (1, 2, 4, 8, 9, 16, 23, 32, 64)
+_WIDTHS = (1, 2, 4, 8, 9, 16, 23, 32, 64, 512)
 _TIMED = (
     (5120, 17408, "q4_k"),
     (17408, 5120, "q4_k"),
@@ -186,8 +187,8 @@ _TIMED = (
     (5120, 6144, "q4_k"),
     (6144, 5120, "q4_k"),
     (5120, 1024, "q4_k"),
-    (5120, 248320, "q6_k"),
 )
+_HEAD = (5120, 248320, "q6_k")
 # distinct (K, N, format) of the published 27B files: attention, gated delta net, MLP
 _LAYERS = (
     *((5120, 10240, format) for format in ("q4_k", "q5_k", "q6_k")),
@@ -221,8 +222,8 @@ SPEC = Spec(
             *_cases(5, 512, 40, "q4_k", "int8", epilogue="residual"),
             *_cases(23, 256, 48, "q6_k", dtype="f32", epilogue="swiglu"),
             *_cases(9, 768, 64, "q4_k", dtype="f16", layout="tiles"),
-            *_cases(9, 768, 64, "q4_k", dtype="f16", layout="lanes"),
-            *_cases(1, 3328, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
+            *_cases(9, 768, 64, "q4_k", "int8", dtype="f16", layout="tiles"),
+            *_cases(1, 2304, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
         ),
         "edge": (
             *_cases(1, 256, 63, "q5_k", "int8", dtype="f32"),
@@ -239,19 +240,21 @@ SPEC = Spec(
             *_cases(1, 288, 65, "f16", dtype="f32"),
             *_cases(15, 64, 30, "f32", dtype="f32"),
             *_cases(65, 512, 64, "q4_k", dtype="f32", scales="extreme"),
+            # activations as they are, over tiles
             *_cases(1, 256, 128, "q5_k", dtype="f16", layout="tiles", epilogue="residual"),
+            *_cases(8, 512, 64, "q8_0", layout="tiles"),
             *_cases(17, 512, 128, "q6_k", layout="tiles", epilogue="swiglu"),
-            *_cases(33, 256, 64, "q8_0", dtype="f16", layout="tiles"),
-            *_cases(65, 256, 64, "q4_0", layout="tiles"),
-            *_cases(1, 256, 64, "q5_k", layout="lanes", epilogue="residual"),
-            *_cases(17, 1280, 128, "q6_k", dtype="f16", layout="lanes", epilogue="swiglu"),
-            *_cases(8, 512, 64, "q8_0", dtype="f16", layout="lanes"),
-            *_cases(33, 256, 64, "q4_0", layout="lanes"),
-            *_cases(65, 768, 128, "q4_k", dtype="f16", layout="lanes", epilogue="residual"),
-            *(one for f in ("q5_k", "q8_0", "q4_0") for one in _cases(1, 1280, 64, f, "int8", layout="tiles")),
-            *_cases(1, 1280, 64, "q6_k", "int8", dtype="f32", layout="tiles", scales="extreme"),
+            *_cases(33, 256, 64, "q4_0", dtype="f16", layout="tiles"),
+            *_cases(64, 256, 64, "q5_k", dtype="f16", layout="tiles"),
+            *_cases(65, 768, 128, "q4_k", dtype="f16", layout="tiles", epilogue="residual"),
+            # in 8 bits
+            *(one for f in ("q5_k", "q8_0", "q4_0") for one in _cases(1, 768, 64, f, "int8", layout="tiles")),
+            *_cases(1, 768, 64, "q6_k", "int8", dtype="f32", layout="tiles", scales="extreme"),
             *_cases(1, 256, 128, "q4_k", "int8", layout="tiles", epilogue="swiglu"),
-            *_cases(3, 512, 64, "q4_k", "int8", dtype="f16", layout="tiles", epilogue="residual"),
+            *_cases(2, 512, 64, "q5_k", "int8", dtype="f16", layout="tiles", epilogue="residual"),
+            *_cases(8, 768, 64, "q6_k", "int8", dtype="f32", layout="tiles", scales="extreme"),
+            *_cases(3, 256, 128, "q4_0", "int8", layout="tiles", epilogue="swiglu"),
+            *_cases(9, 256, 64, "q8_0", "int8", dtype="f16", layout="tiles"),
         ),
         "qwen35": (
             *(
@@ -264,19 +267,33 @@ SPEC = Spec(
             *_cases((1, 23), 5120, 2 * 17408, "q4_k", epilogue="swiglu"),
             *_cases((1, 23), 17408, 5120, "q6_k", epilogue="residual"),
             *_cases(1, 5120, 248320, "q6_k"),
-            *(one for K, N, f in _TIMED for one in _cases((1, 9, 23, 64), K, N, f, dtype="f16", layout="tiles")),
-            *(one for K, N, f in _TIMED for one in _cases(1, K, N, f, "int8", dtype="f16", layout="tiles")),
+            *(
+                one
+                for K, N, f in (*_TIMED, _HEAD)
+                for one in _cases((1, 9, 23, 64), K, N, f, dtype="f16", layout="tiles")
+            ),
+            *(
+                one
+                for K, N, f in (*_TIMED, _HEAD)
+                for one in _cases((1, 23), K, N, f, "int8", dtype="f16", layout="tiles")
+            ),
             *_cases((1, 23), 5120, 2 * 17408, "q4_k", dtype="f16", epilogue="swiglu", layout="tiles"),
             *_cases((1, 4), 5120, 2 * 17408, "q4_k", "int8", dtype="f16", epilogue="swiglu", layout="tiles"),
         ),
         "perf": (
-            *(one for K, N, f in _TIMED for one in _cases(_WIDTHS, K, N, f, dtype="f16", layout="tiles")),
-            *(one for K, N, f in _TIMED for one in _cases(1, K, N, f, "int8", dtype="f16", layout="tiles")),
-            *_cases(4, 5120, 17408, "q4_k", "int8", dtype="f16", layout="tiles"),
-            *_cases(1, 5120, 2 * 17408, "q4_k", "int8", dtype="f16", epilogue="swiglu", layout="tiles"),
-            *(one for K, N, f in _TIMED[:3] for one in _cases((512, 2048), K, N, f, dtype="f16", layout="tiles")),
-            *(one for K, N, f in _TIMED[:3] for one in _cases((8, 16, 23, 64), K, N, f, dtype="f16", layout="lanes")),
-            *_cases((512, 2048), 5120, 17408, "q4_k", dtype="f16", layout="lanes"),
+            *(
+                one
+                for p in ("exact", "int8")
+                for K, N, f in _TIMED
+                for one in _cases(_WIDTHS, K, N, f, p, dtype="f16", layout="tiles")
+            ),
+            *(one for p in ("exact", "int8") for one in _cases((1, 8, 23), *_HEAD, p, dtype="f16", layout="tiles")),
+            *(
+                one
+                for p in ("exact", "int8")
+                for one in _cases((1, 23), 5120, 2 * 17408, "q4_k", p, dtype="f16", epilogue="swiglu", layout="tiles")
+            ),
+            *(one for K, N, f in _TIMED[:2] for one in _cases(2048, K, N, f, dtype="f16", layout="tiles")),
             # the draft's
             *_cases(16, 17408, 5120, "bf16", epilogue="residual"),
             *_cases(16, 5120, 2 * 17408, "bf16", epilogue="swiglu"),
@@ -290,5 +307,5 @@ SPEC = Spec(
     nonfinite=lambda case: ("x:nan",) if case["layout"] != "gguf" and case["precision"] == "exact" else ("x",),
     cold=("weight",),
     illegal=_illegal,
-    baselines={"torch": _torch},
+    baselines={"torch": _torch, "torch int4": peers.tinygemm, "gemlite int4": peers.gemlite},
 )

@@ -137,8 +137,8 @@ class Spec:
     oracles: Mapping[str, Callable[[Callable[..., Any], Inputs, Case, int], Iterator[Mismatch]]] = field(
         default_factory=dict
     )
-    # what a user would pick instead: name -> prepare(inputs) -> run()
-    baselines: Mapping[str, Callable[[Inputs], Callable[[], Any]]] = field(default_factory=dict)
+    # what a user would pick instead: name -> prepare(inputs) -> run(), or None where it is no choice
+    baselines: Mapping[str, Callable[[Inputs], Callable[[], Any] | None]] = field(default_factory=dict)
 
     def tolerances(self, case: Case) -> dict[str, Tolerance]:
         """The tolerance of every output and updated input of this case."""

@@ -8,15 +8,14 @@ row.
     q6_k  | codes 8192 | high pairs 4096 | scales 64 x 16 x (i8 + 128)       | d 64 x f16            |
     q8_0  | codes 16384 | d 64 x 8 x f16 |          q4_0  | codes 8192 | d 64 x 8 x f16 |
 
-Codes are 16-bit words of four nibbles (q8_0: two bytes). Nibble j of a word is for columns 64 j and on. Rows follow the
-operand registers of m16n8k16, where a lane holds rows l/4 and l/4 + 8. In "tiles" columns do too, 2 (l % 4) and on of
-every 8; in "lanes" those of a lane lie side by side, and it meets them with 16 bytes of x at a time (8 for q6_k, whose
-scales change every 16 columns):
+Codes are 16-bit words of four nibbles; nibble j = 2 s + p holds the columns of
 
-    word (c, w, lhi, llo, r1, r0, h)   ->   row 16 w + 8 r0 + lhi
-                                            tiles          column 64 j + 16 c + 8 r1 + 2 llo + h
-                                            lanes          column 64 j + 32 (c/2) + 8 llo + 4 (c%2) + 2 r1 + h
-                                            lanes of q6_k  column 64 j + 16 c + 4 llo + 2 r1 + h
+    word (c, w, lhi, llo, r1, r0, h)   ->   row 16 w + 8 r0 + lhi,   column 64 c + 32 p + 16 r1 + 8 s + 2 llo + h
+
+(q8_0: two planes p of two bytes s.) Rows and columns follow the operand registers of m16n8k16, where a lane l holds
+rows l/4 and l/4 + 8, columns 2 (l % 4) and on of every 8. Two words side by side are a register of eight nibbles: the
+four low ones belong to one group of 32 columns, the four high ones to the next, so a mask leaves four codes that share
+a scale, as m16n8k32 wants them.
 """
 
 import torch
@@ -28,23 +27,20 @@ ROWS, COLUMNS = 64, 256
 RECORD = {"q4_k": 9472, "q5_k": 11520, "q6_k": 13440, "q8_0": 17408, "q4_0": 9216}
 
 
-def to_tiles(weight: torch.Tensor, format: str, lanes: bool = False) -> torch.Tensor:
-    """weight: u8 [N, row_bytes] of blocks -> u8 [N/64, K/256, bytes]; N a multiple of 64, K of 256.
-
-    lanes: columns of a lane side by side.
-    """
+def to_tiles(weight: torch.Tensor, format: str) -> torch.Tensor:
+    """weight: u8 [N, row_bytes] of blocks -> u8 [N/64, K/256, bytes]; N a multiple of 64, K of 256."""
     if format not in RECORD:
         raise ValueError(f"tiles hold {', '.join(RECORD)}, not '{format}'")
     N, K = weight.shape[0], weight.shape[1] // find(format).bytes * find(format).elements
     if N % ROWS or K % COLUMNS:
         raise ValueError(f"tiles take rows in steps of {ROWS} and columns in steps of {COLUMNS}, not {N} x {K}")
-    return torch.cat([_to_tiles(part, format, _lane(format, lanes)) for part in weight.split(_rows_at_once(K))])
+    return torch.cat([_to_tiles(part, format) for part in weight.split(_rows_at_once(K))])
 
 
-def from_tiles(tiles: torch.Tensor, format: str, lanes: bool = False) -> torch.Tensor:
+def from_tiles(tiles: torch.Tensor, format: str) -> torch.Tensor:
     """The inverse of `to_tiles`."""
     parts = tiles.split(_rows_at_once(tiles.shape[1] * COLUMNS) // ROWS)
-    return torch.cat([_from_tiles(part, format, _lane(format, lanes)) for part in parts])
+    return torch.cat([_from_tiles(part, format) for part in parts])
 
 
 def _rows_at_once(K: int) -> int:
@@ -52,19 +48,19 @@ def _rows_at_once(K: int) -> int:
     return max(1, (1 << 25) // (K * ROWS)) * ROWS
 
 
-def _to_tiles(weight: torch.Tensor, format: str, lane: int) -> torch.Tensor:
+def _to_tiles(weight: torch.Tensor, format: str) -> torch.Tensor:
     N, K = weight.shape[0], weight.shape[1] // find(format).bytes * find(format).elements
     fields = {name: _by_tile(field.reshape(N, K // COLUMNS, -1)) for name, field in unpack(weight, format).items()}
     q = fields["q"].view(torch.uint8)
     if format == "q8_0":
-        planes = [_words(half, 8, lane) for half in q.unflatten(-1, (2, 2, 64)).unbind(-3)]
-        return torch.cat([*map(_bytes, planes), _bytes(fields["d"])], -1)
-    columns = q.unflatten(-1, (4, 64))
-    planes = [_bytes(_words(columns & 15, 4, lane))]
+        halves = q.unflatten(-1, (4, 2, 32)).unbind(-2)
+        planes = [_bytes(_words(half.flatten(-2), 8)) for half in halves]
+        return torch.cat([*planes, _bytes(fields["d"])], -1)
+    planes = [_bytes(_words(q & 15, 4))]
     if format == "q5_k":
-        planes.append(_bytes(_high(columns >> 4, 1, lane)))
+        planes.append(_bytes(_high(q >> 4, 1)))
     if format == "q6_k":
-        planes += [_bytes(_high(columns >> 4, 2, lane)), _bytes(fields["scale"].view(torch.uint8) ^ 128)]
+        planes += [_bytes(_high(q >> 4, 2)), _bytes(fields["scale"].view(torch.uint8) ^ 128)]
     if "min" in fields:
         planes += [_bytes(torch.stack([fields["scale"], fields["min"]], -1))]
         planes += [_bytes(torch.stack([fields["d"], fields["dmin"]], -1))]
@@ -73,18 +69,18 @@ def _to_tiles(weight: torch.Tensor, format: str, lane: int) -> torch.Tensor:
     return torch.cat(planes, -1)
 
 
-def _from_tiles(tiles: torch.Tensor, format: str, lane: int) -> torch.Tensor:
+def _from_tiles(tiles: torch.Tensor, format: str) -> torch.Tensor:
     widths = {"q4_k": (8192, 1024, 256), "q5_k": (8192, 2048, 1024, 256), "q6_k": (8192, 4096, 1024, 128)}
     planes = tiles.split(widths.get(format, (RECORD[format] - 1024, 1024)), -1)
     fields: Fields = {}
     if format == "q8_0":
-        halves = [_columns(half.contiguous().view(torch.int16), 8, lane) for half in planes[0].chunk(2, -1)]
-        fields["q"] = torch.cat([half.flatten(-2) for half in halves], -1).view(torch.int8)
+        halves = [_columns(half.contiguous().view(torch.int16), 8) for half in planes[0].chunk(2, -1)]
+        fields["q"] = torch.stack([half.unflatten(-1, (4, 32)) for half in halves], -2).flatten(-3).view(torch.int8)
     else:
-        codes = _columns(planes[0].contiguous().view(torch.int16), 4, lane)
+        codes = _columns(planes[0].contiguous().view(torch.int16), 4)
         if format in ("q5_k", "q6_k"):
-            codes |= _low(planes[1].contiguous().view(torch.int16), 1 if format == "q5_k" else 2, lane) << 4
-        fields["q"] = codes.flatten(-2)
+            codes |= _low(planes[1].contiguous().view(torch.int16), 1 if format == "q5_k" else 2) << 4
+        fields["q"] = codes
     if format in ("q4_k", "q5_k"):
         pairs = planes[-2].unflatten(-1, (ROWS, 8, 2))
         fields["scale"], fields["min"] = pairs.unbind(-1)
@@ -109,55 +105,41 @@ def _by_tile(field: torch.Tensor) -> torch.Tensor:
     return field.unflatten(0, (-1, ROWS)).transpose(1, 2)
 
 
-# adjacent columns of a lane -> how 64 columns are cut, and the places of (c/2, c%2, llo, r1) among the cuts
-_CUTS = {2: ((2, 2, 2, 4, 2), (0, 1, 3, 2)), 4: ((2, 2, 4, 2, 2), (0, 1, 2, 3)), 8: ((2, 4, 2, 2, 2), (0, 2, 1, 3))}
+def _split(columns: torch.Tensor) -> torch.Tensor:
+    """[T, blocks, 64, 256 or a plane's 128] -> [T, blocks, c, w, lhi, llo, r1, r0, h, j]."""
+    # T b w r0 lhi, c p r1 s llo h
+    cut = columns.unflatten(-1, (4, columns.shape[-1] // 128, 2, 2, 4, 2)).unflatten(2, (4, 2, 8))
+    return cut.permute(0, 1, 5, 2, 4, 9, 7, 3, 10, 8, 6).flatten(-2)
 
 
-def _split(columns: torch.Tensor, lane: int) -> torch.Tensor:
-    """[T, blocks, 64, J, 64] -> [T, blocks, c, w, lhi, llo, r1, r0, h, J]; `lane`: adjacent columns of a lane."""
-    cut, (hi, lo, llo, r1) = _CUTS[lane]
-    # T b w r0 lhi J, then the cuts
-    rows = columns.unflatten(-1, cut).unflatten(2, (4, 2, 8))
-    return rows.permute(0, 1, 6 + hi, 6 + lo, 2, 4, 6 + llo, 6 + r1, 3, 10, 5).flatten(2, 3)
-
-
-def _joined(words: torch.Tensor, lane: int) -> torch.Tensor:
+def _joined(words: torch.Tensor) -> torch.Tensor:
     """The inverse of `_split`."""
-    _, places = _CUTS[lane]
-    # T b c/2 c%2 w lhi llo r1 r0 h J
-    axes = (2, 3, 6, 7)
-    order = [axes[places.index(place)] for place in range(4)]
-    rows = words.unflatten(2, (2, 2)).permute(0, 1, 4, 8, 5, 10, *order, 9)
-    return rows.flatten(-5).flatten(2, 4)
+    # T b c w lhi llo r1 r0 h s p
+    cut = words.unflatten(-1, (2, words.shape[-1] // 2))
+    return cut.permute(0, 1, 3, 7, 4, 2, 10, 6, 9, 5, 8).flatten(5).flatten(2, 4)
 
 
-def _lane(format: str, lanes: bool) -> int:
-    if not lanes:
-        return 2
-    return 4 if format == "q6_k" else 8
-
-
-def _words(columns: torch.Tensor, bits: int, lane: int) -> torch.Tensor:
-    """[T, blocks, 64, J, 64] -> i16 [T, blocks, 4096], column group j shifted up by `bits` j."""
-    parts = _split(columns.int(), lane)
+def _words(columns: torch.Tensor, bits: int) -> torch.Tensor:
+    """[T, blocks, 64, columns] -> i16 [T, blocks, 4096], part j shifted up by `bits` j."""
+    parts = _split(columns.int())
     return sum(parts[..., j] << bits * j for j in range(parts.shape[-1])).to(torch.int16).flatten(2)  # type: ignore[union-attr]
 
 
-def _columns(words: torch.Tensor, bits: int, lane: int) -> torch.Tensor:
+def _columns(words: torch.Tensor, bits: int) -> torch.Tensor:
     """The inverse of `_words`, u8."""
     shape = (*words.shape[:2], 4, 4, 8, 4, 2, 2, 2)
     wide = words.int().view(shape)
     parts = torch.stack([wide >> bits * j & (1 << bits) - 1 for j in range(16 // bits)], -1)
-    return _joined(parts, lane).to(torch.uint8)
+    return _joined(parts).to(torch.uint8)
 
 
-def _high(columns: torch.Tensor, bits: int, lane: int) -> torch.Tensor:
+def _high(columns: torch.Tensor, bits: int) -> torch.Tensor:
     """The bits above a nibble: i16 words for (w, lhi, llo, c, h), or (c/2, w, lhi, llo, c%2, r1, h) where there are
     two.
 
-    Column group j of register pair v lies at 8 (j/2) + 4 (j%2) + bits v: the two nibbles of a byte apart by a byte.
+    Part j of register pair v lies at 8 (j/2) + 4 (j%2) + bits v: the two nibbles of a byte apart by a byte.
     """
-    parts = _split(columns.int(), lane)
+    parts = _split(columns.int())
     if bits == 1:
         parts = parts.flatten(6, 7)  # T b c w lhi llo v h j
         words = sum(
@@ -169,8 +151,8 @@ def _high(columns: torch.Tensor, bits: int, lane: int) -> torch.Tensor:
     return words.permute(0, 1, 2, 4, 5, 6, 3, 7, 8).to(torch.int16).flatten(2)
 
 
-def _low(words: torch.Tensor, bits: int, lane: int) -> torch.Tensor:
-    """The inverse of `_high`, u8 [T, blocks, 64, 4, 64]."""
+def _low(words: torch.Tensor, bits: int) -> torch.Tensor:
+    """The inverse of `_high`, u8 [T, blocks, 64, 256]."""
     wide, mask = words.int(), (1 << bits) - 1
     if bits == 1:
         wide = wide.view(*words.shape[:2], 4, 8, 4, 4, 2).permute(0, 1, 5, 2, 3, 4, 6)
@@ -182,7 +164,7 @@ def _low(words: torch.Tensor, bits: int, lane: int) -> torch.Tensor:
             torch.stack([wide >> 8 * (j // 2) + 4 * (j % 2) + 2 * r0 & mask for j in range(4)], -1) for r0 in range(2)
         ]
         parts = torch.stack(groups, 7)
-    return _joined(parts, lane).to(torch.uint8)
+    return _joined(parts).to(torch.uint8)
 
 
 def _bytes(field: torch.Tensor) -> torch.Tensor:

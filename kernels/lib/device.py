@@ -51,6 +51,11 @@ def has_imma(device: torch.device) -> bool:
     return _capability(device) >= 80
 
 
+def has_much_shared(device: torch.device) -> bool:
+    """Whether a program has more than 200 KiB of shared memory: sm90 and sm100."""
+    return _capability(device) // 10 in (9, 10)
+
+
 def _capability(device: torch.device) -> int:
     """90 for sm90; 0 where kernels are not compiled for NVIDIA. The driver is asked, not the tensor's device: a launch
     may be compiled for a GPU that is not here."""

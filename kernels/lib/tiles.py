@@ -16,7 +16,7 @@ HIGH = 8192
 SCALES = {"q4_k": 8192, "q5_k": 10240, "q6_k": 12288, "q8_0": 16384, "q4_0": 8192}
 D = {"q4_k": 9216, "q5_k": 11264, "q6_k": 13312, "q8_0": 0, "q4_0": 0}
 
-# $0..$3: codes of column groups 0..3 from a word $4, less {less}; the f16 pair is 1024 + code, or 64 + code after a
+# $0..$3: codes of nibbles 0..3 from a word $4, less {less}; the f16 pair is 1024 + code, or 64 + code after a
 # multiply-add by 1/16
 _NIBBLES = """
 {{
@@ -36,7 +36,7 @@ fma.rn.f16x2 $1, $1, sixteenth, other;
 fma.rn.f16x2 $3, $3, sixteenth, other;
 }}
 """
-# bits above the nibble, from a word $5 shared by several: one shift serves two column groups
+# bits above the nibble, from a word $5 shared by several: one shift serves two nibbles
 _ABOVE = """
 shl.b32 high, $5, {left};
 lop3.b32 $0, high, {low}, $0, 0xEA;
@@ -82,7 +82,7 @@ _BIASED = tl.constexpr(_BYTES.format(one="0x64806480", magic="0x64006400", table
 
 @triton.jit
 def nibbles(w, TEXT: tl.constexpr, LESS: tl.constexpr, ASM: tl.constexpr):
-    """i16 words -> the codes of column groups 0..3 in f16, less LESS."""
+    """i16 words -> the codes of nibbles 0..3 in f16, less LESS."""
     if ASM:
         a, b, c, d = tl.inline_asm_elementwise(
             TEXT, "=&r,=&r,=&r,=&r,r", [w], (tl.float16, tl.float16, tl.float16, tl.float16), is_pure=True, pack=2
@@ -97,7 +97,7 @@ def nibbles(w, TEXT: tl.constexpr, LESS: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def wider(w, high, SHIFT: tl.constexpr, BITS: tl.constexpr, TEXT: tl.constexpr, LESS: tl.constexpr, ASM: tl.constexpr):
-    """As `nibbles`, with BITS more bits a code in `high`: column group j's at 8 (j / 2) + 4 (j % 2) + SHIFT."""
+    """As `nibbles`, with BITS more bits a code in `high`: nibble j's at 8 (j / 2) + 4 (j % 2) + SHIFT."""
     if ASM:
         a, b, c, d = tl.inline_asm_elementwise(
             TEXT,
@@ -134,10 +134,10 @@ def byte_pair(w, KIND: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def operand(a, b, c, d):
-    """Column groups 0..3, each [4096] in word order -> [64, 256]. Registers only: no byte moves between lanes."""
+    """Nibbles 0..3, each [4096] in word order -> [64, 256]. Registers only: no byte moves between lanes."""
     q = tl.join(tl.join(a, c), tl.join(b, d))
     q = tl.reshape(q, (4, 4, 8, 4, 2, 2, 2, 2, 2))  # c w lhi llo r1 r0 h, then j / 2, j % 2
-    return tl.reshape(tl.permute(q, (1, 5, 2, 7, 8, 0, 4, 3, 6)), (64, 256))
+    return tl.reshape(tl.permute(q, (1, 5, 2, 0, 8, 4, 7, 3, 6)), (64, 256))
 
 
 @triton.jit
@@ -174,9 +174,9 @@ def codes(w, high, FORMAT: tl.constexpr, ASM: tl.constexpr):
         a1, b1, c1, d1 = wider(w1, high, 2, 2, _Q6_1, 32, ASM)
         a, b, c, d = _two(a0, a1), _two(b0, b1), _two(c0, c1), _two(d0, d1)
     elif FORMAT == "q8_0":
-        low, up = byte_pair(w, "signed", ASM)  # [8192]: columns 0..127, then 128..255
-        a, c = tl.split(tl.permute(tl.reshape(low, (2, 4096)), (1, 0)))
-        b, d = tl.split(tl.permute(tl.reshape(up, (2, 4096)), (1, 0)))
+        low, up = byte_pair(w, "signed", ASM)  # [8192]: two planes
+        a, b = tl.split(tl.permute(tl.reshape(low, (2, 4096)), (1, 0)))
+        c, d = tl.split(tl.permute(tl.reshape(up, (2, 4096)), (1, 0)))
     elif FORMAT == "q4_0":
         a, b, c, d = nibbles(w, _Q4_0, 8, ASM)
     else:

@@ -3,8 +3,8 @@
 from ..mutation import Mutant
 
 KERNEL, BLOCKS = "kernels/dequant_matmul.py", "kernels/lib/blocks.py"
-LANES, WIDE = "kernels/lib/lanes.py", "kernels/lib/lanes_wide.py"
-TILED, IMMA = "kernels/lib/tiled_int8.py", "kernels/lib/imma.py"
+WIDE, SPLIT, TILES = "kernels/lib/wide_exact.py", "kernels/lib/tiled.py", "kernels/lib/tiles.py"
+ROW, ROWS, IMMA = "kernels/lib/row_int8.py", "kernels/lib/rows_int8.py", "kernels/lib/imma.py"
 
 MUTANTS = (
     Mutant(
@@ -101,58 +101,57 @@ MUTANTS = (
         changes=((KERNEL, "group_of(format) // GROUP, BG", "1, BG"),),
     ),
     Mutant(
-        name="dequant_matmul-tiles-scale-row",
+        name="dequant_matmul-row-scale-row",
         op="dequant_matmul",
-        bug="one row of int8 over tiles: rows 8 to 15 take the scales of rows 0 to 7",
-        changes=((TILED, "tl.load(p_s + 32, ", "tl.load(p_s, "),),
+        bug="one row of int8: rows 8 to 15 take the scales of rows 0 to 7",
+        changes=((ROW, "tl.load(p_s + 32, ", "tl.load(p_s, "),),
     ),
     Mutant(
-        name="dequant_matmul-tiles-minimum",
+        name="dequant_matmul-row-minimum",
         op="dequant_matmul",
-        bug="one row of int8 over tiles: odd groups of 32 take the minimum of the group before",
-        changes=((TILED, "_byte(s, 3) * t1", "_byte(s, 1) * t1"),),
+        bug="one row of int8: odd groups of 32 take the minimum of the group before",
+        changes=((ROW, "_byte(s, 3) * t1", "_byte(s, 1) * t1"),),
     ),
     Mutant(
-        name="dequant_matmul-tiles-record-twice",
+        name="dequant_matmul-row-sixteen-times",
         op="dequant_matmul",
-        bug="one row of int8 over tiles: a warp with nothing left counts the last record again",
-        changes=((TILED, "xd0, xd1 = tl.where(m, xd0, 0.0), tl.where(m, xd1, 0.0)", "xd0, xd1 = xd0, xd1"),),
+        bug="one row of int8: of q4_k the even group counts once, the odd one sixteen times",
+        changes=((ROW, "((s << 4) & 0xFF0) * y0", "(s & 0xFF) * y0"),),
     ),
     Mutant(
-        name="dequant_matmul-tiles-past-the-last-record",
+        name="dequant_matmul-row-record-twice",
         op="dequant_matmul",
-        bug="one row of int8 over tiles: a warp with nothing left reads past the last record and counts it zero times: "
-        "only the bounds oracle sees it",
-        changes=((TILED, "tl.minimum(i_r + o_kw, records - 1)", "tl.minimum(i_r + o_kw, records)"),),
+        bug="one row of int8: a warp with nothing left counts the last record again",
+        changes=((ROW, "xd0, xd1 = tl.where(m, xd0, 0.0), tl.where(m, xd1, 0.0)", "xd0, xd1 = xd0, xd1"),),
     ),
     Mutant(
-        name="dequant_matmul-tiles-stale-x",
+        name="dequant_matmul-row-past-the-last-record",
         op="dequant_matmul",
-        bug="one row of int8 over tiles: of two records in flight the second meets the x of the first",
-        changes=(
-            (
-                TILED,
-                "x_b = _fetch_x(x, s_x_m, x_words, x_d, M, i_r + 2 * W,",
-                "x_b = _fetch_x(x, s_x_m, x_words, x_d, M, i_r + W,",
-            ),
-        ),
+        bug="one row of int8: a warp with nothing left reads past the last record: only the bounds oracle sees it",
+        changes=((ROW, "tl.minimum(i_r + o_kw, records - 1)", "tl.minimum(i_r + o_kw, records)"),),
     ),
     Mutant(
-        name="dequant_matmul-tiles-up-rows",
+        name="dequant_matmul-row-stale-x",
         op="dequant_matmul",
-        bug="one row of int8 over tiles: SwiGLU's up rows are the gate's",
-        changes=((TILED, "(tile + N // 64) * records", "tile * records"),),
+        bug="one row of int8: of two records in flight the second meets the x of the first",
+        changes=((ROW, "x_b = _fetch_x(x, i_r + 2 * W,", "x_b = _fetch_x(x, i_r + W,"),),
     ),
     Mutant(
-        name="dequant_matmul-tiles-fifth-bit",
+        name="dequant_matmul-row-up-rows",
         op="dequant_matmul",
-        bug="one row of int8 over tiles: rows 8 to 15 take the fifth bits of rows 0 to 7",
-        changes=((IMMA, "place + 2 * r1 + r0", "place + 2 * r1"),),
+        bug="one row of int8: SwiGLU's up rows are the gate's",
+        changes=((ROW, "(tile + N // 64) * records", "tile * records"),),
     ),
     Mutant(
-        name="dequant_matmul-tiles-nan",
+        name="dequant_matmul-row-of-two-groups",
         op="dequant_matmul",
-        bug="one row of int8 over tiles: a NaN or infinity in x gives a number: only the nonfinite oracle sees it",
+        bug="one row of int8: lanes of the last two groups take the sums of the first two",
+        changes=((IMMA, "tl.where(t == c, s[0], g[i])", "tl.where(t == c % 3, s[0], g[i])"),),
+    ),
+    Mutant(
+        name="dequant_matmul-row-nan",
+        op="dequant_matmul",
+        bug="one row of int8: a NaN or infinity in x gives a number: only the nonfinite oracle sees it",
         changes=(
             (
                 IMMA,
@@ -162,82 +161,135 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        name="dequant_matmul-lanes-nibble-order",
+        name="dequant_matmul-imma-fifth-bit",
         op="dequant_matmul",
-        bug="the second and third nibble of a word change places",
-        changes=((LANES, "q = (w >> (16 * k + 8 * j1 + 4 * j0)) & 15", "q = (w >> (16 * k + 4 * j1 + 8 * j0)) & 15"),),
+        bug="fifth bits of q5_k are those of the next of four words",
+        changes=((IMMA, "(h >> i) if P", "(h >> ((i + 1) % 4)) if P"),),
     ),
     Mutant(
-        name="dequant_matmul-lanes-scale-index",
+        name="dequant_matmul-imma-sixth-sign",
         op="dequant_matmul",
-        bug="both halves of a column group take the scale of the first",
-        changes=((LANES, "((b_s >> (16 * h)) & 255).to(tl.float16) * low)", "(b_s & 255).to(tl.float16) * low)"),),
+        bug="codes of q6_k are not less 32",
+        changes=((IMMA, " ^ (up & -0x3F3F3F40) ^ -0x7F7F7F80", " ^ (up & -0x3F3F3F40)"),),
     ),
     Mutant(
-        name="dequant_matmul-lanes-row-of-scales",
+        name="dequant_matmul-imma-plane",
         op="dequant_matmul",
-        bug="row g + 8 takes the scales of row g",
-        changes=((LANES, "s = (_load(p), _load(p + 32))", "s = (_load(p), _load(p))"),),
+        bug="q8_0's second plane is its first",
+        changes=((IMMA, "a = (v, four(more[C]))", "a = (v, v)"),),
     ),
     Mutant(
-        name="dequant_matmul-lanes-record-twice",
+        name="dequant_matmul-rows-record-twice",
         op="dequant_matmul",
-        bug="warps without a record in the last step count the last record again",
+        bug="several rows of int8: a warp with nothing left counts the last record again",
+        changes=((ROWS, "d0, d1 = tl.where(m, d0, 0.0), tl.where(m, d1, 0.0)", "d0, d1 = d0, d1"),),
+    ),
+    Mutant(
+        name="dequant_matmul-rows-past-the-last-record",
+        op="dequant_matmul",
+        bug="several rows of int8: a warp with nothing left reads past the last record: only the bounds oracle sees it",
+        changes=((ROWS, "tl.minimum(i_r, records - 1)", "tl.minimum(i_r, records)"),),
+    ),
+    Mutant(
+        name="dequant_matmul-rows-high-part",
+        op="dequant_matmul",
+        bug="several rows of int8: of x's sums only the lower seven bits meet the minimums",
         changes=(
-            (LANES, "x = (tl.load(p) if WHOLE else tl.load(p, mask=m_x, other=0),)", "x = (tl.load(p),)"),
-            (LANES, "tl.load(p + 8) if WHOLE else tl.load(p + 8, mask=m_x, other=0)", "tl.load(p + 8)"),
-            (LANES, "// (32 * EACH) * 128 + o_x % (4 * EACH)", "% (4 * EACH)"),
+            (ROWS, "(l0 + 64 * h0)", "l0"),
+            (ROWS, "(l1 + 64 * h1)", "l1"),
         ),
     ),
     Mutant(
-        name="dequant_matmul-lanes-odd-step",
+        name="dequant_matmul-rows-rounding",
         op="dequant_matmul",
-        bug="with two records in flight an odd last step is left out",
-        changes=((LANES, "for _ in range(0, steps % 2):", "for _ in range(0, 0):"),),
-    ),
-    Mutant(
-        name="dequant_matmul-lanes-up-rows",
-        op="dequant_matmul",
-        bug="SwiGLU takes gate rows for up rows",
-        changes=((LANES, "(m * (N // 64) if SWIGLU else 0)", "(m * (N // 128) if SWIGLU else 0)"),),
-    ),
-    Mutant(
-        name="dequant_matmul-lanes-row-past-x",
-        op="dequant_matmul",
-        bug="rows past the last of x are read, and not stored: only the bounds oracle sees it",
-        changes=((LANES, "row = tl.minimum(o_m + 8 * n, M - 1).to(tl.int64)", "row = (o_m + 8 * n).to(tl.int64)"),),
-    ),
-    Mutant(
-        name="dequant_matmul-lanes-warp-left-out",
-        op="dequant_matmul",
-        bug="only the first warp's sums are stored",
+        bug="several rows of int8: activations are cut off, not rounded",
         changes=(
-            (LANES, "y = tl.sum(tl.reshape(y, (W, 8, 4, 2, 2)), 0)", "y = tl.min(tl.reshape(y, (W, 8, 4, 2, 2)), 0)"),
+            (
+                ROWS,
+                "b_q = (b_x * inverse[:, None] + 12582912.0) - 12582912.0",
+                "b_q = (b_x * inverse[:, None]).to(tl.int32).to(tl.float32)",
+            ),
         ),
     ),
     Mutant(
-        name="dequant_matmul-lanes-counter-stays",
+        name="dequant_matmul-rows-up-rows",
         op="dequant_matmul",
-        bug="a counter is not set back to zero: the next launch adds too early",
+        bug="several rows of int8: SwiGLU's up rows begin where half of the gate's do",
+        changes=(
+            (
+                ROWS,
+                "b, b_4 = _rows(first, 1, 0, W, WK, 1) + M * (N // 16), _rows(first, 1, 0, W, WK, 4) + M * (N // 16)",
+                "b, b_4 = _rows(first, 1, 0, W, WK, 1) + M * (N // 32), _rows(first, 1, 0, W, WK, 4) + M * (N // 32)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="dequant_matmul-rows-block-of-x",
+        op="dequant_matmul",
+        bug="several rows of int8: every eight rows of x meet the scales of the first eight",
+        changes=(
+            (ROWS, "            more = _fetch_x(d_x, sums_x, at,", "            more = _fetch_x(d_x, sums_x, at * 0,"),
+        ),
+    ),
+    Mutant(
+        name="dequant_matmul-rows-row-past-x",
+        op="dequant_matmul",
+        bug="several rows of int8: a row past the last of x is read, and not stored: only the bounds oracle sees it",
+        changes=((ROWS, "mask=(o_m < M)[:, None], other=0.0).to", "mask=(o_m <= M)[:, None], other=0.0).to"),),
+    ),
+    Mutant(
+        name="dequant_matmul-split-nibbles",
+        op="dequant_matmul",
+        bug="exact: the low nibbles' second pair and the high nibbles' first change places",
+        changes=((TILES, "q = tl.join(tl.join(a, c), tl.join(b, d))", "q = tl.join(tl.join(a, b), tl.join(c, d))"),),
+    ),
+    Mutant(
+        name="dequant_matmul-split-last-partial",
+        op="dequant_matmul",
+        bug="exact: the last program's partial sum is not added",
+        changes=((SPLIT, "for i_p in range(tl.num_programs(1)):", "for i_p in range(tl.num_programs(1) - 1):"),),
+    ),
+    Mutant(
+        name="dequant_matmul-split-counter-stays",
+        op="dequant_matmul",
+        bug="exact: a counter is not set back to zero: the next launch adds too early",
+        changes=((SPLIT, "            tl.store(p_arrived, 0)\n", ""),),
+    ),
+    Mutant(
+        name="dequant_matmul-wide-scale-of-the-neighbour",
+        op="dequant_matmul",
+        bug="exact, many rows: both groups of a word take the scale of the first",
+        changes=(
+            (
+                WIDE,
+                "q2, q3 = _scaled(q2, s0, m0, MINIMUM, L), _scaled(q3, s1, m1, MINIMUM, L)",
+                "q2, q3 = _scaled(q2, s0, m0, MINIMUM, L), _scaled(q3, s0, m1, MINIMUM, L)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="dequant_matmul-wide-row-of-scales",
+        op="dequant_matmul",
+        bug="exact, many rows: row g + 8 takes the scales of row g",
+        changes=((WIDE, "o_w % 4 * 64 + o_r * 32 + o_l // 4 * 4", "o_w % 4 * 64 + o_l // 4 * 4"),),
+    ),
+    Mutant(
+        name="dequant_matmul-wide-counter-stays",
+        op="dequant_matmul",
+        bug="exact, many rows: a counter is not set back to zero: the next launch adds too early",
         changes=((WIDE, "                tl.store(p_arrived, 0)\n", ""),),
     ),
     Mutant(
-        name="dequant_matmul-lanes-last-partial",
+        name="dequant_matmul-wide-last-partial",
         op="dequant_matmul",
-        bug="the last program's partial sum is not added",
+        bug="exact, many rows: the last program's partial sum is not added",
         changes=((WIDE, "for q in range(first, last + 1):", "for q in range(first, last):"),),
     ),
     Mutant(
-        name="dequant_matmul-lanes-wrong-slot",
+        name="dequant_matmul-wide-wrong-slot",
         op="dequant_matmul",
-        bug="a program that began before a group leaves its sums where those of its own first group are",
+        bug="exact, many rows: what a program has of a group begun before goes where its first own group goes",
         changes=((WIDE, "(2 * i_p + (begin != first)", "(2 * i_p"),),
-    ),
-    Mutant(
-        name="dequant_matmul-tiles-row-of-x",
-        op="dequant_matmul",
-        bug="int8 over tiles: an odd last row of x takes the activations of the row before",
-        changes=((TILED, "p + tl.minimum(M - 1, 3) * s_m", "p + s_m"), (TILED, "p + 2 * s_m", "p + s_m")),
     ),
     Mutant(
         name="dequant_matmul-plain-last-share-lost",

@@ -1,5 +1,4 @@
-"""y = x · Wᵀ over lanes (reference/tiles.py) for many rows of x, and for GPUs without the instructions of
-`lanes.py`.
+"""y = x · Wᵀ over tiles (reference/tiles.py) for many rows of x.
 
     groups of R x 16 W rows of the weight, each K / 256 records long, end to end:
 
@@ -7,11 +6,10 @@
     |  program 0   |  program 1   |  program 2   |  ...            equal shares, a record at a time
 
     record ──16-byte loads, a record ahead──> registers ──codes──> f16 A operand ──tl.dot──> f32 [16 W, BM]
-    x, arranged ──cp.async──> shared ───────────────────────────────B operand───┘
+    x      ──cp.async──> shared ────────────────────────────────────B operand───┘
 
-`arrange` puts the columns of x, once a call, in the order in which words hold those of W: a lane's loads are its own
-operand registers, and dequantised weights never touch shared memory. Programs that share a group leave partial sums;
-the last to arrive adds them in order, so the result does not depend on who that was.
+A lane's loads are its own operand registers, so dequantised weights never touch shared memory. Programs that share a
+group leave partial sums; the last to arrive adds them in order, so the result does not depend on who that was.
 """
 
 import triton
@@ -105,45 +103,56 @@ def _last_two(s):
 
 @triton.jit
 def scales(s, d, FORMAT: tl.constexpr, W: tl.constexpr, ASM: tl.constexpr):
-    """What `fetch_scales` loaded -> scales and minimums of words c = 0, 1, 2, 3, f16 [r0, lane, j]; in two where a
-    group has 32 columns."""
+    """What `fetch_scales` loaded -> scales and minimums of words c = 0..3: f16 [r0, lane, p], q6_k [.., r1]."""
     L: tl.constexpr = W * 32
     s = pairs(s)
     if FORMAT == "q6_k":
         even, odd = byte_pair(s, "biased", ASM)
         b_d = tl.reshape(d.to(tl.int16).to(tl.float16, bitcast=True), (2, L))
-        b_s = tl.reshape(tl.join(even, odd), (2, L, 4, 2, 2)) * b_d[:, :, None, None, None]
-        s0, s1, s2, s3 = _last_two(b_s)
-        m0, m2 = s0, s2
+        b_s = tl.reshape(tl.join(even, odd), (2, L, 2, 2, 4)) * b_d[:, :, None, None, None]
+        b_s = tl.permute(b_s, (0, 1, 4, 2, 3))  # p r1, c / 2, c % 2
+        m = _last_two(b_s)
+        s = m
     else:
         if FORMAT == "q4_k" or FORMAT == "q5_k":
             b_s, b_m = byte_pair(s, "unsigned", ASM)
             b_d, b_dm = halves(d)
-            b_s = tl.reshape(b_s, (2, L, 4, 2)) * tl.reshape(b_d, (2, L))[:, :, None, None]
-            b_m = tl.reshape(b_m, (2, L, 4, 2)) * tl.reshape(b_dm, (2, L))[:, :, None, None]
+            b_s = tl.reshape(b_s, (2, L, 2, 2, 2)) * tl.reshape(b_d, (2, L))[:, :, None, None, None]
+            b_m = tl.reshape(b_m, (2, L, 2, 2, 2)) * tl.reshape(b_dm, (2, L))[:, :, None, None, None]
         else:
-            b_s = tl.reshape(s.to(tl.float16, bitcast=True), (2, L, 4, 2))
+            b_s = tl.reshape(s.to(tl.float16, bitcast=True), (2, L, 2, 2, 2))
             b_m = b_s
-        s0, s2 = tl.split(b_s)
-        m0, m2 = tl.split(b_m)
-        s1, s3 = s0, s2
-    return s0, s1, s2, s3, m0, m2
+        s = _last_two(tl.permute(b_s, (0, 1, 4, 2, 3)))
+        m = _last_two(tl.permute(b_m, (0, 1, 4, 2, 3)))
+    return s, m
 
 
 @triton.jit
 def _scaled(q, s, m, MINIMUM: tl.constexpr, L: tl.constexpr):
-    """Codes in word order (lane, r1, r0, h) times scales [r0, lane], less minimums."""
-    q = tl.reshape(q, (L, 2, 2, 2)) * tl.permute(s, (1, 0))[:, None, :, None]
+    """Codes in word order (lane, r1, r0, h) times scales [r0, lane], or [r0, lane, r1], less minimums."""
+    q = tl.reshape(q, (L, 2, 2, 2))
+    if len(s.shape) == 3:
+        q *= tl.permute(s, (1, 2, 0))[:, :, :, None]
+    else:
+        q *= tl.permute(s, (1, 0))[:, None, :, None]
     if MINIMUM:
         q -= tl.permute(m, (1, 0))[:, None, :, None]
     return q
 
 
 @triton.jit
+def _of_p(s, FORMAT: tl.constexpr, L: tl.constexpr):
+    """Scales of p = 0 and p = 1."""
+    if FORMAT == "q6_k":
+        s = tl.permute(tl.reshape(s, (2, L, 2, 2)), (0, 1, 3, 2))
+    return tl.split(s)
+
+
+@triton.jit
 def weights(
     w, more, high, s, m, C: tl.constexpr, FORMAT: tl.constexpr, W: tl.constexpr, ASM: tl.constexpr
 ):  # fmt: skip
-    """Words (C, ...) -> f16 [16 W, 64]: columns 64 j + 16 C + i at 16 j + i. Registers only.
+    """Words (C, ...) -> f16 [16 W, 64], columns 64 C and on. Registers only.
 
     A scale and a minimum are rounded to f16 once, then the weight once.
     """
@@ -167,20 +176,22 @@ def weights(
         a1, b1, c1, d1 = wider(w1, h, 2, 2, _Q6_1, 32, ASM)
         q0, q1, q2, q3 = _two(a0, a1), _two(b0, b1), _two(c0, c1), _two(d0, d1)
     elif FORMAT == "q8_0":
-        q0, q1 = byte_pair(w, "signed", ASM)
-        q2, q3 = byte_pair(pairs(more), "signed", ASM)
+        q0, q2 = byte_pair(w, "signed", ASM)
+        q1, q3 = byte_pair(pairs(more), "signed", ASM)
     elif FORMAT == "q4_0":
         q0, q1, q2, q3 = nibbles(w, _Q4_0, 8, ASM)
     else:
         q0, q1, q2, q3 = nibbles(w, _Q4, 0, ASM)
     MINIMUM: tl.constexpr = FORMAT == "q4_k" or FORMAT == "q5_k"
-    s0, s1, s2, s3 = _last_two(tl.reshape(s, (2, L, 2, 2)))
-    m0, m1, m2, m3 = _last_two(tl.reshape(m, (2, L, 2, 2)))
+    s0, s1 = _of_p(s, FORMAT, L)
+    m0, m1 = s0, s1
+    if MINIMUM:
+        m0, m1 = tl.split(m)
     q0, q1 = _scaled(q0, s0, m0, MINIMUM, L), _scaled(q1, s1, m1, MINIMUM, L)
-    q2, q3 = _scaled(q2, s2, m2, MINIMUM, L), _scaled(q3, s3, m3, MINIMUM, L)
+    q2, q3 = _scaled(q2, s0, m0, MINIMUM, L), _scaled(q3, s1, m1, MINIMUM, L)
     q = tl.join(tl.join(q0, q2), tl.join(q1, q3))
-    # w lhi llo r1 r0 h j/2 j%2 -> rows, columns in order
-    q = tl.permute(tl.reshape(q, (W, 8, 4, 2, 2, 2, 2, 2)), (0, 4, 1, 6, 7, 3, 2, 5))
+    # w lhi llo r1 r0 h s p -> rows, columns in order
+    q = tl.permute(tl.reshape(q, (W, 8, 4, 2, 2, 2, 2, 2)), (0, 4, 1, 7, 3, 6, 2, 5))
     # a sum of one element: what is joined before it, the compiler would take for wider elements
     return tl.sum(tl.reshape(q, (16 * W, 64, 1)), 2)
 
@@ -196,29 +207,6 @@ def _four(v0, v1, v2, v3):
 def _two(v0, v1):
     """[l, r1, h] of two register pairs r0 -> words in order."""
     return tl.permute(tl.join(v0, v1), (0, 1, 3, 2))
-
-
-@triton.jit
-def arrange(
-    x, s_x_m,
-    out,
-    M, K,
-    LANE: tl.constexpr,
-    BM: tl.constexpr,
-):  # fmt: skip
-    """out [M, K]: of every 256 columns 64 for words c = 0, then for 1, 2, 3; in them 16 for j = 0, then for 1, 2, 3.
-
-    LANE: adjacent columns of a lane, 4 for q6_k and 8 for the others.
-    """
-    o_m = tl.program_id(1) * BM + tl.arange(0, BM)
-    p_x = x + o_m.to(tl.int64)[:, None] * s_x_m + tl.program_id(0) * 256 + tl.arange(0, 256)[None, :]
-    b_x = tl.load(p_x, mask=(o_m < M)[:, None], other=0.0)
-    if LANE == 8:  # m, j c/2 llo c%2 r1 h
-        b_x = tl.permute(tl.reshape(b_x, (BM, 4, 2, 4, 2, 2, 2)), (0, 2, 4, 1, 5, 3, 6))
-    else:  # m, j c llo r1 h
-        b_x = tl.permute(tl.reshape(b_x, (BM, 4, 4, 4, 2, 2)), (0, 2, 1, 4, 3, 5))
-    p_out = out + o_m.to(tl.int64)[:, None] * K + tl.program_id(0) * 256 + tl.arange(0, 256)[None, :]
-    tl.store(p_out, tl.reshape(b_x, (BM, 256)), mask=(o_m < M)[:, None])
 
 
 @triton.jit
@@ -256,7 +244,7 @@ def _total(p, first, last, ROWS: tl.constexpr, BM: tl.constexpr, SLOT: tl.conste
 
 @triton.jit
 def _x(p, k, m_m):
-    """256 columns of x from k, as words c = 0..3 hold them: four times [64, BM]."""
+    """256 columns of x from k: four times [64, BM]."""
     x0 = tl.load(p + k, mask=m_m[None, :], other=0.0)
     x1 = tl.load(p + k + 64, mask=m_m[None, :], other=0.0)
     x2 = tl.load(p + k + 128, mask=m_m[None, :], other=0.0)
@@ -265,7 +253,7 @@ def _x(p, k, m_m):
 
 
 @triton.jit
-def lanes_wide(
+def wide_exact(
     x, s_x_m,
     words,
     wide,
@@ -282,14 +270,13 @@ def lanes_wide(
     W: tl.constexpr,
     R: tl.constexpr,
     BM: tl.constexpr,
-    BM2: tl.constexpr,
     STAGES: tl.constexpr,
     ASM: tl.constexpr,
 ):  # fmt: skip
-    """BM + BM2 rows of x a program (tl.dot takes powers of two). R = 2: two tiles, with SwiGLU gate and up."""
+    """BM rows of x a program. R = 2: two tiles, with SwiGLU gate and up."""
     ROWS: tl.constexpr = 16 * W
     TILES: tl.constexpr = W // 4
-    SLOT: tl.constexpr = R * ROWS * (BM + BM2)
+    SLOT: tl.constexpr = R * ROWS * BM
     TYPE: tl.constexpr = x.dtype.element_ty
     records = K // 256
     i_p, P = tl.program_id(0), tl.num_programs(0)
@@ -303,15 +290,10 @@ def lanes_wide(
     # from a group to the next, and to its second tile
     STEP: tl.constexpr = TILES if SWIGLU else R * TILES
     beside = N // 64 if SWIGLU else TILES
-    # columns 64 j + i, as `weights` orders them
     o_k = tl.arange(0, 64)
-    o_m = i_m * (BM + BM2) + tl.arange(0, BM)
+    o_m = i_m * BM + tl.arange(0, BM)
     p_x = x + o_m.to(tl.int64)[None, :] * s_x_m + o_k[:, None]
     m_m = o_m < M
-    if BM2:
-        o_m2 = i_m * (BM + BM2) + BM + tl.arange(0, BM2)
-        p_x2 = x + o_m2.to(tl.int64)[None, :] * s_x_m + o_k[:, None]
-        m_m2 = o_m2 < M
     slots = partial + (i_m * P).to(tl.int64) * (2 * SLOT)
     i_n = first // records
     p = tl.cast(i_n * STEP, tl.int64) * records + first % records
@@ -331,98 +313,68 @@ def lanes_wide(
         acc = tl.zeros((ROWS, BM), tl.float32)
         if R == 2:
             acc_b = tl.zeros((ROWS, BM), tl.float32)
-        if BM2:
-            acc2 = tl.zeros((ROWS, BM2), tl.float32)
-            if R == 2:
-                acc2_b = tl.zeros((ROWS, BM2), tl.float32)
         for i in tl.range(begin, end, num_stages=STAGES):
             k = (i - i_n * records) * 256
             x0, x1, x2, x3 = _x(p_x, k, m_m)
-            if BM2:
-                y0, y1, y2, y3 = _x(p_x2, k, m_m2)
             nxt = tl.minimum(i + 1, last - 1)
             i_next = tl.where(nxt == (i_n + 1) * records, i_n + 1, i_n)
             p = tl.cast(i_next * (STEP - 1) * records + nxt, tl.int64)
             ahead = p
             if R == 2:
                 ahead = tl.cast((i_n * (STEP - 1) + beside) * records + i, tl.int64)
-            s0, s1, s2, s3, m0, m2 = scales(b_s, b_d, FORMAT, W, ASM)
+            s, m = scales(b_s, b_d, FORMAT, W, ASM)
             b_s, b_d = fetch_scales(words, wide, ahead, records, FORMAT, RECORD, SCALES, D, W)
             high, high1 = b_high, b_high1
             if FORMAT == "q5_k":
                 b_high = fetch_high(wide, ahead, records, 0, FORMAT, RECORD, W)
-            a = weights(b_w0, b_more0, high, s0, m0, 0, FORMAT, W, ASM).to(TYPE)
+            a = weights(b_w0, b_more0, high, s[0], m[0], 0, FORMAT, W, ASM).to(TYPE)
             b_w0, b_more0 = fetch_codes(wide, ahead, records, 0, FORMAT, RECORD, W)
             acc = tl.dot(a, x0, acc)
-            if BM2:
-                acc2 = tl.dot(a, y0, acc2)
-            a = weights(b_w1, b_more1, high, s1, m0, 1, FORMAT, W, ASM).to(TYPE)
+            a = weights(b_w1, b_more1, high, s[1], m[1], 1, FORMAT, W, ASM).to(TYPE)
             b_w1, b_more1 = fetch_codes(wide, ahead, records, 1, FORMAT, RECORD, W)
             if FORMAT == "q6_k":
                 b_high = fetch_high(wide, ahead, records, 0, FORMAT, RECORD, W)
             acc = tl.dot(a, x1, acc)
-            if BM2:
-                acc2 = tl.dot(a, y1, acc2)
-            a = weights(b_w2, b_more2, high1 if FORMAT == "q6_k" else high, s2, m2, 2, FORMAT, W, ASM).to(TYPE)
+            a = weights(b_w2, b_more2, high1 if FORMAT == "q6_k" else high, s[2], m[2], 2, FORMAT, W, ASM).to(TYPE)
             b_w2, b_more2 = fetch_codes(wide, ahead, records, 2, FORMAT, RECORD, W)
             acc = tl.dot(a, x2, acc)
-            if BM2:
-                acc2 = tl.dot(a, y2, acc2)
-            a = weights(b_w3, b_more3, high1 if FORMAT == "q6_k" else high, s3, m2, 3, FORMAT, W, ASM).to(TYPE)
+            a = weights(b_w3, b_more3, high1 if FORMAT == "q6_k" else high, s[3], m[3], 3, FORMAT, W, ASM).to(TYPE)
             b_w3, b_more3 = fetch_codes(wide, ahead, records, 3, FORMAT, RECORD, W)
             if FORMAT == "q6_k":
                 b_high1 = fetch_high(wide, ahead, records, 1, FORMAT, RECORD, W)
             acc = tl.dot(a, x3, acc)
-            if BM2:
-                acc2 = tl.dot(a, y3, acc2)
             if R == 2:
-                s0, s1, s2, s3, m0, m2 = scales(b_s, b_d, FORMAT, W, ASM)
+                s, m = scales(b_s, b_d, FORMAT, W, ASM)
                 b_s, b_d = fetch_scales(words, wide, p, records, FORMAT, RECORD, SCALES, D, W)
                 high, high1 = b_high, b_high1
                 if FORMAT == "q5_k":
                     b_high = fetch_high(wide, p, records, 0, FORMAT, RECORD, W)
-                a = weights(b_w0, b_more0, high, s0, m0, 0, FORMAT, W, ASM).to(TYPE)
+                a = weights(b_w0, b_more0, high, s[0], m[0], 0, FORMAT, W, ASM).to(TYPE)
                 b_w0, b_more0 = fetch_codes(wide, p, records, 0, FORMAT, RECORD, W)
                 acc_b = tl.dot(a, x0, acc_b)
-                if BM2:
-                    acc2_b = tl.dot(a, y0, acc2_b)
-                a = weights(b_w1, b_more1, high, s1, m0, 1, FORMAT, W, ASM).to(TYPE)
+                a = weights(b_w1, b_more1, high, s[1], m[1], 1, FORMAT, W, ASM).to(TYPE)
                 b_w1, b_more1 = fetch_codes(wide, p, records, 1, FORMAT, RECORD, W)
                 if FORMAT == "q6_k":
                     b_high = fetch_high(wide, p, records, 0, FORMAT, RECORD, W)
                 acc_b = tl.dot(a, x1, acc_b)
-                if BM2:
-                    acc2_b = tl.dot(a, y1, acc2_b)
-                a = weights(b_w2, b_more2, high1 if FORMAT == "q6_k" else high, s2, m2, 2, FORMAT, W, ASM).to(TYPE)
+                a = weights(b_w2, b_more2, high1 if FORMAT == "q6_k" else high, s[2], m[2], 2, FORMAT, W, ASM).to(TYPE)
                 b_w2, b_more2 = fetch_codes(wide, p, records, 2, FORMAT, RECORD, W)
                 acc_b = tl.dot(a, x2, acc_b)
-                if BM2:
-                    acc2_b = tl.dot(a, y2, acc2_b)
-                a = weights(b_w3, b_more3, high1 if FORMAT == "q6_k" else high, s3, m2, 3, FORMAT, W, ASM).to(TYPE)
+                a = weights(b_w3, b_more3, high1 if FORMAT == "q6_k" else high, s[3], m[3], 3, FORMAT, W, ASM).to(TYPE)
                 b_w3, b_more3 = fetch_codes(wide, p, records, 3, FORMAT, RECORD, W)
                 if FORMAT == "q6_k":
                     b_high1 = fetch_high(wide, p, records, 1, FORMAT, RECORD, W)
                 acc_b = tl.dot(a, x3, acc_b)
-                if BM2:
-                    acc2_b = tl.dot(a, y3, acc2_b)
         o_n = i_n * (ROWS if SWIGLU else R * ROWS) + tl.arange(0, ROWS)
         if end - begin == records:
             _finish(acc, acc_b if SWIGLU else acc, residual, s_residual_m, out, o_n, o_m, M, N, SWIGLU)
             if R == 2 and not SWIGLU:
                 _finish(acc_b, acc_b, residual, s_residual_m, out, o_n + ROWS, o_m, M, N, SWIGLU)
-            if BM2:
-                _finish(acc2, acc2_b if SWIGLU else acc2, residual, s_residual_m, out, o_n, o_m2, M, N, SWIGLU)
-                if R == 2 and not SWIGLU:
-                    _finish(acc2_b, acc2_b, residual, s_residual_m, out, o_n + ROWS, o_m2, M, N, SWIGLU)
         else:
             p_slot = slots + tl.cast(2 * i_p + (begin != first), tl.int64) * SLOT
             _save(acc, p_slot, ROWS, BM)
             if R == 2:
                 _save(acc_b, p_slot + ROWS * BM, ROWS, BM)
-            if BM2:
-                _save(acc2, p_slot + R * ROWS * BM, ROWS, BM2)
-                if R == 2:
-                    _save(acc2_b, p_slot + R * ROWS * BM + ROWS * BM2, ROWS, BM2)
     # arrivals come last: nothing of this program's stream waits for a fence
     tl.debug_barrier()
     for i_n in range(first // records, (last - 1) // records + 1):
@@ -439,11 +391,3 @@ def lanes_wide(
                 _finish(acc, acc_b if SWIGLU else acc, residual, s_residual_m, out, o_n, o_m, M, N, SWIGLU)
                 if R == 2 and not SWIGLU:
                     _finish(acc_b, acc_b, residual, s_residual_m, out, o_n + ROWS, o_m, M, N, SWIGLU)
-                if BM2:
-                    p_2 = slots + R * ROWS * BM
-                    acc2 = _total(p_2, begin_p, end_p, ROWS, BM2, SLOT, cut)
-                    if R == 2:
-                        acc2_b = _total(p_2 + ROWS * BM2, begin_p, end_p, ROWS, BM2, SLOT, cut)
-                    _finish(acc2, acc2_b if SWIGLU else acc2, residual, s_residual_m, out, o_n, o_m2, M, N, SWIGLU)
-                    if R == 2 and not SWIGLU:
-                        _finish(acc2_b, acc2_b, residual, s_residual_m, out, o_n + ROWS, o_m2, M, N, SWIGLU)
