@@ -25,7 +25,7 @@ import triton.language as tl
 from ..reference.cache import QUANTISED
 from .config import pick
 from .lib.cache_rows import require_caches
-from .lib.device import arch, has_ptx
+from .lib.device import compiled_for, has_ptx
 from .lib.fwht import unrotate
 from .lib.keys_left import keys_left
 from .lib.rows_left import rows_left
@@ -103,14 +103,15 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
 
 def _default(q: torch.Tensor, rows: int, D: int, format_k: str, format_v: str) -> Config:
     """By shape where a tensor core takes 64 keys at least; the interpreter follows that too, with longer shares."""
-    if q.dtype == torch.float32 or (q.device.type == "cuda" and arch(q.device) != "sm90"):
+    here = compiled_for(q.device)
+    if q.dtype == torch.float32 or here not in ("", "sm90"):
         return Config()
-    least = 1 if q.device.type == "cuda" else 2
+    least = 1 if here else 2
     if _suits_keys(q, D, format_k, format_v):
         return Config("keys", 64, 16 if rows <= 16 else 32, least_tiles=least)
     if rows <= 16:
         return Config("queries", 32, 16, least_tiles=least, num_stages=3)
-    return Config("queries", 32, 64, least_tiles=least, num_stages=2, rising=q.device.type == "cuda")
+    return Config("queries", 32, 64, least_tiles=least, num_stages=2, rising=bool(here))
 
 
 def tree_attention(
