@@ -25,7 +25,7 @@ import triton.language as tl
 from ..reference.cache import QUANTISED
 from .config import pick
 from .lib.cache_rows import require_caches
-from .lib.device import arch, has_ptx
+from .lib.device import compiled_for, has_ptx
 from .lib.fwht import unrotate
 from .lib.keys_left import keys_left
 from .lib.rows_left import rows_left
@@ -103,9 +103,10 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
 
 def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v: str) -> Config:
     """By shape where a tensor core takes 64 keys at least; the interpreter follows that too, with longer shares."""
-    if q.dtype == torch.float32 or (q.device.type == "cuda" and arch(q.device) != "sm90"):
+    here = compiled_for(q.device)
+    if q.dtype == torch.float32 or here not in ("", "sm90"):
         return Config()
-    least, formats = 1 if q.device.type == "cuda" else 2, {format_k, format_v}
+    least, formats = 1 if here else 2, {format_k, format_v}
     short, quantised = S <= 16384, bool(formats & set(QUANTISED))
     # tq3_0 with keys on the left has not been right on a GPU yet
     keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}

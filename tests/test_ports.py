@@ -1,6 +1,7 @@
 """Facts of GPUs, compiling for GPUs that are not here, golden bundles."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -107,6 +108,13 @@ def test_the_committed_matrix_is_complete_and_every_default_compiles_everywhere(
     assert {(build.op, build.arch) for build in builds} == {(op, arch) for op in OPS for arch in gpu.ARCHS}
     assert not [build for build in builds if build.error and not build.config]
     assert matrix.PAGE.read_text() == matrix.page(matrix.load()), "write it anew: draftwood ports --save"
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_a_launcher_asks_what_is_compiled_for_and_not_what_is_here(op):
+    # elsewhere its tensors are on no GPU: asking theirs would compile another path than the one launched there
+    text = (Path(__file__).resolve().parent.parent / "kernels" / f"{op}.py").read_text()
+    assert not re.search(r"device\.type|is_cuda|torch\.cuda\.", text), "ask kernels/lib/device.py: compiled_for"
 
 
 def test_an_op_is_compiled_for_gpus_that_are_not_here_and_read_from_the_cache_afterwards(tmp_path):
