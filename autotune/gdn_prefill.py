@@ -12,7 +12,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "num_warps": (1, 2, 4, 8),
     "factor_warps": (4, 8),
     "num_stages": (1, 2, 3),
-    "segment": (0, 16, 32, 64),
+    "segment": (0, 16, 32),
 }
 
 
@@ -34,8 +34,9 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         return "chunks of 16 tokens leave tensor cores idle where there are many"
     if config["segment"] * tokens >= case["T"]:
         return f"{case['T']} tokens are fewer than {config['segment']} chunks of {tokens}"
-    half = 2 if case["dtype"] in ("bf16", "f16") else 4
-    held = config["num_stages"] * tokens * (2 * case["K"] * half + 12 * tokens + width * half)
+    # q, k, v and three planes of halves or two of f32
+    half, planes = (2, 6) if case["dtype"] in ("bf16", "f16") else (4, 8)
+    held = config["num_stages"] * tokens * (2 * case["K"] * half + planes * tokens + width * half)
     if gpu.startswith("sm90") and held > 227 << 10:
         return f"{config['num_stages']} stages hold {held >> 10} KiB, sm90 has 227"
     return crowded(width, case["K"], warps)

@@ -1,16 +1,19 @@
-"""Knobs of tree_attention: rows of the cache and of queries in a tile, and how many programs share the cache."""
+"""Knobs of tree_attention: what stands on the left of the products, rows of the cache and of queries in a tile, and how
+many programs share the cache."""
 
 from typing import Any
 
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "BLOCK_S": (16, 32, 64, 128),
-    "BLOCK_M": (16, 32, 64, 128),
-    "programs": (66, 132, 264, 528, 1056),
-    "least_tiles": (1, 2, 4),
-    "num_warps": (2, 4, 8),
-    "num_stages": (1, 2, 3, 4),
+    "left": ("queries", "keys"),
+    "BLOCK_S": (32, 64),
+    "BLOCK_M": (16, 32, 64),
+    "programs": (132, 264),
+    "least_tiles": (1, 2),
+    "num_warps": (4, 8),
+    "num_stages": (1, 2, 3),
+    "rising": (False, True),
 }
 # KB of shared memory a program can have, by the start of the GPU's folder name
 SHARED_KB = {"sm75": 64, "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm10": 227, "sm12": 99, "gfx": 64}
@@ -20,6 +23,14 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     rows = case["T"] * (case["H"] // case["Hkv"])
     if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
         return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
+    if config["left"] == "keys":
+        if not {case["format_k"], case["format_v"]} <= {"q4_0", "q8_0"} or case["dtype"] == "f32" or case["D"] != 256:
+            return "keys on the left want caches of q4_0 and q8_0, 16-bit queries and a head of 256"
+        if config["BLOCK_S"] != 64 or config["num_warps"] != 4 or not config["rising"]:
+            return "keys on the left come 64 at a time, to four warps, and their maximum rises"
+        return None if gpu.startswith("sm90") else f"{gpu} takes fewer than 64 rows at a time: queries go on the left"
+    if not config["rising"] and (config["BLOCK_M"] < 64 or case["dtype"] == "f32"):
+        return "a maximum that does not rise is for tiles of 64 queries and more, of 16 bits"
     return fits(config, case, gpu)
 
 

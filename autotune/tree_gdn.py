@@ -8,7 +8,7 @@ from ..reference.spec import Case
 SPACE: dict[str, tuple[Any, ...]] = {
     "BLOCK_V": (4, 8, 16, 32, 64, 128),
     "num_warps": (1, 2, 4, 8),
-    "factor_warps": (4, 8),
+    "factor_warps": (1, 2, 4, 8),
     "BLOCK_T": (16, 32, 64),
     "BLOCK_K": (32, 64, 128),
 }
@@ -25,6 +25,9 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     if width < 16:
         return f"a dot is at least 16 wide, BLOCK_V is {width}"
     if case["T"] <= ONE_BLOCK:
+        small = case["T"] <= 16
+        if config["factor_warps"] not in ((1, 2, 4) if small else (4, 8)):
+            return f"{config['factor_warps']} warps do not suit the factors of a block of {16 if small else ONE_BLOCK}"
         return crowded(width, case["K"], warps) or unread(config, ("BLOCK_T", "BLOCK_K"), "a tree of one block")
     if config["BLOCK_K"] > case["K"]:
         return f"BLOCK_K {config['BLOCK_K']} is larger than K, {case['K']}"

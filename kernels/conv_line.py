@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.dependent import begin, early
+from .lib.early import begin, early
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,21 @@
 """S_t = e^g S_(t-1) + u k^T, u = beta (v - e^g S_(t-1) k), o_t = S_t q, T tokens in a row, in place.
 
-    T < 16    program (b, value head; V block): S [BV, K] in registers, one token after the other; T = 1 is decode
-    T >= 16   program (b, value head; V block): one chunk of BT tokens after the other, S [BV, K] in place, in L2
+    T < 16    program (V block, value head, b): S [BV, K] in registers, one token after the other; T = 1 is decode
+    T >= 16   factors (lib/factors.py), all chunks of BT tokens at once, then
+              program (V block, value head, b): S [BV, K] in registers, one chunk after the other
 
-              U = (I + A)^-1 beta (V - e^G K S^T)     o = e^G Q S^T + P U     S <- e^G_last S + U^T (e^(G_last - G) K)
+              U = X diag(beta) (V - e^G K S^T)     o = e^G Q S^T + P U     S <- e^G_last S + U^T (e^(G_last - G) K)
 
-A and P are those of lib/wy.py. Decode is memory-bound: the state once in and once out. Prefill is bound by the dots
-of a chunk, which follow each other.
+    factors     |chunks 0..15|chunks 16..31|chunks 32..|         the next chunks' beside those before
+    chunks                   |chunks 0..15 |chunks 16..31|...    (`segment`, programmatic dependent launch)
+
+Tokens of f32 are multiplied as lib/wy.py says, K and Q as they came. Tokens of half precision and S are f16 here. k and
+q are brought into range by a power of two a row, where a bf16 is exact. S, R = beta (V - ...), X and U are sums of two
+f16, with a power of two a value channel and chunk: 22 bits of the largest of a chunk, in seven passes over the tensor
+cores instead of twelve. Where a state ends so far below what its last chunk held that this is too coarse, its V block
+keeps the old state and runs again token by token: every row of S carries a bound.
+
+Decode is memory-bound: the state once in and once out. Prefill is bound by a chunk's dots, which follow each other.
 """
 
 from dataclasses import dataclass
@@ -280,9 +289,9 @@ def gdn_prefill(
     check_heads("gdn_prefill", tensors, (A, dt_bias, state), head_map)
     sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
     overlap = has_pdl(v.device)
-    # two stages of a chunk's tiles are 129 KiB
-    stages = 2 if shared_memory(v.device) > 160 << 10 else 1
-    default = Config(num_stages=stages, segment=16 * overlap) if T >= CHUNKED_FROM else SLOW
+    # a stage of a chunk's tiles is 64 KiB, of f32 more
+    stages = min(3, max(1, shared_memory(v.device) // (66 << 10))) if v.dtype != torch.float32 else 1
+    default = Config(num_stages=stages, segment=32 * overlap) if T >= CHUNKED_FROM else SLOW
     config = config or pick("gdn_prefill", default, v.device, **sizes, V=V)
     row = {name: rows("gdn_prefill", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)

@@ -48,6 +48,8 @@ def _prefill(
     TYPE_K: tl.constexpr,
     TYPE_V: tl.constexpr,
     GATED: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     i_h, i_m = tl.program_id(0).to(tl.int64), tl.num_programs(1) - 1 - tl.program_id(1)
     o_t, o_s = i_m * BM + tl.arange(0, BM), tl.arange(0, BS)
@@ -65,10 +67,24 @@ def _prefill(
     begin = tl.maximum(tl.where(window > 0, first + i_m * BM - window + 1, 0), 0)
     end = first + tl.minimum((i_m + 1) * BM, T)
 
+    # tiles that all queries of the program see need no mask; the others, on both sides of them, follow
+    seen_from = begin
+    if WINDOWED:
+        last_low = tl.maximum(first + tl.minimum((i_m + 1) * BM, T) - window, 0)
+        seen_from += tl.cdiv(last_low - begin, BS) * BS
+    seen_to = begin + (first + i_m * BM + 1 - begin) // BS * BS
+    seen_to = tl.maximum(seen_to, seen_from)
     b_m = tl.full((BM,), LOWEST, tl.float32)
     b_l = tl.zeros((BM,), tl.float32)
     b_acc = tl.zeros((BM, D), tl.float32)
-    for i_s in range(begin, end, BS):
+    for i_s in tl.range(seen_from, seen_to, BS, num_stages=STAGES):
+        p_row = (i_s + o_s).to(tl.int64)
+        b_k = load_rows(p_k + p_row * s_k_s, None, FORMAT_K, D, TYPE_K)
+        b_v = load_rows(p_v + p_row * s_v_s, None, FORMAT_V, D, TYPE_V)
+        b_m, b_l, b_acc = attend(b_q, b_k, b_v, None, scale, b_m, b_l, b_acc)
+    early = (seen_from - begin) // BS
+    for i_n in tl.range(0, early + tl.cdiv(end - seen_to, BS), num_stages=1):
+        i_s = tl.where(i_n < early, begin + i_n * BS, seen_to + (i_n - early) * BS)
         o_row = i_s + o_s
         m_s = o_row < end
         b_k = load_rows(p_k + o_row.to(tl.int64) * s_k_s, m_s, FORMAT_K, D, TYPE_K)
@@ -111,7 +127,7 @@ def prefill_attention(
         cache_v, cache_v.stride(0), cache_v.stride(1), start, gate, *gate_strides, out,
         T, H, window, LOG2E / D**0.5, G=H // Hkv, D=D, BM=BM, BS=rows_in_tile(config.BLOCK_S, q.dtype),
         FORMAT_K=format_k, FORMAT_V=format_v, TYPE_K=product_type(q.dtype, format_k),
-        TYPE_V=product_type(q.dtype, format_v), GATED=gate is not None,
+        TYPE_V=product_type(q.dtype, format_v), GATED=gate is not None, WINDOWED=window > 0, STAGES=config.num_stages,
         num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.dependent import begin as wait
-from .lib.dependent import early
+from .lib.early import begin as wait
+from .lib.early import early
 
 
 @dataclass(frozen=True)

@@ -263,7 +263,8 @@ def tree_gdn(
         trees = f"parents {tuple(parents.shape)}, ancestors {tuple(ancestors.shape)}"
         raise ValueError(f"tree_gdn knows {', '.join(STRATEGIES)} over trees of [B, T], not '{strategy}', {trees}")
     sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
-    config = config or pick("tree_gdn", Config(), v.device, **sizes, V=V, strategy=strategy)
+    default = Config(factor_warps=8 if 16 < T <= 32 else 4)
+    config = config or pick("tree_gdn", default, v.device, **sizes, V=V, strategy=strategy)
     row = {name: rows("tree_gdn", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
     BV, tiled = min(config.BLOCK_V, V), head_map == "tiled"

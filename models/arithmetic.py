@@ -1,11 +1,12 @@
 """How a model's matrices meet its activations: the ops, the number types, the products every layer is made of."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
 from .ops import Ops
-from .streams import side_by_side
+from .streams import at_once
 from .weights import Weight
 
 
@@ -60,10 +61,9 @@ class Arithmetic:
         def parts(some: tuple[Weight, ...]) -> list[torch.Tensor]:
             return [part for weight in some for part in self.linear(x, weight).split(weight.parts, 1)]
 
-        if len(weights) == 1:
-            return parts(weights)
-        first, others = side_by_side(x.device, lambda: parts(weights[:1]), lambda: parts(weights[1:]))
-        return first + others
+        groups = [group for group in (weights[:1], weights[1:]) if group]
+        found = at_once(x.device, [partial(parts, group) for group in groups])
+        return [part for some in found for part in some]
 
     def mlp(self, x: torch.Tensor, gate_up: tuple[Weight, ...], down: Weight, h: torch.Tensor) -> torch.Tensor:
         """h + down(silu(gate x) * up x)."""

@@ -1,32 +1,35 @@
-"""Two things that do not need each other, at once: small launches fill the gaps that large ones leave."""
+"""Things that do not need each other, at once: small launches fill the gaps that large ones leave."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
-A = TypeVar("A")
-B = TypeVar("B")
+T = TypeVar("T")
 
 
 @functools.cache
-def _other(device: torch.device) -> torch.cuda.Stream:
+def _branch(device: torch.device, number: int) -> torch.cuda.Stream:
     return torch.cuda.Stream(device)
 
 
-def side_by_side(device: torch.device, one: Callable[[], A], other: Callable[[], B]) -> tuple[A, B]:
-    """What both give; on a GPU `other` runs on a stream of its own, in a captured graph on a branch of its own.
+def at_once(device: torch.device, jobs: Sequence[Callable[[], T]]) -> list[T]:
+    """What each job gives. On a GPU all but the first run on streams of their own, in a captured graph on branches.
 
-    What follows waits for both, and the next `other` for all that came before it: so memory of either may be used and
-    given back as if there were one stream.
+    What follows waits for all of them, and a branch for all that came before it: so memory of any may be used and given
+    back as if there were one stream.
     """
-    if device.type != "cuda":
-        return one(), other()
-    usual, branch = torch.cuda.current_stream(device), _other(device)
-    branch.wait_stream(usual)
-    with torch.cuda.stream(branch):
-        second = other()
-    first = one()
-    usual.wait_stream(branch)
-    return first, second
+    if device.type != "cuda" or len(jobs) == 1:
+        return [job() for job in jobs]
+    usual, found = torch.cuda.current_stream(device), list[T]()
+    branches = [_branch(device, number) for number in range(1, len(jobs))]
+    for branch in branches:
+        branch.wait_stream(usual)
+    for branch, job in zip(branches, jobs[1:], strict=True):
+        with torch.cuda.stream(branch):
+            found.append(job())
+    found.insert(0, jobs[0]())
+    for branch in branches:
+        usual.wait_stream(branch)
+    return found

@@ -10,6 +10,7 @@ accepted path comes back as its Trail:
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 
@@ -18,9 +19,12 @@ from .arithmetic import PRECISIONS, Arithmetic
 from .ops import Ops, table
 from .qwen35 import Config
 from .state import Cache, DeltaState, State
+from .streams import at_once
 from .weights import Rows, Weight, arrange, gate_up, join
 
 Take = Callable[[str], Rows]
+# layers that are committed at once
+COMMITS = 4
 
 
 @dataclass(frozen=True)
@@ -183,14 +187,21 @@ def commit(
     """Move the state down the accepted path: path [1, D] i32, nodes from the root, then -1; length: [1] i32 of them;
     following: [1] i32, the root of the next step."""
     ops, deltas = model.do.ops, iter(trail.deltas)
-    for layer, held in zip(model.layers, state.layers, strict=True):
-        if isinstance(layer.mixer, Delta) and isinstance(held, DeltaState):
-            u, k, v, a, b, saved = next(deltas)
-            gates = (a, b, layer.mixer.A, layer.mixer.dt_bias, held.delta)
-            ops.gdn_commit(k, v, *gates, saved, path, length, strategy, model.config.head_map)
-            ops.conv_commit(u, held.conv, path, length)
-        elif isinstance(held, Cache):
-            ops.kv_move(held.keys, held.values, path[0], length, state.start)
+    saved = [next(deltas) if isinstance(held, DeltaState) else () for held in state.layers]
+
+    def layers(some: range) -> None:
+        for i in some:
+            mixer, held = model.layers[i].mixer, state.layers[i]
+            if isinstance(mixer, Delta) and isinstance(held, DeltaState):
+                u, k, v, a, b, kept = saved[i]
+                gates = (a, b, mixer.A, mixer.dt_bias, held.delta)
+                ops.gdn_commit(k, v, *gates, kept, path, length, strategy, model.config.head_map)
+                ops.conv_commit(u, held.conv, path, length)
+            elif isinstance(held, Cache):
+                ops.kv_move(held.keys, held.values, path[0], length, state.start)
+
+    # no layer's state needs another's
+    at_once(path.device, [partial(layers, range(i, len(saved), COMMITS)) for i in range(COMMITS)])
     record(model, state, batch.tokens, trail, path[0], length, following)
 
 

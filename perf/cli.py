@@ -5,6 +5,7 @@ import sys
 import time
 from dataclasses import replace
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -369,6 +370,8 @@ def port(
     from . import port as bringing
     from . import port_report
 
+    if tune and find_spec("optuna") is None:
+        raise fail("tuning needs optuna; pip install 'draftwood[tune]', or leave it out: --tune 0")
     if rehearse:
         order = bringing.rehearsal(Path(rehearse), times)
     elif torch.cuda.is_available():
@@ -495,7 +498,6 @@ def test(ctx: typer.Context) -> None:
     """Run the test suite of a checkout; further arguments go to pytest (draftwood test -k tree -x)."""
     import os
     import subprocess
-    from importlib.util import find_spec
 
     from .bench import RESULTS
 

@@ -107,7 +107,7 @@ def run(study: Study, device: torch.device, folder: str) -> Iterator[dict[str, A
             name = f"{strategy}/{dtype}"
             row["state"][name] = _apart(state, truth)
             row["o"][name] = _apart(o[:, nodes.to(device)], exact)
-            row["worst"][name] = torch.stack([_apart(s, t) for s, t in zip(state[0], truth[0], strict=True)]).max()
+            row["worst"][name] = _apart(state[0], truth[0], (-2, -1)).max()
         yield row
 
 
@@ -134,9 +134,10 @@ def _chain(rows: Inputs, weights: Inputs, state: torch.Tensor) -> torch.Tensor:
     return o
 
 
-def _apart(got: torch.Tensor, want: torch.Tensor) -> torch.Tensor:
-    """The error's rms over the truth's, still on the device."""
-    return (got.double() - want).square().mean().sqrt() / want.square().mean().sqrt().clamp_min(1e-300)
+def _apart(got: torch.Tensor, want: torch.Tensor, over: tuple[int, ...] | None = None) -> torch.Tensor:
+    """The error's rms over the truth's, of all or `over` these dimensions, still on the device."""
+    error, size = (got.double() - want).square().mean(over), want.square().mean(over)
+    return (error / size.clamp_min(1e-300)).sqrt()
 
 
 def study_rows(study: Study, device: torch.device, folder: str, console: Console | None = None) -> list[dict[str, Any]]:

@@ -138,15 +138,23 @@ def build(setting: Setting) -> Bench:
     return Bench(setting, model, dflash.assemble(drafts, take, setting.device, precision, setting.impl))
 
 
-def precompile(setting: Setting, contexts: tuple[int, ...], budgets: tuple[int, ...], jobs: int) -> None:
-    """Have every step's kernels compiled, a step a process: `entries` finds them in the compiler's cache on disk."""
+def precompile(setting: Setting, contexts: tuple[int, ...], budgets: tuple[int, ...], jobs: int) -> Callable[[], None]:
+    """Have every step's kernels compiled, a step a process: `entries` finds them in the compiler's cache on disk. What
+    is returned waits until all are."""
     few = replace(setting.model, L=4, recurrent=setting.model.recurrent[:4])
-    work = [(precision, "ar") for precision in {setting.precision, "exact"}]
-    work += [(setting.precision, name) for name in (*(f"tree {budget}" for budget in budgets), "chain 15")]
-    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        given = [(replace(setting, model=few, precision=precision), contexts, name) for precision, name in work]
-        for done in [pool.submit(_step_once, *arguments) for arguments in given]:
-            done.result()
+    work = [(precision, "ar") for precision in sorted({setting.precision, "exact"})]
+    # the widest trees take longest
+    work += [(setting.precision, name) for name in (*(f"tree {n}" for n in sorted(budgets, reverse=True)), "chain 15")]
+    pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
+    given = [(replace(setting, model=few, precision=precision), contexts, name) for precision, name in work]
+    begun = [pool.submit(_step_once, *arguments) for arguments in given]
+
+    def wait() -> None:
+        for one in begun:
+            one.result()
+        pool.shutdown()
+
+    return wait
 
 
 def _step_once(setting: Setting, contexts: tuple[int, ...], name: str) -> None:
@@ -242,10 +250,18 @@ def steps(bench: Bench, held: State, context: int, budgets: tuple[int, ...]) -> 
 
 
 def entries(
-    setting: Setting, contexts: tuple[int, ...], budgets: tuple[int, ...], replays: int = 30, traced: bool = True
+    setting: Setting,
+    contexts: tuple[int, ...],
+    budgets: tuple[int, ...],
+    replays: int = 30,
+    traced: bool = True,
+    jobs: int = 0,
 ) -> Iterator[dict[str, Any]]:
     """One row a step and context, as it is measured."""
+    compiled = precompile(setting, contexts, budgets, jobs) if jobs else None
     bench, device = build(setting), setting.device
+    if compiled:
+        compiled()
     rate = timer.bandwidth(device)["read"]
     for context in contexts:
         held = bench.state(context)

@@ -87,21 +87,23 @@ def bench_model(
     device = torch.device("cuda")
     setting = model.Setting(qwen35.FAMILY[synthetic], device, mix, precision.value, (kv.value, kv.value))
     rows: list[dict[str, Any]] = []
-    with err.status("compiling") as status:
-        if jobs:
-            model.precompile(setting, _numbers(contexts), _numbers(budgets), jobs)
-        status.update("making weights")
-        for row in model.entries(setting, _numbers(contexts), _numbers(budgets), replays):
+    machine = timer.machine(device)
+
+    def keep() -> None:
+        if save:
+            bench.save("model", machine, "draftwood " + " ".join(sys.argv[1:]), rows)
+
+    with err.status("making weights, compiling") as status:
+        for row in model.entries(setting, _numbers(contexts), _numbers(budgets), replays, jobs=jobs):
             rows.append(row)
             status.update(f"{row['case']['step']} at {row['case']['context']}: {row['ms']['p50']} ms")
+        keep()
         if beside:
             status.update("making transformers' weights")
             torch.cuda.empty_cache()
             rate = timer.bandwidth(device)["read"]
             rows += peers.entries(setting.model, device, rate, _numbers(contexts)[:1])
-    machine = timer.machine(device)
-    if save:
-        bench.save("model", machine, "draftwood " + " ".join(sys.argv[1:]), rows)
+            keep()
     if as_json:
         print(json.dumps({"machine": machine.as_dict(), "results": rows}, indent=1))
         return

@@ -26,7 +26,7 @@ from ..models import decode, draft_files, export, gguf, qwen35, shipped, target_
 from ..models import draft as dflash
 from ..models import target as qwen
 from ..models.arithmetic import PRECISIONS, Precision
-from ..models.decode import Plan
+from ..models.decode import MODES, Plan
 from ..models.draft import Draft
 from ..models.generate import Generator
 from ..models.state import State, fresh
@@ -83,6 +83,11 @@ def spread(tokens: Sequence[int], count: int, length: int) -> list[list[int]]:
     """`count` stretches of `length`, evenly from the first token to the last."""
     gap = (len(tokens) - length) / max(count - 1, 1)
     return [list(tokens[round(i * gap) :][:length]) for i in range(count)]
+
+
+def length_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Without times: those are of the study modes alone, which runs by itself."""
+    return {"accept_length": row["accept_length"]}
 
 
 class Bench:
@@ -189,7 +194,7 @@ class Bench:
         for kv in pairs:
             row, _ = self.decoded(Plan("tree"), kv)
             found = {f"perplexity_{length}": self.perplexity(kv, length, texts) for length in lengths}
-            yield {"keys": kv[0], "values": kv[1], **found, "accept_length": row["accept_length"]}
+            yield {"keys": kv[0], "values": kv[1], **found, **length_of(row)}
 
     def weights(self, length: int, texts: int = 2) -> Iterator[dict[str, Any]]:
         """Files that do not ship are made on the way from the F16 target and the BF16 draft."""
@@ -200,10 +205,10 @@ class Bench:
                 row, _ = self.decoded(Plan("tree"), target=model)
                 found = self.perplexity(("f16", "f16"), length, texts, model)
                 size = file.stat().st_size
-                yield {"target": name, "draft": "bf16", "bytes": size, f"perplexity_{length}": found, **row}
+                yield {"target": name, "draft": "bf16", "bytes": size, f"perplexity_{length}": found, **length_of(row)}
             for name, file in self._drafts(Path(made)):
                 row, _ = self.decoded(Plan("tree"), draft=load_draft(s, file))
-                yield {"target": "f16", "draft": name, "bytes": file.stat().st_size, **row}
+                yield {"target": "f16", "draft": name, "bytes": file.stat().st_size, **length_of(row)}
 
     def _targets(self, folder: Path) -> Iterator[tuple[str, Path]]:
         whole = gguf.load(shipped.target(folder=self.setting.folder))
@@ -230,7 +235,7 @@ class Bench:
         """Accept length with each strategy; perplexity of a text whose every token went through trees and commits."""
         for strategy in STRATEGIES:
             row, _ = self.decoded(Plan("tree", strategy=strategy))
-            yield {"strategy": strategy, f"perplexity_{length}": self.committed(strategy, length), **row}
+            yield {"strategy": strategy, f"perplexity_{length}": self.committed(strategy, length), **length_of(row)}
 
     def committed(self, strategy: str, length: int) -> float:
         """Perplexity of a text that a draft knows: each step gets its next tokens right, a few of them, and then errs;
@@ -278,7 +283,7 @@ class Bench:
             tie = TIES[self.setting.impl]
             equal, lost = len(gaps) - len(parted), sum(gap > tie for gap in parted)
             counts = {"prompts": prompts, "tokens": tokens, "equal": equal, "ties": len(parted) - lost, "lost": lost}
-            yield {"mode": name, **counts, "largest_gap": max(parted, default=0.0), "tie": tie, **row}
+            yield {"mode": name, **counts, "largest_gap": max(parted, default=0.0), "tie": tie, **length_of(row)}
 
     def _gap(self, prompt: list[int], one: list[int], other: list[int]) -> float | None:
         """How far apart the target's logits are where two texts part; None where they do not."""
@@ -294,7 +299,7 @@ class Bench:
 
 def save(machine: timer.Machine, command: str, found: Mapping[str, list[dict[str, Any]]], home: Path = RESULTS) -> Path:
     """Write the studies into pair/studies.json of this machine, one row a line; those of other calls that stand there
-    stay. The ranks go to ranks.json beside it, as `draftwood budget --accept` reads them."""
+    stay. Ranks go to ranks.json beside it and step times to costs.json, as `draftwood budget` reads them."""
     file = home / machine.gpu / "pair" / "studies.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     held = json.loads(file.read_text())["studies"] if file.exists() else {}
@@ -307,4 +312,12 @@ def save(machine: timer.Machine, command: str, found: Mapping[str, list[dict[str
     file.write_text('{"schema": 1, "studies": {\n' + ",\n".join(parts) + "\n}}\n")
     for row in found.get("ranks", ()):
         (file.parent / "ranks.json").write_text(json.dumps(row) + "\n")
+    if times := found.get("modes"):
+        (file.parent / "costs.json").write_text(json.dumps(costs(machine.gpu, times)) + "\n")
     return file
+
+
+def costs(gpu: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Microseconds of a step by the rows that it verifies: the nodes and their root."""
+    us = {mode: {r["budget"] + 1: round(1e3 * r["ms_a_step"], 1) for r in rows if r["mode"] == mode} for mode in MODES}
+    return {"gpu": gpu, "tree_us": us["ar"] | us["tree"], "chain_us": us["ar"] | us["chain"]}

@@ -220,14 +220,22 @@ def _coarsest(*dtypes: torch.dtype) -> float:
 
 
 def _apart(where: str, got: torch.Tensor, want: torch.Tensor, eps: float | torch.Tensor) -> Iterator[Mismatch]:
-    """The worst element that lies further apart than eps (one, or one a row) of its size plus the tensor's rms."""
+    """The worst element that lies further apart than eps (one, or one a row) of its size plus the tensor's rms, or the
+    rms of its own row where that is larger: what a sum loses is of the size of its terms, also where they cancel.
+
+    (Of 10,000 trees, one with a row 1.7 times the tensor's rms: f32 in the order of the recurrence is 9 ulps off f64,
+    f32 in blocks 21.)
+    """
     if not got.numel():
         return
     got, want = got.double(), want.double()
     if isinstance(eps, torch.Tensor):
         eps = eps.view(-1, *[1] * (got.dim() - 1))
     finite = want.isfinite()
-    rms = want.where(finite, 0).square().mean().sqrt()
+    power = want.where(finite, 0).square()
+    # a row is a head's: its channels, or its whole state
+    row = power.mean((-2, -1) if got.dim() > 3 else -1, keepdim=True)
+    rms = torch.maximum(row, power.mean()).sqrt()
     excess = (got - want).abs() - eps * (want.abs() + rms)
     excess = excess.where(finite & got.isfinite(), (got != want).double()).where(~(got.isnan() & want.isnan()), 0)
     if excess.max() > 0:

@@ -25,8 +25,9 @@ def ring_rows(
 
 
 def _inputs(case: Case, generator: torch.Generator) -> Inputs:
-    start, behind = case["start"], case["behind"]
-    drafted = max(0, start - behind)
+    start = case["start"]
+    # from none to all of `behind`
+    drafted = max(0, start - int(torch.randint(0, case["behind"] + 1, (1,), generator=generator)))
     return {
         "drafted": torch.tensor([drafted], dtype=torch.int32),
         "start": torch.tensor([start], dtype=torch.int32),
@@ -48,7 +49,7 @@ SPEC = Spec(
         Dim("N", 1, 1 << 18, fuzz=20, doc="rows of the ring"),
         Dim("B", 1, 1024, fuzz=20, doc="rows of a block"),
         Dim("start", 0, 1 << 30, fuzz=50, doc="committed rows"),
-        Dim("behind", 0, 1 << 30, fuzz=20, doc="of them, not yet in the ring"),
+        Dim("behind", 0, 1 << 30, fuzz=20, doc="of them, not yet in the ring, at most"),
     ),
     inputs=_inputs,
     outputs=("positions", "slots", "begin"),

@@ -53,7 +53,8 @@ def _torch(inputs: Inputs) -> Callable[[], Any]:
 
 def _cost(case: Case) -> Cost:
     rows = min(case["D"], case["T"], case["length"])
-    return Cost(bytes=rows * case["E"] * (DTYPES[case["dtype"]].itemsize + DTYPES[case["ring"]].itemsize))
+    width = DTYPES[case["dtype"]].itemsize + DTYPES[case["ring"]].itemsize
+    return Cost(bytes=rows * case["E"] * width + 4 * rows + 8)
 
 
 _SMALL = case(T=9, E=64, R=12, D=6, length=4, start=3, gap=0, dtype="f32", ring="bf16")

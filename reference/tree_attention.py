@@ -242,6 +242,23 @@ SPEC = Spec(
             ),
         ),
         "edge": (
+            *_both(_SMALL.but(T=2, H=6, Hkv=1, D=256, context=70, dtype="bf16", gate=True), "q4_0", "tq3_0"),
+            _SMALL.but(
+                T=4, H=3, Hkv=1, D=256, context=200, dtype="f16", scores="sharp", format_k="q8_0", format_v="q8_0"
+            ),
+            _SMALL.but(
+                T=6,
+                H=4,
+                Hkv=1,
+                D=256,
+                context=150,
+                window=75,
+                tree="padded",
+                dtype="bf16",
+                format_k="f16",
+                format_v="q4_0",
+            ),
+            _SMALL.but(T=3, H=2, Hkv=1, D=256, context=64, dtype="f16", format_k="tq3_0", format_v="f16"),
             _SMALL.but(T=1, H=1, Hkv=1, D=32, context=0, spare=0, tree="chain"),
             _SMALL.but(T=1, H=3, Hkv=1, context=1, gate=True, tree="chain", format_k="q4_0", format_v="q8_0"),
             _SMALL.but(T=9, context=63, tree="star", dtype="f16"),

@@ -123,13 +123,14 @@ def test_a_text_that_goes_through_trees_and_commits_has_the_perplexity_it_has_al
 
 def test_studies_are_saved_one_row_a_line_and_others_stay(tmp_path):
     machine = timer.machine(CPU)
-    row = {"mode": "tree", "accept_length": 5.0}
+    row = {"mode": "tree", "budget": 22, "accept_length": 5.0, "ms_a_step": 0.37}
     pair.save(machine, "draftwood pair modes", {"modes": [row, row]}, tmp_path)
     ranks = {"name": "x", "hits": [[1]], "offers": [[2]]}
     file = pair.save(machine, "draftwood pair ranks", {"ranks": [ranks], "caches": [row]}, tmp_path)
     held = json.loads(file.read_text())["studies"]
     assert held["modes"]["rows"] == [row, row] and held["caches"]["made"]["command"] == "draftwood pair ranks"
     assert json.loads((file.parent / "ranks.json").read_text()) == ranks
+    assert budget.costs(json.loads((file.parent / "costs.json").read_text())) == ({23: 370.0}, {})
 
 
 def test_stretches_reach_from_the_first_token_to_the_last():

@@ -187,6 +187,54 @@ def test_ten_thousand_trees_attend_by_path_in_the_reference():
         assert mismatch is None, f"{case.id} seed {seed}: {mismatch}"
 
 
+def some_trees(count: int, slots: int, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """`count` random trees of 1 .. slots nodes side by side: ancestors [T, T], and each node's path from its root
+    [T, slots], filled up with -1. Slots without a node have no ancestors and no path."""
+    ancestors, paths = np.zeros((count * slots,) * 2, np.uint8), np.full((count * slots, slots), -1)
+    for first in range(0, count * slots, slots):
+        for node in range(generator.integers(1, slots + 1)):
+            path = paths[first + generator.integers(node)] if node else paths[first]
+            depth = int((path >= 0).sum()) if node else 0
+            paths[first + node, : depth + 1] = [*path[:depth], first + node]
+            ancestors[first + node, paths[first + node, : depth + 1]] = 1
+    return torch.from_numpy(ancestors).to(target()), torch.from_numpy(paths).to(target())
+
+
+@pytest.mark.parametrize(
+    "trees", [2, pytest.param(TREES, marks=pytest.mark.long)], ids=["two trees", "ten thousand trees"]
+)
+def test_every_node_of_random_trees_attends_as_its_path_alone_does_in_the_kernel(trees):
+    if trees == TREES and target() != "cuda":
+        pytest.skip("ten thousand trees take the interpreter an hour; the reference takes them below")
+    generator, slots, side = np.random.default_rng(0), 8, 1 if trees < TREES else 3
+    formats = [("f16", "f16")] if trees < TREES else [(x, x) for x in caches.FORMATS] + [("q8_0", "tq3_0")]
+    rounds = -(-trees // (side * len(formats)))
+    for format_k, format_v in formats:
+        T, context = side * slots, 8 if trees < TREES else 150
+        sizes = {"H": 6, "D": 64 if trees < TREES else 256, "T": T, "context": context, "tree": "chain", "dtype": "f16"}
+        inputs = drawn(**sizes, format_k=format_k, format_v=format_v)
+        q = inputs["q"].double() / inputs["q"].shape[2] ** 0.5
+        k, v = (
+            caches.values(inputs[f"cache_{x}"], format)[0].double() for x, format in (("k", format_k), ("v", format_v))
+        )
+        committed = torch.einsum("thd,sd->ths", q, k[:context])
+        rule = SPEC.tolerances(SMALL.but(**sizes, format_k=format_k, format_v=format_v))["out"]
+        slack = 2 * (rule.ulps * torch.finfo(rule.compute).eps + torch.finfo(torch.float16).eps)
+        for _ in range(rounds):
+            inputs["ancestors"], paths = some_trees(side, slots, generator)
+            rows = context + paths.clamp(min=0)
+            own = torch.einsum("thd,tpd->thp", q, k[rows]).masked_fill((paths < 0)[:, None], -torch.inf)
+            p = torch.cat((committed, own), 2).softmax(2)
+            want = torch.einsum("ths,sd->thd", p[:, :, :context], v[:context])
+            want += torch.einsum("thp,tpd->thd", p[:, :, context:], v[rows])
+            want *= (paths[:, :1] >= 0)[:, :, None]
+            got = kernel(**inputs).double()
+            wrong = ~((got - want).abs() <= slack * (want.abs() + want.square().mean().sqrt()))
+            assert not bool(wrong.any()), (
+                f"{format_k} {format_v}: node {int(wrong.nonzero()[0][0])} of {paths.tolist()}"
+            )
+
+
 def test_the_mask_of_a_tree_is_its_ancestors_and_that_of_a_block_all_ones():
     generator = torch.Generator().manual_seed(0)
     assert torch.equal(mask("chain", 4, generator), torch.ones(4, 4, dtype=torch.uint8).tril())

@@ -31,8 +31,10 @@ def folder(device: torch.device) -> str:
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 2 for the interpreter, so that shares differ there too."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+    """Multiprocessors of a GPU, 132 of one that is not here; 2 for the interpreter, so that shares differ there too."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 2 if device.type == "cpu" else 132
 
 
 def has_ptx(device: torch.device) -> bool:
@@ -56,13 +58,19 @@ def has_much_shared(device: torch.device) -> bool:
     return _capability(device) // 10 in (9, 10)
 
 
-def _capability(device: torch.device) -> int:
-    """90 for sm90; 0 where kernels are not compiled for NVIDIA. The driver is asked, not the tensor's device: a launch
-    may be compiled for a GPU that is not here."""
+def compiled_for(device: torch.device) -> str:
+    """sm90, gfx942; nothing in the interpreter. The driver is asked, not the tensor's device: a launch may be compiled
+    for a GPU that is not here."""
     if device.type == "cpu" or isinstance(_probe, InterpretedFunction):
-        return 0
+        return ""
     target = triton.runtime.driver.active.get_current_target()
-    return target.arch if target.backend == "cuda" else 0
+    return f"sm{target.arch}" if target.backend == "cuda" else str(target.arch)
+
+
+def _capability(device: torch.device) -> int:
+    """90 for sm90; 0 where kernels are not compiled for NVIDIA."""
+    name = compiled_for(device)
+    return int(name[2:]) if name.startswith("sm") else 0
 
 
 def multiply(precision: str, device: torch.device) -> str:

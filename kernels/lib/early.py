@@ -8,9 +8,12 @@ still be writing, and whoever comes after it may start at once. What two launche
 second may read before its wait what the first does not write, for all before the first is done by then.
 """
 
+import torch
 import triton
 import triton.language as tl
 from triton.language.extra import cuda
+
+from .device import has_pdl
 
 
 @triton.jit
@@ -46,3 +49,19 @@ def wait():
 def release():
     """The next launch may start as soon as every program of this one came here or ended."""
     cuda.gdc_launch_dependents()
+
+
+@triton.jit
+def begin(EARLY: tl.constexpr):
+    """As `wait`, but the next launch may start at once: for launches of few programs, which leave it room on the GPU.
+
+    Every program calls it, or the next launch would not know that those before this one are done.
+    """
+    if EARLY:
+        release()
+        cuda.gdc_wait()
+
+
+def early(device: torch.device) -> dict[str, bool]:
+    """What a launch of a kernel that calls `begin` takes besides its own arguments."""
+    return {"EARLY": True, "launch_pdl": True} if has_pdl(device) else {"EARLY": False}

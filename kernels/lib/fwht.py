@@ -48,17 +48,21 @@ def pairwise_sum(b_x):
 
 
 @triton.jit
-def _transform(b_x, TYPE: tl.constexpr):
+def _odd(b_bits):
+    """Whether the number of bits set below 128 is odd."""
+    b_bits ^= b_bits >> 4
+    b_bits ^= b_bits >> 2
+    return (b_bits ^ b_bits >> 1) & 1
+
+
+@triton.jit
+def _transform(b_x, o_n, TYPE: tl.constexpr):
     """[R, 128] of TYPE -> H of each row, f32: by butterflies in f32, else as a product with the matrix."""
     if tl.float32 == TYPE:
         b_y = fwht(b_x)
     else:
-        o_i = tl.arange(0, 128)
-        b_bits = o_i[:, None] & o_i[None, :]
-        b_bits ^= b_bits >> 4
-        b_bits ^= b_bits >> 2
-        b_bits ^= b_bits >> 1
-        b_y = tl.dot(b_x, tl.where((b_bits & 1) == 1, -1.0, 1.0).to(TYPE)) * NORM
+        b_h = tl.where(_odd(o_n[:, None] & o_n[None, :]) == 1, -1.0, 1.0)
+        b_y = tl.dot(b_x, b_h.to(TYPE)) * NORM
     return b_y
 
 
@@ -68,7 +72,7 @@ def rotate(b_x, o_n, TYPE: tl.constexpr):
     R: tl.constexpr = b_x.shape[0]
     D: tl.constexpr = b_x.shape[1]
     b_x = signed(tl.reshape(b_x.to(TYPE), (R * D // 128, 128)), o_n[None, :], False)
-    return tl.reshape(signed(_transform(b_x, TYPE), o_n[None, :], True), (R, D))
+    return tl.reshape(signed(_transform(b_x, o_n, TYPE), o_n[None, :], True), (R, D))
 
 
 @triton.jit
@@ -77,4 +81,4 @@ def unrotate(b_y, o_n, TYPE: tl.constexpr):
     R: tl.constexpr = b_y.shape[0]
     D: tl.constexpr = b_y.shape[1]
     b_y = signed(tl.reshape(b_y.to(TYPE), (R * D // 128, 128)), o_n[None, :], True)
-    return tl.reshape(signed(_transform(b_y, TYPE), o_n[None, :], False), (R, D))
+    return tl.reshape(signed(_transform(b_y, o_n, TYPE), o_n[None, :], False), (R, D))

@@ -14,11 +14,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import processors
+from .device import processors, shared_memory
 from .workspace import counters
 
 # rows of W a program, columns a block, blocks on their way, warps, programs a multiprocessor
-SHAPE = (64, 128, 4, 4, 3)
+SHAPE = (32, 256, 3, 4, 3)
 PAIRED = (32, 128, 4, 4, 3)
 
 
@@ -112,6 +112,9 @@ def multiply(
     (M, N), K = out.shape, x.shape[1]
     BN, BK, stages, warps, resident = shape or (PAIRED if swiglu else SHAPE)
     BM = min(64, max(16, triton.next_power_of_2(M)))
+    # blocks of fewer columns where a program has less shared memory, with some to spare for the end
+    while (BM + BN * (2 if swiglu else 1)) * BK * 2 * stages > shared_memory(x.device) - 4096 and BK > 32:
+        BK //= 2
     tiles, blocks = triton.cdiv(N, BN), triton.cdiv(M, BM)
     # no share shorter than what is on its way at once
     split = max(1, min(resident * processors(x.device) // (tiles * blocks), triton.cdiv(K, BK) // (2 * stages)))

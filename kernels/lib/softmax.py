@@ -15,11 +15,12 @@ LOG2E = 1.4426950408889634
 
 @triton.jit
 def attend(b_q, b_k, b_v, m, scale, b_m, b_l, b_acc):
-    """b_q [BM, D], b_k [BS, D] of one type, b_v [BS, D], m [BM, BS] or broadcastable: what each query sees."""
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee") * scale
-    b_s = tl.where(m, b_s, float("-inf"))  # [BM, BS]
-    b_top = tl.maximum(b_m, tl.max(b_s, 1))
-    b_p = tl.exp2(b_s - b_top[:, None])
+    """b_q [BM, D], b_k [BS, D] of one type, b_v [BS, D], m [BM, BS] or broadcastable: what queries see, if not all."""
+    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+    if m is not None:
+        b_s = tl.where(m, b_s, float("-inf"))  # [BM, BS]
+    b_top = tl.maximum(b_m, tl.max(b_s, 1) * scale)
+    b_p = tl.exp2(b_s * scale - b_top[:, None])
     b_old = tl.exp2(b_m - b_top)
     b_l = b_l * b_old + tl.sum(b_p, 1)
     b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc * b_old[:, None], input_precision="ieee")

@@ -44,4 +44,16 @@ MUTANTS = (
         bug="the output of a tq3_0 cache is left rotated",
         changes=((KERNEL, "b_o = unrotate(b_o, columns(FORMAT_V, 128), TYPE_V)", "b_o = b_o * 1.0"),),
     ),
+    Mutant(
+        name="prefill_attention-diagonal-unmasked",
+        op="prefill_attention",
+        bug="the tile with a program's first own row counts as seen by all its queries",
+        changes=((KERNEL, "(first + i_m * BM + 1 - begin) // BS", "(first + i_m * BM + BS - begin) // BS"),),
+    ),
+    Mutant(
+        name="prefill_attention-window-unmasked",
+        op="prefill_attention",
+        bug="tiles at the window's edge count as seen by all queries",
+        changes=((KERNEL, "if WINDOWED:", "if False:"),),
+    ),
 )

@@ -3,6 +3,8 @@
 from ..mutation import Mutant
 
 KERNEL, SOFTMAX, ROWS = "kernels/tree_attention.py", "kernels/lib/softmax.py", "kernels/lib/cache_rows.py"
+KEYS, QUERIES, OPERANDS = "kernels/lib/keys_left.py", "kernels/lib/rows_left.py", "kernels/lib/operands.py"
+SHARE = "kernels/lib/share.py"
 
 MUTANTS = (
     Mutant(
@@ -15,26 +17,26 @@ MUTANTS = (
                 "    own = ancestors.bool()\n",
                 "    own = ancestors.bool().any(1, keepdim=True) & torch.ones(T, T, device=q.device).tril().bool()\n",
             ),
-            (KERNEL, "other=0) != 0  # [BM, BS]", "other=0) < 2\n        m = m & m_j & (o_j[None, :] <= i_t[:, None])"),
+            (SHARE, "T + o_j, mask=m, other=0) != 0)", "T + o_j, mask=m, other=0) < 2) & m & (o_j <= i_t)"),
         ),
     ),
     Mutant(
         name="tree_attention-tiled-heads",
         op="tree_attention",
         bug="query heads are dealt to the KV heads in turn",
-        changes=((KERNEL, "(i_kv * G + o_m % G)", "(o_m % G * tl.num_programs(2) + i_kv)"),),
+        changes=((QUERIES, "i_kv * G + o_m % G", "o_m % G * tl.num_programs(2) + i_kv"),),
     ),
     Mutant(
         name="tree_attention-window-short",
         op="tree_attention",
         bug="the window is a row short",
-        changes=((KERNEL, "first - window, 0)", "first - window + 1, 0)"),),
+        changes=((SHARE, "first - window, 0)", "first - window + 1, 0)"),),
     ),
     Mutant(
         name="tree_attention-row-twice",
         op="tree_attention",
-        bug="each split reads the first row of the next",
-        changes=((KERNEL, "m_s = i_s + o_s < end", "m_s = i_s + o_s <= end"),),
+        bug="each split reads the first tile of the next",
+        changes=((SHARE, "(i_split + 1) * whole // splits * BS", "((i_split + 1) * whole // splits + 1) * BS"),),
     ),
     Mutant(
         name="tree_attention-sums-kept",
@@ -46,25 +48,25 @@ MUTANTS = (
         name="tree_attention-splits-unweighed",
         op="tree_attention",
         bug="the splits are joined as if they had one maximum",
-        changes=((KERNEL, "b_w = tl.exp2(b_m - higher)", "b_w = tl.exp2(b_m - b_m)"),),
+        changes=((KERNEL, "b_w = b_l * tl.exp2(b_m - higher)", "b_w = b_l"),),
     ),
     Mutant(
         name="tree_attention-padding-attends",
         op="tree_attention",
         bug="padding gets what the committed rows say",
-        changes=((KERNEL, "(total == 0.0) | (own == 0)", "(total == 0.0)"),),
+        changes=((KERNEL, "(total == 0.0) | (tl.max(b_own) == 0)", "(total == 0.0)"),),
     ),
     Mutant(
         name="tree_attention-unwritten-row",
         op="tree_attention",
         bug="rows of padding are read and weighed with 0: NaN, if nobody ever wrote them",
-        changes=((KERNEL, "m_s = tl.max(m.to(tl.int32), 0) > 0", "m_s = o_j < T"),),
+        changes=((SHARE, "return (o_row < first) | (b_a != 0)", "return o_row - first < T"),),
     ),
     Mutant(
         name="tree_attention-columns-of-k",
         op="tree_attention",
         bug="the columns of V are put right by the order of K's",
-        changes=((KERNEL, "columns(FORMAT_V, D)", "columns(FORMAT_K, D)"),),
+        changes=((QUERIES, "columns(FORMAT_V, D)", "columns(FORMAT_K, D)"),),
     ),
     Mutant(
         name="tree_attention-nibble-offset",
@@ -77,5 +79,116 @@ MUTANTS = (
         op="tree_attention",
         bug="a NaN score counts as a hidden row: only the nonfinite oracle sees it",
         changes=((SOFTMAX, "b_s = tl.where(m, b_s,", "b_s = tl.where(m & (b_s == b_s), b_s,"),),
+    ),
+    Mutant(
+        name="tree_attention-rest-skipped",
+        op="tree_attention",
+        bug="committed rows behind the last whole tile are left out",
+        changes=((SHARE, "return first, begin, end, low + whole * BS", "return first, begin, end, first"),),
+    ),
+    Mutant(
+        name="tree_attention-unit-nibbles",
+        op="tree_attention",
+        bug="keys left: the second nibble of a unit is read as its third",
+        changes=((OPERANDS, "o1 = ((b_w >> 4 & 15) - 8)", "o1 = ((b_w >> 8 & 15) - 8)"),),
+    ),
+    Mutant(
+        name="tree_attention-unit-unsigned",
+        op="tree_attention",
+        bug="keys left: the last byte of a q8_0 word is taken as unsigned",
+        changes=((OPERANDS, "o3 = ((b_w >> 24 & 255 ^ 128) - 128)", "o3 = (b_w >> 24 & 255)"),),
+    ),
+    Mutant(
+        name="tree_attention-values-out-of-order",
+        op="tree_attention",
+        bug="keys left: neighbours among the values of a q4_0 row change places",
+        changes=((OPERANDS, "(6, 2, 4, 3, 5, 0, 1)", "(6, 2, 4, 3, 5, 1, 0)"),),
+    ),
+    Mutant(
+        name="tree_attention-keys-out-of-order",
+        op="tree_attention",
+        bug="keys left: q has the columns of q4_0 in order of bytes",
+        changes=((OPERANDS, "o = 32 * (u >> 2) + 4 * (u & 3) + (j >> 1) + 16 * (j & 1)", "o = 8 * u + j"),),
+    ),
+    Mutant(
+        name="tree_attention-code-mirrored",
+        op="tree_attention",
+        bug="keys left: codes of tq3_0 below zero are counted outwards",
+        changes=((OPERANDS, "tl.where(b_sign == 1, b_low, 3 - b_low)", "b_low"),),
+    ),
+    Mutant(
+        name="tree_attention-never-again",
+        op="tree_attention",
+        bug="a share whose scores pass the maximum of its first tile by more than 2^15 is kept as it is",
+        changes=((SHARE, "redo = last | (tl.max(b_peak) > MOST)", "redo = last"),),
+    ),
+    Mutant(
+        name="tree_attention-queries-sums-kept",
+        op="tree_attention",
+        bug="queries left: a share that is walked again adds to the sums of the first walk",
+        changes=((QUERIES, "tl.where(redo, 0.0, tl.sum(b_lanes, 1))", "tl.sum(b_lanes, 1)"),),
+    ),
+    Mutant(
+        name="tree_attention-parts-unweighed",
+        op="tree_attention",
+        bug="the means of the shares are joined without regard to how much they weigh",
+        changes=(
+            (KERNEL, "b_w = b_l * tl.exp2(b_m - higher)", "b_w = tl.where(b_l > 0, 1.0, b_l) * tl.exp2(b_m - higher)"),
+        ),
+    ),
+    Mutant(
+        name="tree_attention-keys-lowered",
+        op="tree_attention",
+        bug="keys left: a tile below the maximum lowers it, and the sums stay as they were",
+        changes=((KEYS, "tl.where(b_set, tl.maximum(b_top, 0.0), ", "tl.where(b_set, b_top, "),),
+    ),
+    Mutant(
+        name="tree_attention-keys-sums-kept",
+        op="tree_attention",
+        bug="keys left: the sums of weights are not scaled when the maximum rises",
+        changes=((KEYS, "b_m, b_l * b_old[None, :]", "b_m, b_l * 1.0"),),
+    ),
+    Mutant(
+        name="tree_attention-keys-never-set",
+        op="tree_attention",
+        bug="keys left: the first tile does not set the maximum: scores far below zero weigh nothing",
+        changes=((KEYS, "if (tl.min(b_m) <= LOWEST) | (tl.max(b_x) > SLACK):", "if tl.max(b_x) > SLACK:"),),
+    ),
+    Mutant(
+        name="tree_attention-keys-half-folded",
+        op="tree_attention",
+        bug="keys left: half the weights of a tile are missing from their sum",
+        changes=(
+            (
+                KEYS,
+                "tl.sum(tl.reshape(b_p, (BS // 64, 4, 2, 8, N)), 0), 1)",
+                "tl.max(tl.reshape(b_p, (BS // 64, 4, 2, 8, N)), 0), 1)",
+            ),
+            (KEYS, "tl.reshape(tl.sum(tl.max", "tl.reshape(tl.max(tl.max"),
+        ),
+    ),
+    Mutant(
+        name="tree_attention-keys-second-group",
+        op="tree_attention",
+        bug="keys left: q's first 128 values are rotated twice, its last never",
+        changes=((KEYS, "(HALF * 128 + o_d)", "o_d"),),
+    ),
+    Mutant(
+        name="tree_attention-keys-of-one-half",
+        op="tree_attention",
+        bug="keys left: both halves of a tq3_0 row's high bits are its first",
+        changes=((OPERANDS, "p_h + (SKIP * (NB // 2) + ", "p_h + ("),),
+    ),
+    Mutant(
+        name="tree_attention-scale-of-another-block",
+        op="tree_attention",
+        bug="keys left: units take the scales of a row in turn, not by blocks",
+        changes=(
+            (
+                OPERANDS,
+                "tl.broadcast_to(b_d[:, :, None], (BS, NB, U // NB))",
+                "tl.broadcast_to(b_d[:, None, :], (BS, U // NB, NB))",
+            ),
+        ),
     ),
 )
