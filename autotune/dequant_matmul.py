@@ -6,19 +6,18 @@ from ..kernels.dequant_matmul import MOST_ROWS
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "block_n": (32, 4, 8, 16, 64, 128),
-    "block_m": (32, 16, 64),
+    "block_n": (32, 8, 16, 64),
+    "block_m": (32, 64),
     "int8_dot": (False, True),
-    "num_warps": (4, 1, 2, 8),
+    "num_warps": (4, 2, 8),
     "algorithm": ("", "split", "wide", "rows"),
     "tile_m": (64, 128),
-    "split": (2, 1, 3, 4, 6, 8, 16),
-    "resident": (1, 2, 3),
-    "warps": (0, 2, 4, 8),
+    "split": (2, 1, 4, 8),
+    "resident": (1, 2),
+    "warps": (0, 4, 8, 16),
     "pair": (False, True),
-    "ahead": (2, 0, 4),
-    "registers": (0, 96, 128, 168),
-    "num_stages": (2, 1, 3, 4),
+    "registers": (0, 96, 128),
+    "num_stages": (2, 1, 3),
 }
 # what each way reads; the first value of every other knob stands for it
 BLOCKS = {"block_n", "block_m", "int8_dot", "num_warps", "num_stages"}
@@ -26,10 +25,10 @@ EXACT = {
     "": {"algorithm"},
     "split": {"algorithm", "split", "num_stages"},
     "wide": {"algorithm", "tile_m", "resident", "warps", "num_stages"},
-    "rows": {"algorithm", "warps", "ahead", "registers"},
+    "rows": {"algorithm", "warps", "registers"},
 }
 ONE_ROW = {"warps", "pair", "registers", "num_stages"}
-SEVERAL_ROWS = {"warps", "pair", "ahead", "registers"}
+SEVERAL_ROWS = {"warps", "pair", "registers"}
 
 
 def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
@@ -52,8 +51,8 @@ def _legal_exact(config: dict[str, Any], case: Case) -> str | None:
     match config["algorithm"]:
         case "split" if not few or config["split"] > records:
             return f"split takes {MOST_ROWS} rows of x and as many programs as there are records, {records}"
-        case "wide" if config["warps"] not in (4, 8) or config["num_stages"] not in (2, 3):
-            return "wide takes 4 or 8 warps and 2 or 3 stages"
+        case "wide" if config["warps"] not in (4, 8, 16) or config["num_stages"] not in (2, 3):
+            return "wide takes 4, 8 or 16 warps and 2 or 3 stages"
         case "wide" if few and config["tile_m"] != 64:
             return f"{case['M']} rows fill one tile of 64"
         case "rows" if not few or config["warps"] not in (2, 4, 8):
@@ -66,7 +65,7 @@ def _legal_int8(config: dict[str, Any], case: Case) -> str | None:
     if not config["warps"]:
         other = [knob for knob in ONE_ROW | SEVERAL_ROWS if config[knob] != SPACE[knob][0]]
         return f"{', '.join(sorted(other))} chosen by the shape" if other else None
-    if config["warps"] >= 2 * records:
+    if config["warps"] >= 2 * records or (config["warps"] == 16 and case["M"] > 1):
         return f"{records} records leave warps without work"
     if config["pair"] and (case["epilogue"] == "swiglu" or case["M"] > 32):
         return "swiglu is a pair of its own, and more than 32 rows leave no registers for one"

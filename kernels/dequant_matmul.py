@@ -13,8 +13,8 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
 
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
 Weights rearranged once (layout "tiles") need no such conversion. One row of int8: `lib/row_int8.py`; several:
-`lib/rows_int8.py`. Activations as they are: `lib/tiled.py` up to 64 rows, `lib/wide_exact.py` beyond, and
-`lib/rows_exact.py` for a few rows, where a config asks for it.
+`lib/rows_int8.py`. Activations as they are: `lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and
+`lib/tiled.py` where a program has little shared memory or a weight few rows.
 """
 
 from dataclasses import dataclass, replace
@@ -59,12 +59,10 @@ class Config:
     resident: int = 1
     together: int = 1
     # of "rows" and of int8: warps a program, 0 to choose what follows by the shape; how many of them have other rows of
-    # W, not other columns; 32 rows a warp, not 16; records asked for into the L2 ahead of those in flight; most
-    # registers a thread, 0 for as many as the compiler wants
+    # W, not other columns; 32 rows a warp, not 16; most registers a thread, 0 for as many as the compiler wants
     warps: int = 0
     warp_rows: int = 1
     pair: bool = False
-    ahead: int = 2
     registers: int = 0
     # where a program lets the next launch begin, "start", "end" or "no" ("": by the shape). That one then reads its
     # first weights before this one has ended, so they must not be what this one writes
@@ -258,7 +256,7 @@ def _on_tiles(
     _check_residual(residual, M, N)
     dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
-    config = _by_shape(config, M, rows, K, precision, swiglu, has_much_shared(x.device))
+    config = _by_shape(config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device))
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
     if precision == "int8" and M == 1:
         launch = _int8_row
@@ -270,26 +268,50 @@ def _on_tiles(
     return out
 
 
-def _by_shape(config: Config, M: int, N: int, K: int, precision: str, swiglu: bool, much_shared: bool) -> Config:
+def _by_shape(
+    config: Config,
+    M: int,
+    N: int,
+    K: int,
+    format: str,
+    precision: str,
+    swiglu: bool,
+    imma: bool,
+    much_shared: bool,
+) -> Config:
     """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
     records, tiles = K // COLUMNS, N // ROWS
-    if precision == "int8":
-        if config.warps:
-            return config
-        warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(N, records)
-        registers = 0 if M <= 16 else 128 if M <= 32 else 168
-        return replace(
-            config, warps=warps, warp_rows=1, pair=pair, num_stages=stages, early=config.early or early,
-            registers=registers,
-        )  # fmt: skip
-    if config.algorithm:
+    if precision == "int8" and not config.warps:
+        warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(M, N, records)
+        registers = _registers(M, format, warps, pair or swiglu)
+        chosen = replace(config, warps=warps, warp_rows=1, pair=pair, num_stages=stages, registers=registers)
+        return replace(chosen, early=config.early or early)
+    if precision == "int8" or config.algorithm:
         return config
-    if M <= MOST_ROWS:
-        # three programs a multiprocessor of 132
-        return replace(config, algorithm="split", tile_m=64, split=max(1, min(records, round(400 / tiles))))
-    if much_shared:
+    # long rows of a few tiles: eight rows of x cost as much as sixteen where a program is sixteen warps
+    if M <= 8 and imma and (records <= 32 or not much_shared):
+        return replace(config, algorithm="rows", warps=4, warp_rows=1, pair=False, num_stages=1)
+    if M > MOST_ROWS and much_shared:
         return replace(config, algorithm="wide", warps=8, tile_m=128, num_stages=3, resident=1)
-    return replace(config, algorithm="wide", warps=4, tile_m=64, num_stages=2, resident=2)
+    if M > MOST_ROWS:
+        return replace(config, algorithm="wide", warps=4, tile_m=64, num_stages=2, resident=2)
+    if N <= 2048 or swiglu:
+        return replace(config, algorithm="split", split=2 if swiglu else max(1, records // 2))
+    if not much_shared or format == "q5_k":
+        # three programs a multiprocessor of 132
+        return replace(config, algorithm="split", split=max(1, min(records, round(340 / tiles))))
+    # as many rows of W a program as share x without a spilled register
+    warps = 16 if format in ("q4_k", "q4_0") else 8
+    return replace(config, algorithm="wide", warps=warps, tile_m=64, num_stages=3, resident=1)
+
+
+def _registers(M: int, format: str, warps: int, pair: bool) -> int:
+    """So many that programs of int8 find room beside each other, where that costs little."""
+    if M > 1:
+        return 0 if M <= 16 else 128 if M <= 32 else 168
+    if format == "q4_k" and warps == 4 and pair:
+        return 96
+    return 80 if format == "q6_k" and warps == 8 and not pair else 0
 
 
 def _row_program(N: int, records: int, swiglu: bool) -> tuple[int, bool, int, str]:
@@ -309,9 +331,9 @@ def _row_program(N: int, records: int, swiglu: bool) -> tuple[int, bool, int, st
     return (4, False, 2, "start") if N <= 12288 else (4, True, 1, "start")
 
 
-def _rows_program(N: int, records: int) -> tuple[int, bool, int, str]:
+def _rows_program(M: int, N: int, records: int) -> tuple[int, bool, int, str]:
     """The same of several rows."""
-    return (8 if N <= 8192 and records > 16 else 4), False, 1, "start"
+    return (8 if M <= 8 and N <= 8192 and records > 32 else 4), False, 1, "start"
 
 
 def _meta(format: str, swiglu: bool) -> dict[str, Any]:
@@ -404,7 +426,7 @@ def _exact_rows(
     rows_exact[(N // ((32 if config.pair and not swiglu else 16) * config.warp_rows), programs)](
         words, weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out, M, N, K,
         **_meta(format, swiglu), BF16=x.dtype == torch.bfloat16, RB=2 if config.pair or swiglu else 1, NT=NT, W=W,
-        WK=WK, STAGES=min(config.num_stages, 2), AHEAD=config.ahead, WHOLE=records % WK == 0, EARLY=early,
+        WK=WK, STAGES=min(config.num_stages, 2), WHOLE=records % WK == 0, EARLY=early,
         ASM=has_imma(x.device), num_warps=W, **options,
     )  # fmt: skip
 
@@ -450,7 +472,7 @@ def _int8_rows(
     rows_int8[(N // ((32 if config.pair and not swiglu else 16) * config.warp_rows), programs)](
         words, d, sums, weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out, M, N, K,
         **_meta(format, swiglu), RB=2 if config.pair or swiglu else 1, NT=NT, W=W, WK=WK,
-        STAGES=min(config.num_stages, 2), AHEAD=config.ahead, WHOLE=records % WK == 0, EARLY=early,
+        STAGES=min(config.num_stages, 2), WHOLE=records % WK == 0, EARLY=early,
         ASM=has_imma(x.device), num_warps=W, enable_fp_fusion=False, **options,
     )  # fmt: skip
 

@@ -97,7 +97,7 @@ def test_shares_of_programs_lose_and_repeat_no_record():
     x = whole_numbers(65, 512)
     y = [
         dequant_matmul(x, held, "q6_k", out_dtype=torch.float32, layout="tiles", config=config)
-        for config in (Config(resident=3, warps=4), Config(resident=2, warps=8))
+        for config in (Config(algorithm="wide", resident=3, warps=4), Config(algorithm="wide", resident=2, warps=8))
     ]
     assert all(torch.equal(other, y[0]) for other in y[1:])
     assert not workspace.counters(torch.device(DEVICE), 1).any()

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 
 from .imma import bits_above, four, lanes
-from .rows_int8 import fetch_all, place, prefetch_all, record, store
+from .rows_int8 import fetch_all, place, record, store
 from .tiles import halves
 
 # f16 pairs of 1024 + n, and of -(64 + n), for what a format takes off its codes
@@ -321,7 +321,6 @@ def rows_exact(
     W: tl.constexpr,
     WK: tl.constexpr,
     STAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
     WHOLE: tl.constexpr,
     EARLY: tl.constexpr,
     ASM: tl.constexpr,
@@ -340,11 +339,8 @@ def rows_exact(
         for _ in tl.static_range(NT):
             z = tl.zeros((L,), tl.float32)
             acc = acc + ((z, z, z, z),)
-    first = i_n * ((1 if SWIGLU else RB) * (W // WK))
     for e in tl.static_range(STAGES):
         held = held + (fetch_all(places, e * WK, records, FORMAT, RECORD, W, WK),)
-    for e in tl.static_range(AHEAD):
-        prefetch_all(wide, first, (STAGES + e) * WK, records, N, SWIGLU, RB, W, WK, RECORD, SCALES, D, ASM)
     if EARLY != "no":
         tl.extra.cuda.gdc_wait()
     steps = tl.cdiv(records, WK)
@@ -352,9 +348,6 @@ def rows_exact(
         ahead = ()
         for e in tl.static_range(STAGES):
             i_r = (i * STAGES + e) * WK
-            if AHEAD:
-                i_p = i_r + (STAGES + AHEAD) * WK
-                prefetch_all(wide, first, i_p, records, N, SWIGLU, RB, W, WK, RECORD, SCALES, D, ASM)
             acc = _step(acc, held[e], words_x, i_m, i_r, records, FORMAT, BF16, NT, W, WK, WHOLE, ASM)
             ahead = ahead + (fetch_all(places, i_r + STAGES * WK, records, FORMAT, RECORD, W, WK),)
         held = ahead

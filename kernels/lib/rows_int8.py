@@ -7,7 +7,7 @@
                                                        columns, times their scale, summed; one multiply-add a record
 
 x comes from a launch of `quantise_rows`. Minimums meet the sums of x in the same instruction, cut in two parts of seven
-bits. What comes after the record in flight is asked for into the L2, where no register waits for it.
+bits.
 """
 
 # mypy: disable-error-code="assignment, misc, no-redef, var-annotated"
@@ -19,7 +19,6 @@ from .imma import bits_above, four, lanes, mma, two_groups
 from .tiles import HIGH, halves
 
 _HIGH = tl.constexpr(HIGH)
-_PREFETCH = tl.constexpr("{ prefetch.global.L2 [$1]; mov.b32 $0, 0; }")
 
 
 @triton.jit
@@ -193,7 +192,6 @@ def rows_int8(
     W: tl.constexpr,
     WK: tl.constexpr,
     STAGES: tl.constexpr,
-    AHEAD: tl.constexpr,
     WHOLE: tl.constexpr,
     EARLY: tl.constexpr,
     ASM: tl.constexpr,
@@ -212,11 +210,8 @@ def rows_int8(
         for _ in tl.static_range(NT):
             z = tl.zeros((L,), tl.float32)
             acc = acc + ((z, z, z, z),)
-    first = i_n * ((1 if SWIGLU else RB) * (W // WK))
     for e in tl.static_range(STAGES):
         held = held + (fetch_all(places, e * WK, records, FORMAT, RECORD, W, WK),)
-    for e in tl.static_range(AHEAD):
-        prefetch_all(wide, first, (STAGES + e) * WK, records, N, SWIGLU, RB, W, WK, RECORD, SCALES, D, ASM)
     if EARLY != "no":
         tl.extra.cuda.gdc_wait()
     steps = tl.cdiv(records, WK)
@@ -224,9 +219,6 @@ def rows_int8(
         ahead = ()
         for e in tl.static_range(STAGES):
             i_r = (i * STAGES + e) * WK
-            if AHEAD:
-                i_p = i_r + (STAGES + AHEAD) * WK
-                prefetch_all(wide, first, i_p, records, N, SWIGLU, RB, W, WK, RECORD, SCALES, D, ASM)
             acc = _step(acc, held[e], words_x, d_x, sums_x, i_m, i_r, records, lane, FORMAT, NT, W, WK, WHOLE, ASM)
             ahead = ahead + (fetch_all(places, i_r + STAGES * WK, records, FORMAT, RECORD, W, WK),)
         held = ahead
@@ -268,29 +260,6 @@ def _block(c, W: tl.constexpr, WK: tl.constexpr):
     y = tl.join(tl.join(c0, c2), tl.join(c1, c3))  # lane, r0, h
     y = tl.sum(tl.reshape(y, (W // WK, WK, 8, 4, 2, 2)), 1)
     return tl.reshape(tl.permute(y, (0, 3, 1, 2, 4)), (W // WK * 16, 8))
-
-
-@triton.jit
-def prefetch_all(
-    wide, first, i_r, records, N,
-    SWIGLU: tl.constexpr, RB: tl.constexpr, W: tl.constexpr, WK: tl.constexpr,
-    RECORD: tl.constexpr, SCALES: tl.constexpr, D: tl.constexpr, ASM: tl.constexpr,
-):  # fmt: skip
-    """Ask for a later record of a warp's rows: into the L2, no register waits for it. A lane asks for one line of 128
-    bytes: sixteen of codes, the bits above, scales and d."""
-    if ASM:
-        CODES: tl.constexpr = SCALES // 512  # lines of codes and of bits above, four in each plane of 2048 bytes
-        o = tl.arange(0, W * 32) % 32
-        for m in tl.static_range(RB):
-            b = _rows(first, RB, m, W, WK, 1)
-            if SWIGLU:
-                b = _rows(first, 1, 0, W, WK, 1) + m * (N // 16)
-            b_4 = b % 4
-            p = tl.where(o < CODES + 2, SCALES + b_4 * 256 + (o - CODES) * 128, D + b_4 * 64)
-            p = tl.where(o < CODES, o // 4 * 2048 + b_4 * 512 + o % 4 * 128, p)
-            tile = (b // 4).to(tl.int64) * records + record(i_r, records, W, WK, 1)
-            p = (wide + tile * (RECORD // 4) + p // 4).to(tl.int64)
-            tl.inline_asm_elementwise(_PREFETCH, "=r,l", [p], tl.int32, is_pure=False, pack=1)
 
 
 @triton.jit
