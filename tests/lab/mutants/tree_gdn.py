@@ -145,12 +145,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        name="tree_gdn-path-sums-rounded",
-        op="tree_gdn",
-        bug="wy: path sums of log decays are plain f32: small decays drown behind a large one",
-        changes=((WY, "return b_coarse, b_g - b_coarse", "return b_g, b_coarse * 0.0"),),
-    ),
-    Mutant(
         name="tree_gdn-fine-part-dropped",
         op="tree_gdn",
         bug="wy: what a log decay has below 2^-10 is left out of the decay between two nodes",
