@@ -277,13 +277,11 @@ def _unpacked(b_w, b_h, b_d, FORMAT: tl.constexpr, ASM: tl.constexpr):
 def keys(b_w, b_h, b_d, FORMAT: tl.constexpr, ASM: tl.constexpr):
     """What `load_keys` read -> [BS, D or half of it] f16, columns in `key_order`."""
     BS: tl.constexpr = b_w.shape[0]
+    U: tl.constexpr = b_w.shape[1] * (2 if FORMAT == "tq3_0" else 1)
     if FORMAT == "tq3_0":
-        U: tl.constexpr = b_w.shape[1] * 2
         b_w = tl.reshape(tl.join(b_w.to(tl.int16), (b_w >> 16).to(tl.int16)), (BS, U))
         b_h = tl.join(tl.join(b_h & 255, b_h >> 16 & 255), tl.join(b_h >> 8 & 255, b_h >> 24 & 255))
         b_h = tl.reshape(b_h, (BS, U)).to(tl.int16)
-    else:
-        U: tl.constexpr = b_w.shape[1]
     b_x = _unpacked(b_w, b_h, b_d, FORMAT, ASM)
     if FORMAT == "q8_0":  # row ur q v pair j0 j1
         b_x = tl.permute(tl.reshape(b_x, (BS, U // 16, 4, 2, 2, 2, 2)), (0, 1, 3, 6, 5, 2, 4))
