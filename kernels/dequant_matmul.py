@@ -297,9 +297,9 @@ def _by_shape(
         return replace(config, algorithm="wide", warps=4, tile_m=64, num_stages=2, resident=2)
     if N <= 2048 or swiglu:
         return replace(config, algorithm="split", split=2 if swiglu else max(1, records // 2))
-    if not much_shared or format == "q5_k":
-        # three programs a multiprocessor of 132
-        return replace(config, algorithm="split", split=max(1, min(records, round(340 / tiles))))
+    if not much_shared or format == "q5_k" or N > 65536 or (N <= 8192 and records <= 20):
+        # about three programs a multiprocessor of 132
+        return replace(config, algorithm="split", split=max(1, min(records, round(350 / tiles))))
     # as many rows of W a program as share x without a spilled register
     warps = 16 if format in ("q4_k", "q4_0") else 8
     return replace(config, algorithm="wide", warps=warps, tile_m=64, num_stages=3, resident=1)
