@@ -288,9 +288,9 @@ def _by_shape(
         return replace(chosen, early=config.early or early)
     if precision == "int8" or config.algorithm:
         return config
-    # long rows of a few tiles: eight rows of x cost as much as sixteen where a program is sixteen warps
-    if M <= 8 and imma and (records <= 32 or not much_shared):
-        return replace(config, algorithm="rows", warps=4, warp_rows=1, pair=False, num_stages=1)
+    if M <= 8 and imma:
+        stages = 2 if records > 32 or N <= 2048 else 1
+        return replace(config, algorithm="rows", warps=4, warp_rows=1, pair=False, num_stages=stages)
     if M > MOST_ROWS and much_shared:
         return replace(config, algorithm="wide", warps=8, tile_m=128, num_stages=3, resident=1)
     if M > MOST_ROWS:
