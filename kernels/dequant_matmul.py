@@ -288,18 +288,18 @@ def _by_shape(
         return replace(chosen, early=config.early or early)
     if precision == "int8" or config.algorithm:
         return config
-    # long rows of a few tiles: eight rows of x cost as much as sixteen where a program is sixteen warps
-    if M <= 8 and imma and (records <= 32 or not much_shared):
-        return replace(config, algorithm="rows", warps=4, warp_rows=1, pair=False, num_stages=1)
+    if M <= 8 and imma:
+        stages = 2 if records > 32 or N <= 2048 else 1
+        return replace(config, algorithm="rows", warps=4, warp_rows=1, pair=False, num_stages=stages)
     if M > MOST_ROWS and much_shared:
         return replace(config, algorithm="wide", warps=8, tile_m=128, num_stages=3, resident=1)
     if M > MOST_ROWS:
         return replace(config, algorithm="wide", warps=4, tile_m=64, num_stages=2, resident=2)
     if N <= 2048 or swiglu:
         return replace(config, algorithm="split", split=2 if swiglu else max(1, records // 2))
-    if not much_shared or format == "q5_k":
-        # three programs a multiprocessor of 132
-        return replace(config, algorithm="split", split=max(1, min(records, round(340 / tiles))))
+    if not much_shared or format == "q5_k" or N > 65536 or (N <= 8192 and records <= 20):
+        # about three programs a multiprocessor of 132
+        return replace(config, algorithm="split", split=max(1, min(records, round(350 / tiles))))
     # as many rows of W a program as share x without a spilled register
     warps = 16 if format in ("q4_k", "q4_0") else 8
     return replace(config, algorithm="wide", warps=warps, tile_m=64, num_stages=3, resident=1)
