@@ -292,7 +292,8 @@ def _by_shape(
         stages = 2 if records > 32 or N <= 2048 else 1
         return replace(config, algorithm="rows", warps=4, warp_rows=1, pair=False, num_stages=stages)
     if M > MOST_ROWS and much_shared:
-        return replace(config, algorithm="wide", warps=8, tile_m=128, num_stages=3, resident=1)
+        # gate and up pass through shared memory at the end
+        return replace(config, algorithm="wide", warps=8, tile_m=128, num_stages=2 if swiglu else 3, resident=1)
     if M > MOST_ROWS:
         return replace(config, algorithm="wide", warps=4, tile_m=64, num_stages=2, resident=2)
     if N <= 2048 or swiglu:

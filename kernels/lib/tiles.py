@@ -207,8 +207,14 @@ def weights(w, high, scales, d, FORMAT: tl.constexpr, ASM: tl.constexpr):
     if FORMAT == "q4_k" or FORMAT == "q5_k":
         b_scale, b_min = byte_pair(scales, "unsigned", ASM)  # [64, 8]
         b_d, b_dmin = halves(d)
-        b_scale, b_min = b_scale * b_d[:, None], b_min * b_dmin[:, None]
-        q = tl.reshape(q, (64, 8, 32)) * b_scale[:, :, None] - b_min[:, :, None]
+        q = tl.reshape(q, (64, 8, 32))
+        if FORMAT == "q5_k":
+            # 31 times the rounding of a scale is much: codes around 0 take half of it, the middle goes to the minimum
+            b_middle = 16.0 * b_scale.to(tl.float32) * b_d.to(tl.float32)[:, None]
+            q, b_less = q - 16.0, (b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None] - b_middle).to(tl.float16)
+        else:
+            b_less = b_min * b_dmin[:, None]
+        q = q * (b_scale * b_d[:, None])[:, :, None] - b_less[:, :, None]
     elif FORMAT == "q6_k":
         even, odd = byte_pair(scales, "biased", ASM)
         b_scale = tl.reshape(tl.join(even, odd), (64, 16)) * d.to(tl.float16, bitcast=True)[:, None]
