@@ -223,7 +223,7 @@ SPEC = Spec(
             *_cases(23, 256, 48, "q6_k", dtype="f32", epilogue="swiglu"),
             *_cases(9, 768, 64, "q4_k", dtype="f16", layout="tiles"),
             *_cases(9, 768, 64, "q4_k", "int8", dtype="f16", layout="tiles"),
-            *_cases(1, 2304, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
+            *_cases(1, 3328, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
         ),
         "edge": (
             *_cases(1, 256, 63, "q5_k", "int8", dtype="f32"),
@@ -246,7 +246,7 @@ SPEC = Spec(
             *_cases(17, 512, 128, "q6_k", layout="tiles", epilogue="swiglu"),
             *_cases(33, 256, 64, "q4_0", dtype="f16", layout="tiles"),
             *_cases(64, 256, 64, "q5_k", dtype="f16", layout="tiles"),
-            *_cases(65, 768, 128, "q4_k", dtype="f16", layout="tiles", epilogue="residual"),
+            *_cases(65, 768, 192, "q4_k", dtype="f16", layout="tiles", epilogue="residual"),
             # in 8 bits
             *(one for f in ("q5_k", "q8_0", "q4_0") for one in _cases(1, 768, 64, f, "int8", layout="tiles")),
             *_cases(1, 768, 64, "q6_k", "int8", dtype="f32", layout="tiles", scales="extreme"),
