@@ -16,8 +16,10 @@ import torch
 import triton
 import triton.language as tl
 
+from ..reference.cache import QUANTISED
 from .config import pick
 from .lib.cache_rows import columns, load_rows, require_caches
+from .lib.device import compiled_for
 from .lib.fwht import rotate, unrotate
 from .lib.softmax import LOG2E, LOWEST, attend, product_type, rows_in_tile
 
@@ -104,6 +106,22 @@ def _prefill(
     tl.store(p_o[:, None] + o_d[None, :], b_o.to(out.dtype.element_ty), mask=m_t[:, None])
 
 
+def _default(q: torch.Tensor, context: int, format_k: str, format_v: str) -> Config:
+    """By shape on sm90, where these were measured."""
+    T, _, D = q.shape
+    full = tl.float32 in (product_type(q.dtype, format_k), product_type(q.dtype, format_v))
+    if full or T < 128 or compiled_for(q.device) != "sm90":
+        return Config()
+    quantised = [format in QUANTISED for format in (format_k, format_v)]
+    if all(quantised):
+        return Config(128, 64, 8, 1 if "tq3_0" in (format_k, format_v) else 2)
+    if any(quantised):
+        return Config()
+    if D <= 128:
+        return Config(64, 64, 4, 3)
+    return Config(64, 32, 4, 2) if context < 4096 else Config(128, 32, 8, 3)
+
+
 def prefill_attention(
     q: torch.Tensor,
     cache_k: torch.Tensor,
@@ -118,7 +136,8 @@ def prefill_attention(
     (T, H, D), (Hkv, S, _) = q.shape, cache_k.shape
     require_caches("prefill_attention", q, gate, cache_k, format_k, cache_v, format_v)
     sizes = {"T": T, "H": H, "Hkv": Hkv, "D": D, "context": S - T}
-    config = config or pick("prefill_attention", Config(), q.device, **sizes, format_k=format_k, format_v=format_v)
+    default = _default(q, S - T, format_k, format_v)
+    config = config or pick("prefill_attention", default, q.device, **sizes, format_k=format_k, format_v=format_v)
     BM = min(config.BLOCK_M, max(16, triton.next_power_of_2(T)))
     gate_strides = (gate.stride(0), gate.stride(1)) if gate is not None else (0, 0)
     out = torch.empty((T, H, D), dtype=q.dtype, device=q.device)

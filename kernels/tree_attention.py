@@ -104,7 +104,8 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
 def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v: str) -> Config:
     """By shape where a tensor core takes 64 keys at least; the interpreter follows that too, with longer shares."""
     here = compiled_for(q.device)
-    if q.dtype == torch.float32 or here not in ("", "sm90"):
+    full = tl.float32 in (product_type(q.dtype, format_k), product_type(q.dtype, format_v))
+    if full or here not in ("", "sm90"):
         return Config()
     least, formats = 1 if here else 2, {format_k, format_v}
     short, quantised = S <= 16384, bool(formats & set(QUANTISED))
@@ -166,7 +167,7 @@ def tree_attention(
     if keys:
         keys_left[grid](*operands, **shape, STAGES=config.num_stages, ASM=has_ptx(q.device))
     else:
-        rising = config.rising or BM < 64 or q.dtype == torch.float32
+        rising = config.rising or BM < 64 or tl.float32 in (shape["TYPE_K"], shape["TYPE_V"])
         rows_left[grid](*operands, **shape, STAGES=config.num_stages, RISING=rising)
     BD = min(D, 128)
     gate_strides = (gate.stride(0), gate.stride(1)) if gate is not None else (0, 0)
