@@ -118,9 +118,11 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
         return Config("queries", 64 if quantised else 32, 16, 264, least, num_stages=2 if quantised else 3)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
-    if quantised:
-        return Config() if short else Config("queries", 32, 64, 264, least, num_stages=2, rising=False)
-    return Config("queries", 32, 64, programs, least, num_stages=3, rising=False)
+    # one maximum for a whole share is the faster by a third, but where it has to be walked again it takes five times as
+    # long: so that is left to the tuner, and to the interpreter
+    if quantised and here:
+        return Config() if short else Config("queries", 64, 128, 132, least, 8, 2)
+    return Config("queries", 32, 64, 264, least, num_stages=2, rising=bool(here))
 
 
 def tree_attention(
