@@ -74,7 +74,12 @@ OWN = {
         {"int8_dot": True, "block_n": 32},
         ("sm75",),
     ),
-    "delta rule, tf32x3": ("gdn_commit", {"strategy": "wy"}, {"precision": "tf32x3"}, ("gfx942",)),
+    "delta rule, tf32x3": (
+        "tree_gdn",
+        {"dtype": "f32", "strategy": "wy", "T": 33},
+        {"precision": "tf32x3"},
+        ("gfx942",),
+    ),
 }
 
 

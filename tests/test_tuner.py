@@ -292,7 +292,12 @@ def test_committed_configs_are_stamped_and_stale_once_anything_changes(tmp_path)
     file = winners.save("rms_norm", "sm90-h200", [made], tmp_path)
     winners.save("rms_norm", "sm90-h200", [made | {"default_us": 3.0}], tmp_path)
     (held,) = winners.load(file)
-    assert held["config"] == {"num_warps": 8} and held["default_us"] == 3.0 and held["of"] == len(problem.points) and 0 < held["roof"] < 1
+    assert (
+        held["config"] == {"num_warps": 8}
+        and held["default_us"] == 3.0
+        and held["of"] == len(problem.points)
+        and 0 < held["roof"] < 1
+    )
     assert set(held["stamp"]) == {"kernel", "space", "torch", "triton", "driver", "date"}
     assert winners.stale(held, problem, MACHINE) == []
     newer = Machine(**{**vars(MACHINE), "triton": "3.7"})
