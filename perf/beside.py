@@ -52,16 +52,18 @@ def config_of(c: Config) -> Any:
 
 
 def build(c: Config, device: torch.device) -> Any:
-    """The model, its weights drawn where they stay."""
+    """The model, its weights drawn where they stay: made without memory, then given it, then filled."""
     from transformers import Qwen3_5ForCausalLM
 
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16)
-    try:
-        with torch.device(device):
-            return Qwen3_5ForCausalLM(config_of(c)).eval()
-    finally:
-        torch.set_default_dtype(usual)
+    settings = config_of(c)
+    with torch.device("meta"):
+        model = Qwen3_5ForCausalLM(settings)
+    model = model.to(torch.bfloat16).to_empty(device=device).eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.02)
+    # its frequencies are no weights
+    model.model.rotary_emb = type(model.model.rotary_emb)(settings).to(device)
+    return model
 
 
 def entries(

@@ -28,6 +28,12 @@ def test_every_kernel_has_its_op():
     assert ops["_tree_gdn_wy"] == "tree_gdn" and ops["tiled"] == "dequant_matmul" and ops["_rms_norm"] == "rms_norm"
 
 
+def test_a_kernel_that_an_op_takes_from_elsewhere_is_the_ops_own():
+    ops = waterfall.kernel_ops()
+    expected = {"plain_rows": "dequant_matmul", "_factors": "tree_gdn", "keys_left": "tree_attention"}
+    assert ops | expected == ops
+
+
 def test_a_waterfall_adds_up_to_its_step():
     order = ["embed", "dequant_matmul", "topk_logprobs", "ddtree", "embed", "tree_gdn", "topk_logprobs", "ddtree_walk"]
     order += ["gdn_commit", "torch"]
