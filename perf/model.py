@@ -254,11 +254,13 @@ def entries(
     setting: Setting,
     contexts: tuple[int, ...],
     budgets: tuple[int, ...],
+    further: tuple[int, ...] = (),
     replays: int = 30,
     traced: bool = True,
     jobs: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """One row a step and context, as it is measured."""
+    """One row a step and context, as it is measured; `further` are the budgets from the second context on, where they
+    are not the same."""
     compiled = precompile(setting, contexts, budgets, jobs) if jobs else None
     bench, device = build(setting), setting.device
     if compiled:
@@ -266,7 +268,7 @@ def entries(
     rate = timer.bandwidth(device)["read"]
     for context in contexts:
         held = bench.state(context)
-        for step in steps(bench, held, context, budgets):
+        for step in steps(bench, held, context, budgets if context == contexts[0] else further or budgets):
             yield measured(bench, held, context, step, rate, replays, traced and device.type == "cuda")
         if setting.precision == "int8":
             # of the steps, the one of a single row differs

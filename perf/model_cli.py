@@ -59,6 +59,9 @@ def bench_model(
     mix: Annotated[str, typer.Option(help="Formats of the weights: unsloth-3.5, unsloth-3.6, stock.")] = "unsloth-3.5",
     contexts: Annotated[str, typer.Option(help="Committed tokens, by comma.")] = "4096,32768,131072",
     budgets: Annotated[str, typer.Option(help="Nodes of a tree below its root, by comma.")] = "8,16,22,40,64",
+    further: Annotated[
+        str, typer.Option(help="Budgets from the second context on; the same by default.", show_default=False)
+    ] = "",
     kv: Annotated[Kv, typer.Option(help="Format of the KV cache.")] = Kv.q4_0,
     precision: Annotated[Numbers, typer.Option(help=PRECISION)] = Numbers.int8,
     beside: Annotated[
@@ -94,10 +97,11 @@ def bench_model(
             bench.save("model", machine, "draftwood " + " ".join(sys.argv[1:]), rows)
 
     with err.status("making weights, compiling") as status:
-        for row in model.entries(setting, _numbers(contexts), _numbers(budgets), replays, jobs=jobs):
+        later = _numbers(further) if further else ()
+        for row in model.entries(setting, _numbers(contexts), _numbers(budgets), later, replays, jobs=jobs):
             rows.append(row)
+            keep()
             status.update(f"{row['case']['step']} at {row['case']['context']}: {row['ms']['p50']} ms")
-        keep()
         if beside:
             status.update("making transformers' weights")
             torch.cuda.empty_cache()
