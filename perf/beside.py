@@ -2,7 +2,7 @@
 
 A step is what its `generate` runs: one eager forward over the cache, the arg-max of its logits fed to the next, and the
 host waiting for it. Which fast paths it found (flash-linear-attention, causal-conv1d) is noted; without them its delta
-nets are plain torch.
+nets are plain torch. The context's keys and values are drawn as well: no prompt is run.
 """
 
 import importlib.metadata
@@ -67,7 +67,7 @@ def build(c: Config, device: torch.device) -> Any:
 
 
 def entries(
-    c: Config, device: torch.device, rate: float, contexts: tuple[int, ...], rows: int = 24, steps: int = 10
+    c: Config, device: torch.device, rate: float, contexts: tuple[int, ...], rows: int = 24, steps: int = 8
 ) -> Iterator[dict[str, Any]]:
     """A row for one token after another, and one for several at once, at each context; `rate` in GB/s."""
     began = time.perf_counter()
@@ -76,7 +76,7 @@ def entries(
     found = [name for name in FAST_PATHS if importlib.util.find_spec(name)]
     notes = {"version": importlib.metadata.version("transformers"), "found": found}
     for context in contexts:
-        cache = _prefilled(model, context, device)
+        cache = _after(model, context, device)
         for name, width in (("ar", 1), (f"{rows} rows", rows)):
             ms = _timed(model, cache, width, steps, device)
             case = {"layers": c.L, "mix": "bf16", "step": name, "context": context, "kv": "bf16", "precision": "bf16"}
@@ -95,11 +95,15 @@ def entries(
 
 
 @torch.inference_mode()
-def _prefilled(model: Any, context: int, device: torch.device, chunk: int = 2048) -> Any:
-    cache = None
-    for begin in range(0, context, chunk):
-        ids = torch.randint(0, model.config.vocab_size, (1, min(chunk, context - begin)), device=device)
-        cache = model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1).past_key_values
+def _after(model: Any, context: int, device: torch.device) -> Any:
+    """The cache as after `context` tokens: states after a few, keys and values drawn for all."""
+    ids = torch.zeros(1, 8, dtype=torch.int64, device=device)
+    cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+    for layer in cache.layers:
+        if getattr(layer, "keys", None) is not None:
+            _, heads, _, D = layer.keys.shape
+            layer.keys, layer.values = torch.randn(2, 1, heads, context, D, dtype=layer.keys.dtype, device=device)
+    assert cache.get_seq_length() == context
     return cache
 
 

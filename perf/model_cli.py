@@ -1,6 +1,7 @@
 """`draftwood generate` and `draftwood bench model`: what the kernels are for, from the command line."""
 
 import json
+import os
 import sys
 from enum import Enum
 from pathlib import Path
@@ -54,6 +55,13 @@ def fail(sentence: str) -> "typer.Exit":
     return typer.Exit(2)
 
 
+def let_memory_grow() -> None:
+    """Have PyTorch, which reads this when it first uses a GPU, take memory in few ranges that grow: what is loaded lies
+    between what loading needs, and 2 GiB of holes would stay beside a 27B."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def bench_model(
     synthetic: Annotated[str, typer.Option(help="Size: 0.8b, 2b, 4b, 9b, 27b; its weights are random.")] = "27b",
     mix: Annotated[str, typer.Option(help="Formats of the weights: unsloth-3.5, unsloth-3.6, stock.")] = "unsloth-3.5",
@@ -76,6 +84,7 @@ def bench_model(
 
     Each step is one CUDA graph. How many drafted tokens a step keeps is replayed from published runs.
     """
+    let_memory_grow()
     import torch
 
     from ..autotune import timer
@@ -235,6 +244,7 @@ def generate(
 
     # without a GPU the references run: the kernels' interpreter is for checking them
     interpret_without_gpu()
+    let_memory_grow()
     import torch
 
     from ..models import api, shipped
