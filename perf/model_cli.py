@@ -4,6 +4,7 @@ import json
 import os
 import sys
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -100,6 +101,10 @@ def bench_model(
     setting = model.Setting(qwen35.FAMILY[synthetic], device, mix, precision.value, (kv.value, kv.value))
     rows: list[dict[str, Any]] = []
     machine = timer.machine(device)
+    if beside and find_spec("transformers") is None:
+        raise fail("transformers is not installed here; pip install transformers")
+    if beside:
+        peers.begin_to_import()
 
     def keep() -> None:
         if save:
