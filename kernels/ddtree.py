@@ -27,7 +27,6 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.early import begin, early
 from .lib.order import NOTHING, order, value
 
 
@@ -54,9 +53,7 @@ def _ddtree(
     K: tl.constexpr,
     SEED: tl.constexpr,
     BN: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
-    begin(EARLY)
     i_b = tl.program_id(0).to(tl.int64)
     p_lp, p_id = logprobs + i_b * (L * K), ids + i_b * (L * K)
     p_token, p_parent = tokens + i_b * (budget + 1), parents + i_b * (budget + 1)
@@ -141,6 +138,7 @@ def ddtree(
     tokens = torch.empty((B, budget + 1), dtype=torch.int32, device=logprobs.device)
     parents = torch.empty_like(tokens)
     slots = triton.next_power_of_2(max(budget, 1))
-    launch = {"num_warps": config.num_warps, **early(logprobs.device)}
-    _ddtree[(B,)](logprobs, ids, root, tokens, parents, budget, L, K, SEED=chain_seed, BN=slots, **launch)
+    _ddtree[(B,)](
+        logprobs, ids, root, tokens, parents, budget, L, K, SEED=chain_seed, BN=slots, num_warps=config.num_warps
+    )
     return tokens, parents

@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.early import begin, early
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ def _ddtree_walk(
     T,
     D,
     BT: tl.constexpr,
-    EARLY: tl.constexpr,
 ):
-    begin(EARLY)
     i_b = tl.program_id(0).to(tl.int64)
     o_t = tl.arange(0, BT)
     m_t = o_t < T
@@ -80,6 +77,7 @@ def ddtree_walk(
     path = torch.empty((B, depth_max), dtype=torch.int32, device=tokens.device)
     length, next_token = torch.empty_like(path[:, 0]), torch.empty_like(path[:, 0])
     slots = triton.next_power_of_2(T)
-    launch = {"num_warps": config.num_warps, **early(tokens.device)}
-    _ddtree_walk[(B,)](tokens, parents, posterior, path, length, next_token, T, depth_max, BT=slots, **launch)
+    _ddtree_walk[(B,)](
+        tokens, parents, posterior, path, length, next_token, T, depth_max, BT=slots, num_warps=config.num_warps
+    )
     return path, length, next_token

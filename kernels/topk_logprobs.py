@@ -23,7 +23,6 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.early import begin, early
 from .lib.order import NOTHING_64, order, value
 
 
@@ -49,9 +48,8 @@ def _chunks(
     mass,
     V, NC,
     inverse_t,
-    K: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, BG: tl.constexpr, BL: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     i_c, i_r = tl.program_id(0), tl.program_id(1).to(tl.int64)
     p_logits = logits + i_r * s_logits_r
     o_g, o_l = tl.arange(0, BG), tl.arange(0, BL)
@@ -86,9 +84,8 @@ def _merge(
     logprobs,
     NC,
     inverse_t,
-    K: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, EARLY: tl.constexpr,
+    K: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     i_r = tl.program_id(0).to(tl.int64)
     o_c, o_k = tl.arange(0, BC), tl.arange(0, BK)
     b_top = tl.load(top + i_r * NC + o_c, mask=o_c < NC, other=float("-inf"))
@@ -121,11 +118,10 @@ def topk_logprobs(
     logprobs = torch.empty((R, k), dtype=torch.float32, device=logits.device)
     _chunks[(chunks, R)](
         logits, logits.stride(0), keys, top, mass, V, chunks, inverse_t,
-        K=k, BG=config.GROUPS, BL=config.GROUP, num_warps=config.num_warps, **early(logits.device),
+        K=k, BG=config.GROUPS, BL=config.GROUP, num_warps=config.num_warps,
     )  # fmt: skip
     _merge[(R,)](
         keys, top, mass, ids, logprobs, chunks, inverse_t,
         K=k, BC=triton.next_power_of_2(chunks), BK=triton.next_power_of_2(chunks * k), num_warps=config.merge_warps,
-        **early(logits.device),
     )  # fmt: skip
     return ids, logprobs

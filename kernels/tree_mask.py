@@ -14,7 +14,6 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.early import begin, early
 
 
 @dataclass(frozen=True)
@@ -31,9 +30,7 @@ def _tree_mask(
     T,
     BI: tl.constexpr,
     BT: tl.constexpr,
-    EARLY: tl.constexpr,
 ):  # fmt: skip
-    begin(EARLY)
     i_b = tl.program_id(0).to(tl.int64)
     o_i = tl.program_id(1) * BI + tl.arange(0, BI)
     o_j = tl.arange(0, BT)
@@ -66,6 +63,5 @@ def tree_mask(parents: torch.Tensor, config: Config | None = None) -> tuple[torc
     depth = torch.empty((B, T), dtype=torch.int32, device=parents.device)
     grid = (B, triton.cdiv(T, config.BLOCK_I))
     BT = triton.next_power_of_2(T)
-    launch = {"num_warps": config.num_warps, **early(parents.device)}
-    _tree_mask[grid](parents, ancestors, depth, T, BI=config.BLOCK_I, BT=BT, **launch)
+    _tree_mask[grid](parents, ancestors, depth, T, BI=config.BLOCK_I, BT=BT, num_warps=config.num_warps)
     return ancestors, depth

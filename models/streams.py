@@ -33,21 +33,3 @@ def at_once(device: torch.device, jobs: Sequence[Callable[[], T]]) -> list[T]:
     for branch in branches:
         usual.wait_stream(branch)
     return found
-
-
-def aside(device: torch.device, job: Callable[[], T]) -> Callable[[], T]:
-    """Begin a job beside what follows; what is returned waits for it and gives what it gave. What the job reads must be
-    held until then."""
-    if device.type != "cuda":
-        found = job()
-        return lambda: found
-    usual, branch = torch.cuda.current_stream(device), _branch(device, 0)
-    branch.wait_stream(usual)
-    with torch.cuda.stream(branch):
-        found = job()
-
-    def ready() -> T:
-        usual.wait_stream(branch)
-        return found
-
-    return ready

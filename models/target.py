@@ -19,7 +19,7 @@ from .arithmetic import PRECISIONS, Arithmetic
 from .ops import Ops, table
 from .qwen35 import Config
 from .state import Cache, DeltaState, State
-from .streams import aside, at_once
+from .streams import at_once
 from .weights import Rows, Weight, arrange, gate_up, join
 
 Take = Callable[[str], Rows]
@@ -29,10 +29,9 @@ COMMITS = 4
 
 @dataclass(frozen=True)
 class Delta:
-    """inputs: [qkv | alpha | beta] of C, Hv and Hv rows; the rest as in the file."""
+    """inputs: [qkv | gate | alpha | beta] of C, Hv V, Hv and Hv rows; the rest as in the file."""
 
     inputs: tuple[Weight, ...]
-    gate: Weight
     conv: torch.Tensor
     A: torch.Tensor
     dt_bias: torch.Tensor
@@ -134,9 +133,7 @@ def delta(
 ) -> torch.Tensor:
     """h + the gated delta net of x."""
     do, ops, c = model.do, model.do.ops, model.config
-    u, a, b = (part[None] for part in do.project(x, layer.inputs))
-    # a matrix fills what the small launches up to the norm leave idle
-    gate = aside(x.device, partial(do.linear, x, layer.gate))
+    u, z, a, b = (part[None] for part in do.project(x, layer.inputs))
     if batch.parents is None:
         y = ops.conv_line(u, layer.conv, held.conv)
     else:
@@ -149,7 +146,7 @@ def delta(
     else:
         o, saved = ops.tree_gdn(q, k, v, *gates, batch.parents, batch.ancestors, strategy, c.head_map)
         trail.deltas.append((u, k, v, a, b, saved))
-    y = ops.gated_rms_norm(o[0], gate().unflatten(-1, (c.Hv, c.V)), layer.norm, c.eps)
+    y = ops.gated_rms_norm(o[0], z[0].unflatten(-1, (c.Hv, c.V)), layer.norm, c.eps)
     return do.linear(y.flatten(1), layer.out, h)
 
 
@@ -265,8 +262,7 @@ def assemble(
         mixer: Delta | Attention
         if c.recurrent[i]:
             mixer = Delta(
-                inputs=matrices(i, "attn_qkv", "ssm_alpha", "ssm_beta"),
-                gate=matrix(f"blk.{i}.attn_gate.weight"),
+                inputs=matrices(i, "attn_qkv", "attn_gate", "ssm_alpha", "ssm_beta"),
                 conv=floats("ssm_conv1d.weight"),
                 A=floats("ssm_a"),
                 dt_bias=floats("ssm_dt.bias"),
