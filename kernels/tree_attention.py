@@ -133,16 +133,21 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
     # tq3_0 with keys on the left has not been right on a GPU yet
     keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}
     programs = 132 if short else 264
+    plain = D == 256 and formats == {"f16"}
     if rows <= 16:
         if keys:
             return Config("keys", 64, 16, programs, least, num_stages=3)
-        return Config("queries", 64 if quantised else 32, 16, 264, least, num_stages=2 if quantised else 3)
+        few = 132 if here and plain and S <= 8192 else 264
+        return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
+    one = _suits_one_pass(q, q.shape[0], D, format_k, format_v) and len(formats) == 1 and not plain
+    if one and not short and 96 <= rows <= QUERIES:
+        return Config("keys", 64, QUERIES, 132, least, num_stages=2)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
-    # one maximum for a whole share is the faster by a third, but where it has to be walked again it takes five times as
-    # long: so that is left to the tuner, and to the interpreter
     if quantised and here:
         return Config() if short else Config("queries", 64, 128, 132, least, 8, 2)
+    if here and plain and rows > 32:
+        return Config("queries", 32, 64, 132 if S <= 8192 else 264, least, num_stages=3, rising=False)
     return Config("queries", 32, 64, 264, least, num_stages=2, rising=bool(here))
 
 
@@ -190,8 +195,7 @@ def tree_attention(
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
     if whole:
-        registers = REGISTERS[format_k in QUANTISED]
-        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=registers, num_warps=8)
+        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS[format_k], num_warps=8)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, ASM=has_ptx(q.device))
     else:

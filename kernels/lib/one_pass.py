@@ -25,8 +25,8 @@ from .feed import copied, told, turn, unpacked
 
 # queries of a program: columns of the two products that S^T and O^T are
 QUERIES = 128 + 16
-# a thread's, of the warps of scores and of those that copy, by whether they unpack; the eight of values take the rest
-REGISTERS = ((120, 40), (112, 48))
+# a thread's, of the warps of scores and of those that copy, by what they copy; the eight of values take the rest
+REGISTERS = {"f16": (120, 40), "q8_0": (104, 56), "q4_0": (112, 48), "tq3_0": (112, 48)}
 # tiles of K, of V and of P in shared memory
 STAGES = (2, 2, 1)
 # the first tile's maximum is taken for this much more, in units of log 2, and f16 holds weights up to the other

@@ -23,8 +23,8 @@ def share(start, window, i_split, splits, BS: tl.constexpr):
     first = tl.load(start)
     low = tl.where(window > 0, tl.maximum(first - window, 0), 0)
     whole = (first - low) // BS
-    begin = low + i_split * whole // tl.maximum(splits, 1) * BS
-    end = tl.where(i_split < splits, low + (i_split + 1) * whole // tl.maximum(splits, 1) * BS, begin)
+    begin = low + i_split * whole // splits * BS
+    end = tl.where(i_split < splits, low + (i_split + 1) * whole // splits * BS, begin)
     return first, begin, end, low + whole * BS
 
 
