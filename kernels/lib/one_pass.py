@@ -4,9 +4,10 @@
            4: scores   S^T = K q^T  [64, 128 + 16],  P = 2^(S - m)  ──> shared, f16;  l = sum P
            8: values   O^T [256, 128 + 16] += V^T P   in registers
 
-The three parts hand tiles to each other through barriers in shared memory, so unpacking, softmax and both products run
-side by side. 23 nodes of 6 heads are 138 queries, 77 GFLOP at 131072 rows: 78 us of tensor cores on an H200; shared
-memory, which both operands of every product come from, is as busy. Written in Gluon: layouts and barriers are explicit.
+The three parts hand tiles to each other through barriers in shared memory. 23 nodes of 6 heads are 138 queries, at
+131072 rows 77 GFLOP: 78 us of tensor cores on an H200, 110 of shared memory, which both operands of every product come
+from. It takes 353 us (q4_0): the four warps of scores bind, perf/LOG.md says by what. Written in Gluon: layouts and
+barriers are explicit.
 
 The first tile of a share sets the maximum m of each query, and 2^6 above it: later scores may pass it by 2^21 before a
 weight leaves f16. A share where one does is walked again, first for its maximum and then with it.
