@@ -8,6 +8,8 @@ by the process that runs it, and costs time there.
 
 import os
 import signal
+from collections import deque
+from collections.abc import Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
@@ -18,11 +20,14 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
 from ..lab.check import end_with_parent
+from ..reference.spec import Case
 from .elsewhere import claim, drawn, hollow
 from .space import Point, Problem
 
 # what every process of the tuner imports: it is imported once, and the processes are forks
 PRELOAD = ("draftwood.autotune.worker", "draftwood.autotune.ahead")
+# jobs that wait in the pool's own queue, so that no process waits for one
+SLACK = 4
 
 
 def prepare(target: GPUTarget) -> None:
@@ -34,27 +39,43 @@ def prepare(target: GPUTarget) -> None:
     claim(target)
 
 
+# the outlines of the case that this process compiled last
+_outlines: dict[tuple[str, Case], Any] = {}
+
+
 def compile_one(problem: Problem, shapes: Any, point: Point | None) -> str | None:
-    """Compile the op's kernels for one point, or for the default; why it could not be done, or None."""
+    """Compile the op's kernels for one point, or for the default; why it could not be done, or None. Without `shapes`
+    the inputs are outlined here."""
     chosen = {"config": problem.config(point)} if point is not None else {}
     try:
-        problem.op.function("kernels")(**hollow(shapes), **chosen)
+        problem.op.function("kernels")(**hollow(shapes or _outline(problem)), **chosen)
     except Exception as error:  # a compiler may raise anything; the trial itself will tell
         return f"{type(error).__name__}: {str(error)[:300]}"
     return None
 
 
+def _outline(problem: Problem) -> Any:
+    key = problem.op_name, problem.case
+    if key not in _outlines:
+        _outlines.clear()
+        _outlines[key] = drawn(problem.op.spec, problem.case)
+    return _outlines[key]
+
+
 def compile_default(problem: Problem) -> str | None:
     """Compile what a case launches with the op's default config."""
-    return compile_one(problem, drawn(problem.op.spec, problem.case), None)
+    return compile_one(problem, None, None)
 
 
 class Ahead:
-    """A pool that compiles. A compiler that dies takes the pool along: there is a new one for what comes next."""
+    """A pool that compiles: what is asked for now before what may be asked for later. A compiler that dies takes the
+    pool along: there is a new one for what comes next."""
 
     def __init__(self, workers: int, target: GPUTarget | None = None) -> None:
         self.workers, self.target = workers, target or driver.active.get_current_target()
         self.pool = self._new()
+        self.given: dict[tuple[str, str], Future[str | None]] = {}
+        self.kept: deque[tuple[Problem, Point | None]] = deque()
 
     def _new(self) -> ProcessPoolExecutor:
         context = get_context("forkserver")
@@ -62,11 +83,31 @@ class Ahead:
         return ProcessPoolExecutor(self.workers, mp_context=context, initializer=prepare, initargs=(self.target,))
 
     def submit(self, problem: Problem, shapes: Any, point: Point | None) -> "Future[str | None]":
-        try:
-            return self.pool.submit(compile_one, problem, shapes, point)
-        except BrokenProcessPool:
-            self.pool = self._new()
-            return self.pool.submit(compile_one, problem, shapes, point)
+        """The compilation of a point, begun once."""
+        key = problem.name, repr(point)
+        if key not in self.given:
+            try:
+                self.given[key] = self.pool.submit(compile_one, problem, shapes, point)
+            except BrokenProcessPool:
+                self.pool = self._new()
+                self.given[key] = self.pool.submit(compile_one, problem, shapes, point)
+        return self.given[key]
+
+    def later(self, problem: Problem, points: Iterable[Point | None]) -> None:
+        """Compile these where the pool has nothing else to do: see `pump`."""
+        self.kept += [(problem, point) for point in points]
+
+    def drop(self, problem: Problem) -> None:
+        """What is kept of a case is not needed any more."""
+        self.kept = deque(pair for pair in self.kept if pair[0] != problem)
+
+    def pump(self) -> None:
+        """Give idle processes what was kept for later; a few jobs more than there are processes."""
+        busy = sum(not future.done() for future in self.given.values())
+        while self.kept and busy < self.workers + SLACK:
+            problem, point = self.kept.popleft()
+            busy += (problem.name, repr(point)) not in self.given
+            self.submit(problem, None, point)
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)

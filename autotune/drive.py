@@ -12,7 +12,7 @@ import queue
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any
 
@@ -28,7 +28,7 @@ from .storage import open_storage
 from .timer import Machine
 from .trials import Trials
 from .tuner import DEPTH, Budget, Event, Tuner
-from .worker import Died, Isolated, Post
+from .worker import Died, Isolated, Post, gate_cases
 
 # of all legal points, where neither trials nor time is given: enough for the default sampler (perf/LOG.md)
 SHARE, LEAST = 0.12, 24
@@ -48,6 +48,7 @@ class Plan:
     timeout_s: float = 60.0
     times: str = ""
     compilers: int = 0
+    target: tuple[Any, ...] = ()
     lead: bool = True
     first: dict[str, tuple[Point, ...]] = field(default_factory=dict)
     known_bad: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -73,18 +74,31 @@ def budget(plan: Plan, problem: Problem, seconds: float) -> Budget:
         return Budget(min(plan.trials, points))
     if plan.seconds or plan.sampler == "grid":
         return Budget(points, seconds if plan.seconds else 0.0)
-    return Budget(min(points, max(LEAST, round(SHARE * points))))
+    return Budget(wanted(problem))
+
+
+def wanted(problem: Problem) -> int:
+    """How many trials a case is worth. Where time is given, cases share it in proportion to these."""
+    points = len(problem.points) + 1
+    return min(points, max(LEAST, round(SHARE * points)))
 
 
 def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
     """Tune every case on one device."""
     storage, until = open_storage(plan.storage), time.monotonic() + plan.seconds
+    worth = [wanted(problem) if plan.seconds else 1 for problem in plan.problems]
+    width = plan.compilers or compilers(1)
     runner: Isolated | None = None
     gated: dict[str, Outcome] = {}
-    ahead: Ahead | None = None
+    # what is known of the GPU before the worker is there spares the compilers its start
+    ahead = _pool(plan, plan.target) if plan.target else None
     neighbours: Neighbours | None = None
     try:
         for number, problem in enumerate(plan.problems):
+            left = until - time.monotonic()
+            if plan.seconds and left <= 0:
+                watch(Event("given up", problem.case.id, text=f"no time for {len(plan.problems) - number} cases"))
+                return
             trials = Trials(problem, storage)
             if copied := trials.adopt():
                 watch(Event("copied", problem.case.id, text=f"{copied} trials of another space are still valid"))
@@ -96,11 +110,11 @@ def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
             except Died as death:
                 watch(Event("given up", problem.case.id, text=f"the worker does not start: {death}"))
                 continue
-            submit, compilers = None, plan.compilers or cores()
-            if not plan.device.startswith("cpu"):
-                ahead = ahead or Ahead(compilers, GPUTarget(*runner.facts["target"]))
-                submit = _submitter(ahead, problem, runner.facts["shapes"])
             facts = runner.facts
+            if ahead is None and not plan.device.startswith("cpu"):
+                ahead = _pool(plan, facts["target"])
+            if ahead:
+                ahead.drop(problem)
             neighbours = neighbours or Neighbours(facts.get("uuid", ""))
             watch(
                 Event(
@@ -115,16 +129,18 @@ def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
                 trials,
                 runner,
                 Proposer(problem, plan.sampler, plan.seed),
-                budget(plan, problem, (until - time.monotonic()) / (len(plan.problems) - number)),
+                budget(plan, problem, left * worth[number] / sum(worth[number:])),
                 watch,
-                submit,
+                _submitter(ahead, problem, facts["shapes"]) if ahead else None,
+                ahead.pump if ahead else lambda: None,
+                _rehearsal(ahead, problem, facts["asked"]) if ahead else lambda _point: [],
                 lambda point, bad=bad, trials=trials: bad.get(trials.identity(point)),  # type: ignore[misc]
                 {"device": plan.device, "sampler": plan.sampler},
                 neighbours.notes,
                 gated,
-                depth=max(DEPTH, compilers),
+                depth=max(DEPTH, width),
                 # a model proposes better the more it knows; a list loses nothing by deciding early
-                claims=compilers if plan.sampler in ("grid", "random") else 1,
+                claims=width if plan.sampler in ("grid", "random") else 1,
                 patience_s=plan.timeout_s,
             )
             tuner.search(plan.first.get(problem.name, ()))
@@ -140,8 +156,31 @@ def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
             neighbours.close()
 
 
+def _pool(plan: Plan, target: tuple[Any, ...]) -> Ahead:
+    """Compilers, with work for every case."""
+    ahead = Ahead(plan.compilers or compilers(1), GPUTarget(*target))
+    for problem in plan.problems:
+        ahead.later(problem, _likely(plan, problem))
+    ahead.pump()
+    return ahead
+
+
 def _submitter(ahead: Ahead, problem: Problem, shapes: Any) -> Callable[[Point], "Future[str | None]"]:
     return lambda point: ahead.submit(problem, shapes, point)
+
+
+def _rehearsal(ahead: Ahead, problem: Problem, asked: dict[str, Any]) -> Callable[[Point], list["Future[str | None]"]]:
+    def rehearse(point: Point) -> list["Future[str | None]"]:
+        cases = gate_cases(problem, asked, point)
+        return [ahead.submit(replace(problem, case=case), None, point) for case in cases]
+
+    return rehearse
+
+
+def _likely(plan: Plan, problem: Problem) -> list[Point | None]:
+    """What a case will try first, the default and given points before all."""
+    proposer = Proposer(problem, plan.sampler, plan.seed)
+    return [None, *plan.first.get(problem.name, ()), *proposer.likely(2 * wanted(problem))]
 
 
 def _entry(problem: Problem, verdict: Verdict | None, runner: Isolated) -> dict[str, Any] | None:
@@ -151,6 +190,11 @@ def _entry(problem: Problem, verdict: Verdict | None, runner: Isolated) -> dict[
 
 def cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def compilers(devices: int) -> int:
+    """Processes that compile for one of so many devices: two cores are the tuner's and its worker's."""
+    return max(1, cores() // devices - 2)
 
 
 # -- several GPUs ------------------------------------------------------------------------------------------------------

@@ -81,6 +81,7 @@ class Bench:
             "default": self._default(),
             "machine": machine,
             "read_gb_s": timer.bandwidth(self.device)["read"],
+            "asked": self.asked,
             "shapes": outline(self.trial.inputs),
             "uuid": f"GPU-{torch.cuda.get_device_properties(self.device).uuid}",
             "target": (target.backend, target.arch, target.warp_size),
@@ -150,19 +151,11 @@ class Bench:
     def gate(self, point: Point, stage: Any) -> Found:
         """Every oracle on those of the op's smoke and edge cases that the config would serve too."""
         self.config = self.problem.config(point)
-        spec, legal = self.problem.op.spec, self.problem.op.module("autotune").legal
-        for case in dict.fromkeys((*spec.cases.get("smoke", ()), *spec.cases.get("edge", ()))):
-            if not self._neighbour(case) or legal(point, case, self.problem.gpu) is not None:
-                continue
+        for case in gate_cases(self.problem, self.asked, point):
             stage(f"checking {case.id}")
             if bad := _worst(Trial(self.problem.op, case, 0, self.trial.subject).verdicts()):
                 return Found(_refusal(bad, point))
         return Found(Outcome("ok"))
-
-    def _neighbour(self, case: Case) -> bool:
-        """Whether a launch of that case could be given this case's config: it is looked up by the same names."""
-        names = {name for name, value in self.asked.items() if isinstance(value, str)}
-        return all(case.get(name) == self.problem.case.get(name) for name in names)
 
     def duel(self, a: Point, b: Point, most: int = 24, margin: float = MARGIN) -> Race:
         """b against a, both captured afresh."""
@@ -172,6 +165,23 @@ class Bench:
         first = self._replay(a)
         second = self._replay(b, first)
         return race(first.sample, second.sample, most, margin)
+
+
+def meet(device: str) -> tuple[str, tuple[Any, ...]]:
+    """The GPU's name among configs, and what Triton compiles for there."""
+    torch.cuda.set_device(torch.device(device))
+    target = driver.active.get_current_target()
+    return timer.machine(torch.device(device)).gpu, (target.backend, target.arch, target.warp_size)
+
+
+def gate_cases(problem: Problem, asked: dict[str, Any], point: Point) -> list[Case]:
+    """The op's smoke and edge cases whose launches could be given this case's config: those that are looked up by the
+    same names, and where it is legal."""
+    spec, legal = problem.op.spec, problem.op.module("autotune").legal
+    names = {name for name, value in asked.items() if isinstance(value, str)}
+    every = dict.fromkeys((*spec.cases.get("smoke", ()), *spec.cases.get("edge", ())))
+    like = (case for case in every if all(case.get(name) == problem.case.get(name) for name in names))
+    return [case for case in like if legal(point, case, problem.gpu) is None]
 
 
 def _times(problem: Problem, file: str) -> "landscape.Landscape | None":
