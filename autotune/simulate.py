@@ -16,6 +16,7 @@ from typing import Any
 from optuna.storages import InMemoryStorage
 
 from ..reference.spec import Case
+from .effort import features
 from .landscape import Landscape
 from .outcome import Found, Outcome
 from .race import Race, race
@@ -114,9 +115,14 @@ def replay(
         if event.kind == "trial" and event.best is not None:
             curve.append(min([*curve[-1:], landscape.us({**landscape.default, **event.best.point}) / optimum]))
 
+    compiled = [
+        (point, features(launches, gpu))
+        for point in problem.points
+        if (launches := landscape.launches.get(landscape.key(point)))
+    ]
     proposer = Proposer(problem, sampler, seed)
     book = Trials(problem, InMemoryStorage())
-    Tuner(problem, book, runner, proposer, Budget(trials), watch).search(first)
+    Tuner(problem, book, runner, proposer, Budget(trials), watch, built=lambda: compiled).search(first)
     return Curve(op, landscape.case, f"{sampler}, warm" if first else sampler, seed, len(problem.points), tuple(curve))
 
 
