@@ -64,7 +64,8 @@ def importance(problem: Problem, ran: list[Record]) -> dict[str, float]:
         return {}
     code = lambda point: [axes[knob].index(point[knob]) / (len(axes[knob]) - 1) for knob in axes]
     tried = [code(record.point) for record in inside]
-    model = Surrogate(np.array(tried + [code(point) for point in problem.points]))
+    x = np.array(tried + [code(point) for point in problem.points])
+    model = Surrogate(x, np.zeros(len(x)))
     model.fit(list(range(len(tried))), np.log2([record.outcome.us for record in inside]))
     mean = model.expected(np.arange(len(tried), len(model.x)))
     moved = {}

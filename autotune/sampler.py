@@ -28,8 +28,9 @@ DEFAULT = "gp"
 # a point that is wrong or does not run counts as this many times slower than the slowest that ran
 PENALTY = 1.5
 # gp: points before the model speaks where nothing is foreseen, the default among them; how far above the median, in
-# log2(us), times are told apart; and how many of the fastest trials it looks at
-STARTUP, SLOW, MOST = 3, 0.3, 48
+# log2(us), times are told apart; how many of the fastest trials it looks at; and how much more has to be compiled for
+# it to look again
+STARTUP, SLOW, MOST, GROWN = 3, 0.3, 48, 1.25
 Key = tuple[int, ...]
 
 
@@ -141,12 +142,13 @@ class Model:
         self.keys = keys
         self.index = {key: i for i, key in enumerate(keys)}
         self.coordinates = np.array([_coordinates(axes, key) for key in keys], dtype=float).reshape(len(keys), -1)
-        self.draw = np.random.default_rng(seed).random(len(keys))
+        self.seed, self.draw = seed, np.random.default_rng(seed).random(len(keys))
         self.known: dict[int, float] = {}
         self.waiting: set[int] = set()
         self.efforts: dict[int, Features] = {}
+        # what the surrogate was made with
+        self.weighed: set[int] = set()
         self.surrogate: Surrogate | None = None
-        self.foreseen = np.zeros(len(keys))
 
     def pending(self, key: Key) -> None:
         self.waiting.add(self.index[key])
@@ -157,9 +159,8 @@ class Model:
             self.known[self.index[key]] = value
 
     def effort(self, key: Key, features: Features) -> None:
-        if key in self.index and self.index[key] not in self.efforts:
-            self.efforts[self.index[key]] = features
-            self.surrogate = None
+        if key in self.index:
+            self.efforts.setdefault(self.index[key], features)
 
     def choose(self, left: dict[Key, Point]) -> Key:
         return self.likely(left, 1)[0]
@@ -168,43 +169,43 @@ class Model:
         free = np.array([self.index[key] for key in left], dtype=int)
         if not len(free):
             return []
-        known = [i for i in self.known if i in self.efforts]
-        weighed = np.array([i in self.efforts for i in free])
+        model, known = self._model(), [i for i in self.known if i in self.weighed]
+        weighed = np.array([i in self.weighed for i in free])
         if known and weighed.any():
             # what is compiled is known better: it goes first
-            order = np.lexsort((-self._promise(free, known), ~weighed))
+            order = np.lexsort((-self._promise(model, free, known), ~weighed))
         elif len(self.known) + len(self.waiting) < STARTUP or len(self.known) < 2:
             order = np.argsort(self.draw[free])
         else:
-            order = np.argsort(-self._promise(free, list(self.known)))
+            order = np.argsort(-self._promise(model, free, list(self.known)))
         return [self.keys[i] for i in free[order[:count]]]
 
-    def _model(self, weighed: bool) -> Surrogate:
-        if self.surrogate is None:
-            x = self.coordinates
-            if weighed:
+    def _model(self) -> Surrogate:
+        """Made anew when a quarter more is compiled, or a trial came of what was not."""
+        news = any(i in self.efforts and i not in self.weighed for i in self.known)
+        if self.surrogate is None or news or len(self.efforts) > GROWN * len(self.weighed):
+            self.weighed = set(self.efforts)
+            x, foreseen = self.coordinates, np.zeros(len(self.keys))
+            if self.efforts:
                 middle = np.median(np.array(list(self.efforts.values())), 0)
                 features = np.array([self.efforts.get(i, middle) for i in range(len(self.keys))])
-                self.foreseen = features[:, 0]
                 low, high = features.min(0), features.max(0)
+                foreseen = features[:, 0]
                 x = np.hstack([x, ((features - low) / np.where(high > low, high - low, 1.0))[:, 1:]])
-            self.surrogate = Surrogate(x)
+            self.surrogate = Surrogate(x, foreseen, self.seed)
         return self.surrogate
 
-    def _promise(self, free: np.ndarray, known: list[int]) -> np.ndarray:
-        model = self._model(bool(self.efforts))
+    def _promise(self, model: Surrogate, free: np.ndarray, known: list[int]) -> np.ndarray:
         known = sorted(known, key=lambda i: self.known[i])[:MOST]
         y = np.array([self.known[i] for i in known])
         # how slow a slow point is teaches nothing about the fast ones
         y = np.minimum(y, np.median(y) + SLOW)
-        residual, best = y - self.foreseen[known], y.min()
-        model.fit(known, residual)
+        model.fit(known, y)
         if self.waiting:
             waiting = list(self.waiting)
-            believed = model.expected(np.array(waiting))
-            model.fit([*known, *waiting], np.concatenate([residual, believed]))
-            best = min(best, float((believed + self.foreseen[waiting]).min()))
-        return model.improvement(free, best, self.foreseen[free])
+            y = np.concatenate([y, model.expected(np.array(waiting))])
+            model.fit([*known, *waiting], y)
+        return model.improvement(free, float(y.min()))
 
 
 class Foreign:

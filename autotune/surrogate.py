@@ -1,9 +1,9 @@
 """Gaussian processes over the points of a space, for choosing the next one.
 
-    y(x) = m(x) + f(x)      m: what is foreseen (effort.py), or nothing
+    y(x) = b · m(x) + f(x)      m: what is foreseen (effort.py), or nothing; b: how far that is believed, 0 to 1
     k(x, x') = u · sum of w_i · M(x_i - x'_i)  +  (1 - u) · M(|x - x'|)         M: Matérn 5/2
 
-What a few trials say fits many models: MEMBERS of them are drawn once (lengths, w, u, noise), each is weighed by how
+What a few trials say fits many models: MEMBERS of them are drawn once (b, lengths, w, u, noise), each is weighed by how
 well it explains the trials, and what is expected of a point is their weighted mean. No single one is fitted, so that
 ten trials do not decide how rough a space is. The scale of f is integrated out.
 
@@ -16,7 +16,7 @@ import math
 import numpy as np
 
 Array = np.ndarray
-MEMBERS, SEED = 96, 0
+MEMBERS = 96
 # of a length: its median, in widths of the space, and the deviation of its logarithm
 LENGTH, SPREAD = 0.5, 0.8
 # what f is taken for before there is a trial: deviation in log2(us), worth so many trials; and the variance of its mean
@@ -54,15 +54,15 @@ def _mass(u: Array) -> Array:
 
 
 class Surrogate:
-    """Of the points x [n, d], each axis in 0..1."""
+    """Of the points x [n, d], each axis in 0..1, of which `foreseen` [n] is expected."""
 
-    def __init__(self, x: Array) -> None:
-        random, axes = np.random.default_rng(SEED), x.shape[1]
-        self.x = x
+    def __init__(self, x: Array, foreseen: Array, seed: int = 0) -> None:
+        random, axes = np.random.default_rng(seed), x.shape[1]
+        self.x, self.foreseen = x, foreseen
         self.alone = LENGTH * np.exp(SPREAD * random.standard_normal((MEMBERS, axes)))
         self.joint = 2 * LENGTH * np.exp(SPREAD * random.standard_normal((MEMBERS, axes)))
         self.weights = random.dirichlet(np.full(axes, 0.7), MEMBERS) if axes else np.zeros((MEMBERS, 0))
-        self.share = random.random(MEMBERS)
+        self.share, self.belief = random.random(MEMBERS), random.random(MEMBERS)
         self.noise = 10 ** random.uniform(-4.0, -1.5, MEMBERS)
         self.rows: dict[int, Array] = {}
 
@@ -77,26 +77,24 @@ class Surrogate:
 
     def fit(self, known: list[int], y: Array) -> None:
         """Weigh the models by y at the points `known`."""
-        self.known = known
-        rows = np.stack([self._row(i) for i in known], 1)
-        size = len(known)
-        covariance = rows[:, :, known] + self.noise[:, None, None] * np.eye(size)
-        factor = np.linalg.cholesky(covariance)
-        self.mean = y.mean()
-        half = np.linalg.solve(factor, np.broadcast_to((y - self.mean)[:, None], (MEMBERS, size, 1)))[:, :, 0]
+        rows, size = np.stack([self._row(i) for i in known], 1), len(known)
+        factor = np.linalg.cholesky(rows[:, :, known] + self.noise[:, None, None] * np.eye(size))
+        apart = y - self.belief[:, None] * self.foreseen[known]
+        mean = apart.mean(1)
+        half = np.linalg.solve(factor, (apart - mean[:, None])[:, :, None])[:, :, 0]
         misfit = (half**2).sum(1) + WORTH * SCALE**2
-        spread = np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(1)
-        evidence = -0.5 * (size + WORTH) * np.log(misfit) - spread
+        evidence = -0.5 * (size + WORTH) * np.log(misfit) - np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(1)
         weight = np.exp(evidence - evidence.max())
-        self.heavy = np.flatnonzero(weight > LIGHTEST)
-        self.weight = weight[self.heavy] / weight[self.heavy].sum()
-        self.scale = np.sqrt(misfit[self.heavy] / (size + WORTH))
-        self.factor, self.half, self.cross = factor[self.heavy], half[self.heavy], rows[self.heavy]
+        heavy = np.flatnonzero(weight > LIGHTEST)
+        self.weight = weight[heavy] / weight[heavy].sum()
+        self.scale = np.sqrt(misfit[heavy] / (size + WORTH))
+        self.mean = mean[heavy, None] + self.belief[heavy, None] * self.foreseen
+        self.factor, self.half, self.cross = factor[heavy], half[heavy], rows[heavy]
 
     def predict(self, at: Array) -> tuple[Array, Array]:
         """Means and standard deviations [models, points] at the points `at`."""
         half = np.linalg.solve(self.factor, self.cross[:, :, at])
-        means = self.mean + np.einsum("mk,mkp->mp", self.half, half)
+        means = self.mean[:, at] + np.einsum("mk,mkp->mp", self.half, half)
         variance = np.maximum(1e-10, 1.0 + LEVEL - (half**2).sum(1))
         return means, np.sqrt(variance) * self.scale[:, None]
 
@@ -104,9 +102,9 @@ class Surrogate:
         """The models' weighted mean at the points `at`."""
         return self.weight @ self.predict(at)[0]
 
-    def improvement(self, at: Array, best: float, foreseen: Array) -> Array:
-        """Expected improvement on `best` of `foreseen` plus f at the points `at`."""
+    def improvement(self, at: Array, best: float) -> Array:
+        """Expected improvement on `best` at the points `at`."""
         means, deviation = self.predict(at)
-        u = (best - foreseen - means) / deviation
+        u = (best - means) / deviation
         density = np.exp(-0.5 * u**2) / math.sqrt(2 * math.pi)
         return self.weight @ (deviation * (u * _mass(u) + density))
