@@ -1,23 +1,26 @@
 """A search without a GPU: the tuner's own loop over a landscape of times that were measured once.
 
-    draftwood tune --simulate      every sampler on every committed landscape, many seeds: best-so-far and regret
+    draftwood tune --simulate      every sampler on every committed landscape, many seeds: best-so-far and regret, kept
+                                   in landscapes/regret.json
 
 What is new here is the runner, which looks a time up where the real one measures it, with the noise of one race.
 """
 
+import json
 import math
 import random
 import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optuna.storages import InMemoryStorage
 
 from ..reference.spec import Case
 from .effort import features
-from .landscape import Landscape
+from .landscape import HOME, Landscape
 from .outcome import Found, Outcome
 from .race import Race, race
 from .sampler import Proposer
@@ -134,6 +137,13 @@ def winner(rows: list[dict[str, Any]]) -> str:
     """The sampler with the least mean regret over the landscapes."""
     samplers = {row["sampler"] for row in rows if "warm" not in row["sampler"]}
     return min(samplers, key=lambda s: statistics.fmean(r["regret_mean"] for r in rows if r["sampler"] == s))
+
+
+def save(rows: list[dict[str, Any]], seeds: range, file: Path = HOME / "regret.json") -> None:
+    """Keep the table, a row a line."""
+    head = {"schema": 1, "command": f"draftwood tune --simulate --seed {seeds.start} --seeds {len(seeds)}"}
+    rounded = ({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    file.write_text(json.dumps(head)[:-1] + ', "rows": [\n' + ",\n".join(map(json.dumps, rounded)) + "\n]}\n")
 
 
 def tenth(points: int) -> int:

@@ -48,7 +48,7 @@ def tune(
             show_default=False,
         ),
     ] = "",
-    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sampler; with --simulate the first of --seeds.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds a trial may take before it counts as hung.")] = 60.0,
     save: Annotated[bool, typer.Option(help="Write the winners to autotune/configs/<gpu>/.")] = True,
     report: Annotated[
@@ -99,7 +99,7 @@ def tune(
 
     interpret_without_gpu()
     if simulate:
-        return studies.simulate(ops, case, [sampler.value] if sampler is not Sampler.gp else [], seeds, as_json)
+        return studies.simulate(ops, case, [sampler.value] if sampler is not Sampler.gp else [], seed, seeds, as_json)
     chosen = choose(ops, sources)
     try:
         devices, gpu, target = _devices(gpus, times)
