@@ -495,3 +495,62 @@ print([len(ahead.compile_one(problem, None, point).launches) for point in proble
     first, second, third = run.stdout.splitlines()
     assert first == "['', '']" and "num_warps" in second and third == "[1, 1]", run.stderr
     assert len(list(tmp_path.rglob("*.cubin"))) == 2
+
+
+DRIVE = """
+import sys
+from draftwood.autotune import drive
+from draftwood.autotune.outcome import Found, Outcome
+from draftwood.autotune.race import race
+from draftwood.autotune.space import Problem
+from draftwood.autotune.timer import Machine
+from draftwood.reference.ops import registered
+
+class Clock:
+    # the more warps, the faster; what the gate was asked, and at which case
+    asked = []
+    def __init__(self, problem, post):
+        self.load(problem)
+    def load(self, problem):
+        self.problem = problem
+        machine = Machine("sm90-h200", "NVIDIA H200", "2.11", "3.6", "3.12", "580", "1980", "2026-11-20")
+        self.facts = {"default": problem.defaults, "machine": machine, "read_gb_s": 4500.0, "asked": {}, "shapes": None}
+    def us(self, point):
+        return 8.0 / {**self.problem.defaults, **point}["num_warps"]
+    def attempt(self, point, rival):
+        us = self.us(point)
+        return Found(Outcome("ok", us=us, spread=(us, us)), self.ask("duel", rival, point) if rival else None)
+    def ask(self, verb, *rest):
+        if verb == "gate":
+            Clock.asked.append((rest[0].case.id, self.problem.case.id))
+            return Found(Outcome("wrong" if len(Clock.asked) == 1 else "ok", "numeric"))
+        return race(lambda: self.us(rest[0]), lambda: self.us(rest[1]))
+    def command(self, point):
+        return ""
+    def close(self):
+        pass
+
+if __name__ == "__main__":
+    drive.Isolated = Clock
+    cases = registered()["advance"].spec.cases["perf"]
+    plan = drive.Plan(tuple(Problem("advance", case, "sm90-h200") for case in cases), "cuda:0", seconds=200.0,
+                      storage=sys.argv[1], compilers=2, target=("cuda", 90, 32))
+    for settled in drive.run(plan, lambda event: None):
+        print(settled.problem.case["T"], settled.verdict.winner, settled.verdict.tried, settled.entry["default_us"])
+    print(len(Clock.asked))
+"""
+
+
+def test_cases_are_tuned_in_turn_and_a_winner_that_the_gate_refuses_makes_way(tmp_path):
+    script = tmp_path / "drive.py"
+    script.write_text(DRIVE)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / ".typings"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    env.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(script), str(tmp_path / "journal")]
+    run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    *lines, asked = run.stdout.splitlines()
+    warps = registered()["advance"].module("autotune").SPACE["num_warps"]
+    # the fastest config was refused, once for both cases: they are looked up by the same names
+    second = {"num_warps": sorted(warps)[-2]}
+    assert [line.split(" ", 1)[1].startswith(f"{second} {len(warps)} ") for line in lines] == [True, True], run.stderr
+    assert asked == "2"
