@@ -5,7 +5,8 @@
      {"case": {…}, "config": {…}, "us": {p20, p50, p80}, "default_us": …, "roof": …, "tried": 24, "of": 162,
       "stamp": {"kernel": hash, "space": hash, "torch": …, "triton": …, "driver": …, "date": …}}, …]}
 
-kernels/config.py reads `case` and `config` and no more. An entry whose stamp differs from what is here is stale: it is
+`within` bounds sizes, {"M": [1, 8]}, where the config is not legal beyond. kernels/config.py reads `case`, `config` and
+`within` and no more. An entry whose stamp differs from what is here is stale: it is
 still used, and `draftwood doctor` says so.
 """
 
@@ -27,7 +28,27 @@ def stamp(problem: Problem, machine: Machine) -> dict[str, str]:
     return {"kernel": problem.kernel_hash, "space": problem.space_hash, **versions, "date": machine.date}
 
 
-def made(problem: Problem, machine: Machine, verdict: Verdict, read_gb_s: float) -> dict[str, Any]:
+def within(problem: Problem, asked: dict[str, Any], point: Point) -> dict[str, list[int | None]]:
+    """Sizes that the launcher is asked by, and the least and the largest of each for which the config is legal, as far
+    as the op's cases tell; only where there is such a bound. A launch outside is not served."""
+    spec, legal, own = problem.op.spec, problem.op.module("autotune").legal, problem.case
+    found: dict[str, list[int | None]] = {}
+    for name, size in asked.items():
+        if isinstance(size, str) or own.get(name) != size:
+            continue
+        listed = {case[name] for group in spec.cases.values() for case in group if isinstance(case.get(name), int)}
+        probes = sorted({size, *listed, *(value + 1 for value in listed)})
+        bad = [value for value in probes if legal(point, own.but(**{name: value}), problem.gpu) is not None]
+        low = max((value + 1 for value in bad if value < size), default=0)
+        high = min((value - 1 for value in bad if value > size), default=None)
+        if low or high is not None:
+            found[name] = [low, high]
+    return found
+
+
+def made(
+    problem: Problem, machine: Machine, verdict: Verdict, read_gb_s: float, asked: dict[str, Any] | None = None
+) -> dict[str, Any]:
     p20, p50, p80 = (round(us, 3) for us in verdict.us)
     roof = problem.op.spec.cost(problem.case).bytes / p50 / 1e3 / read_gb_s if read_gb_s else 0.0
     return {
@@ -39,6 +60,7 @@ def made(problem: Problem, machine: Machine, verdict: Verdict, read_gb_s: float)
         "tried": verdict.tried,
         "of": len(problem.points),
         "stamp": stamp(problem, machine),
+        **({"within": bounds} if (bounds := within(problem, asked or {}, verdict.winner)) else {}),
     }
 
 

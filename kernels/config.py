@@ -6,8 +6,9 @@
     fitted                 sm90-fitted: what compiles without spilling where the defaults do not; nobody timed it
     the kernel's defaults  safe anywhere
 
-A config file is JSON: {"schema": 2, "op": ..., "entries": [{"case": {...}, "config": {...}, ...}]}. Of the entries
-whose names and formats equal the launch's, the one with the nearest sizes is taken; where a folder has none, the next
+A config file is JSON: {"schema": 2, "op": ..., "entries": [{"case": {...}, "config": {...}, "within": {...}, ...}]}. Of
+the entries whose names and formats equal the launch's, the one with the nearest sizes is taken that serves them:
+`within` bounds the sizes that a config is meant for, {"M": [1, 8], "K": [512, null]}. Where a folder has none, the next
 is asked.
 """
 
@@ -117,14 +118,18 @@ def choose(op: str, gpu: str, dims: dict[str, int | str]) -> Choice | None:
 
 
 def nearest(listed: list[dict[str, Any]], dims: dict[str, int | str]) -> dict[str, Any] | None:
-    """The entry of the same names and formats whose sizes are nearest on a logarithmic scale."""
+    """The entry of the same names and formats that serves these sizes and whose own are nearest, in logarithms."""
     best, best_distance = None, math.inf
+    sizes = {name: value for name, value in dims.items() if not isinstance(value, str)}
     for entry in listed:
         case = entry["case"]
         if any(case.get(name, value) != value for name, value in dims.items() if isinstance(value, str)):
             continue
-        sizes = [(value, case[name]) for name, value in dims.items() if not isinstance(value, str) and name in case]
-        distance = sum(abs(math.log2(max(1, a)) - math.log2(max(1, b))) for a, b in sizes)
+        bounds = entry.get("within", {})
+        if any(sizes[n] < low or sizes[n] > (high or sizes[n]) for n, (low, high) in bounds.items() if n in sizes):
+            continue
+        pairs = [(value, case[name]) for name, value in sizes.items() if name in case]
+        distance = sum(abs(math.log2(max(1, a)) - math.log2(max(1, b))) for a, b in pairs)
         if distance < best_distance:
             best, best_distance = entry, distance
     return best

@@ -20,6 +20,7 @@ from draftwood.autotune.outcome import Outcome, Verdict
 from draftwood.autotune.race import LOOKS, race
 from draftwood.autotune.space import Problem, _bare, code
 from draftwood.autotune.timer import Machine
+from draftwood.kernels import config
 from draftwood.reference.ops import registered
 from draftwood.reference.spec import case
 
@@ -98,8 +99,8 @@ def test_configs_that_are_fastest_and_faulty_are_each_refused_with_their_reason_
 def test_the_command_of_a_refused_config_shows_it_again():
     argv = ["check", "double_rows", "--case", "M=4,N=40", "--oracle", "numeric", "--ops", FAULTS, "--json"]
     settings = {**os.environ, "PYTHONPATH": str(ROOT / ".typings")}
-    run = lambda config: subprocess.run(
-        [sys.executable, "-m", "draftwood.perf.cli", *argv, "--config", json.dumps(config)],
+    run = lambda chosen: subprocess.run(
+        [sys.executable, "-m", "draftwood.perf.cli", *argv, "--config", json.dumps(chosen)],
         capture_output=True,
         text=True,
         env=settings,
@@ -393,6 +394,18 @@ def test_committed_configs_are_stamped_and_stale_once_anything_changes(tmp_path)
     assert winners.stale({"case": {}}, problem, MACHINE) == ["no stamp"]
 
 
+def test_a_config_serves_no_launch_that_it_is_not_legal_for():
+    op = registered()["tree_conv"]
+    one = next(case for case in op.spec.cases["perf"] if case["T"] == 9)
+    problem, asked = Problem("tree_conv", one, "sm90-h200"), {name: one[name] for name in ("B", "T", "C", "W")}
+    wide = {"BLOCK_T": 16, "BLOCK_C": 64, "num_warps": 1}
+    assert winners.within(problem, asked, wide) == {"T": [9, None]}
+    assert winners.within(problem, asked, {**wide, "BLOCK_T": 1}) == {}
+    entry = {"case": one.as_dict(), "config": wide, "within": {"T": [9, None]}}
+    assert config.nearest([entry], {**asked, "T": 512}) and config.nearest([entry], {**asked, "T": 8}) is None
+    assert config.nearest([entry], {"C": one["C"]}) == entry
+
+
 def test_every_committed_config_is_legal_and_of_a_known_case():
     for file in winners.CONFIGS.glob("*/*.json"):
         if file.stem not in registered():
@@ -504,6 +517,7 @@ from draftwood.autotune.outcome import Found, Outcome
 from draftwood.autotune.race import race
 from draftwood.autotune.space import Problem
 from draftwood.autotune.timer import Machine
+from draftwood.kernels import config
 from draftwood.reference.ops import registered
 
 class Clock:
