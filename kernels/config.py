@@ -7,9 +7,9 @@
     the kernel's defaults  safe anywhere
 
 A config file is JSON: {"schema": 2, "op": ..., "entries": [{"case": {...}, "config": {...}, "within": {...}, ...}]}. Of
-the entries whose names and formats equal the launch's, the one with the nearest sizes is taken that serves them:
-`within` bounds the sizes that a config is meant for, {"M": [1, 8], "K": [512, null]}. Where a folder has none, the next
-is asked.
+the entries whose names and formats equal the launch's, the one with the nearest sizes is taken, up to a factor of two
+in all: what lies farther was not measured. `within` bounds the sizes that a config is legal for, {"M": [1, 8], "K":
+[512, null]}. Where a folder has none, the next is asked.
 """
 
 import dataclasses
@@ -33,6 +33,8 @@ FAMILIES = (
     {"gfx1100": 64, "gfx1151": 64, "gfx1201": 64},
 )
 FITTED = "-fitted"
+# log2 of how far in all the sizes of a launch may be from those of the entry that serves it
+REACH = 1.0
 CONFIGS = Path(__file__).resolve().parent.parent / "autotune" / "configs"
 
 
@@ -112,14 +114,16 @@ def entries(op: str, home: str) -> list[dict[str, Any]]:
 def choose(op: str, gpu: str, dims: dict[str, int | str]) -> Choice | None:
     """The entry that serves a launch, or None."""
     for home, why in homes(gpu):
-        if (entry := nearest(entries(op, home), dims)) is not None:
+        # what compiles without spilling does so whatever the sizes
+        reach = math.inf if why == "fitted" else REACH
+        if (entry := nearest(entries(op, home), dims, reach)) is not None:
             return Choice(entry, home, why)
     return None
 
 
-def nearest(listed: list[dict[str, Any]], dims: dict[str, int | str]) -> dict[str, Any] | None:
+def nearest(listed: list[dict[str, Any]], dims: dict[str, int | str], reach: float = REACH) -> dict[str, Any] | None:
     """The entry of the same names and formats that serves these sizes and whose own are nearest, in logarithms."""
-    best, best_distance = None, math.inf
+    best, best_distance = None, reach + 1e-9
     sizes = {name: value for name, value in dims.items() if not isinstance(value, str)}
     for entry in listed:
         case = entry["case"]

@@ -402,8 +402,10 @@ def test_a_config_serves_no_launch_that_it_is_not_legal_for():
     assert winners.within(problem, asked, wide) == {"T": [9, None]}
     assert winners.within(problem, asked, {**wide, "BLOCK_T": 1}) == {}
     entry = {"case": one.as_dict(), "config": wide, "within": {"T": [9, None]}}
-    assert config.nearest([entry], {**asked, "T": 512}) and config.nearest([entry], {**asked, "T": 8}) is None
+    assert config.nearest([entry], {**asked, "T": 18}) and config.nearest([entry], {**asked, "T": 8}) is None
     assert config.nearest([entry], {"C": one["C"]}) == entry
+    # more than twice as many were not measured
+    assert config.nearest([entry], {**asked, "T": 19}) is None
 
 
 def test_every_committed_config_is_legal_and_of_a_known_case():
