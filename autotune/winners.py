@@ -11,6 +11,7 @@ still used, and `draftwood doctor` says so.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def warm(problem: Problem, most: int = 3) -> tuple[Point, ...]:
     dims = {name: value for name, value in problem.case.as_dict().items() if isinstance(value, (int, str))}
     found: list[Point] = []
     for home, _ in homes(problem.gpu):
-        if entry := nearest(entries(problem.op_name, home), dims):
+        if entry := nearest(entries(problem.op_name, home), dims, math.inf):
             point = {knob: entry["config"].get(knob, problem.defaults.get(knob)) for knob in problem.space}
             if point in problem.points and point not in found:
                 found.append(point)
