@@ -34,6 +34,9 @@ def within(problem: Problem, asked: dict[str, Any], point: Point) -> dict[str, l
     as the op's cases tell; only where there is such a bound. A launch outside is not served."""
     spec, legal, own = problem.op.spec, problem.op.module("autotune").legal, problem.case
     found: dict[str, list[int | None]] = {}
+    if legal(point, own, problem.gpu) is not None:
+        # a default beside the space: it runs anywhere
+        return found
     for name, size in asked.items():
         if isinstance(size, str) or own.get(name) != size:
             continue
