@@ -353,6 +353,25 @@ def test_the_kernel_hash_covers_what_the_kernel_imports_from_its_folder():
     assert {"topk_logprobs.py", "lib/order.py"} <= files and "config.py" not in files
 
 
+def test_a_kernel_hash_covers_what_is_used_beside_it_and_no_more(tmp_path):
+    def written(folder: str, unused: str = "1", used: str = "2", constant: str = "3") -> dict[str, str]:
+        root = tmp_path / folder
+        (root / "lib").mkdir(parents=True)
+        (root / "op.py").write_text("from .lib.near import f as g\n\n\ndef op():\n    return g()\n")
+        other = f"\n\n\ndef other():\n    return {unused}\n"
+        near = f"from .far import h\n\nC = {constant}\n\n\ndef f():\n    return h() + C{other}"
+        (root / "lib" / "near.py").write_text(near)
+        (root / "lib" / "far.py").write_text(
+            f"@once\ndef h():\n    return {used}\n\n\ndef other():\n    return {unused}\n"
+        )
+        return code(root, "op")
+
+    plain = written("plain")
+    assert set(plain) == {"op.py", "lib/near.py", "lib/far.py"} and "@once" in plain["lib/far.py"]
+    assert written("unused", unused="9") == plain
+    assert written("used", used="9") != plain and written("constant", constant="9") != plain
+
+
 def test_points_skip_only_what_legal_refuses():
     for one in registered()["dequant_matmul"].spec.cases["smoke"][:4]:
         problem = Problem("dequant_matmul", one, "sm90-h200")
