@@ -38,19 +38,23 @@ def calls(
     return [functools.partial(function, **inputs, **extra) for inputs in sets], sets
 
 
-def _compile(job: tuple[str, Case]) -> None:
-    """In a process that only compiles: run the launcher on tensors without memory."""
-    name, case = job
+def _compile(job: tuple[str, Case, str]) -> None:
+    """In a process that only compiles: run the launcher on tensors without memory, with the default config and with
+    the one that `gpu` would pick."""
+    name, case, gpu = job
     op = registered()[name]
-    inputs = draw(op.spec, case, 0, torch.device("cpu"))
+    inputs = map_tensors(draw(op.spec, case, 0, torch.device("cpu")), lambda tensor: tensor.to("meta"))
     # what cannot be run so is compiled when it is timed
     with contextlib.suppress(Exception):
-        op.function("kernels")(**map_tensors(inputs, lambda tensor: tensor.to("meta")))
+        with config.recording():
+            op.function("kernels")(**inputs)
+        if choice := config.choose(name, gpu, config.asked(name)):
+            op.function("kernels")(**inputs, config=op.module("kernels").Config(**choice.entry["config"]))
 
 
-def precompile(jobs: list[tuple[str, Case]]) -> None:
-    """Compile the kernels of many cases, with their default configs, by all cores at once: Triton's cache on disk hands
-    them to this process."""
+def precompile(jobs: list[tuple[str, Case]], gpu: str) -> None:
+    """Compile the kernels of many cases, with default and tuned configs, by all cores at once: Triton's cache
+    on disk hands them to this process."""
     workers = min(len(jobs), 16, len(os.sched_getaffinity(0)))
     if workers < 2:
         return
@@ -58,7 +62,7 @@ def precompile(jobs: list[tuple[str, Case]]) -> None:
     context.set_forkserver_preload(list(ahead.PRELOAD))
     target = driver.active.get_current_target()
     with ProcessPoolExecutor(workers, mp_context=context, initializer=ahead.prepare, initargs=(target,)) as pool:
-        list(pool.map(_compile, jobs))
+        list(pool.map(_compile, [(name, case, gpu) for name, case in jobs]))
 
 
 def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device) -> dict[str, Any]:

@@ -222,7 +222,7 @@ def bench(
     found = registered(sources)
     machine = timer.machine(device)
     if device.type == "cuda" and impl is Impl.kernels and not sources:
-        benching.precompile([(job.op, job.case) for job in work if job.case])
+        benching.precompile([(job.op, job.case) for job in work if job.case], machine.gpu)
     rows: dict[str, list[dict[str, Any]]] = {}
     timed = (
         (job, benching.entry(found[job.op], job.case, device, impl.value, baselines, bool(against)))
