@@ -51,19 +51,29 @@ def seeded(names: Iterable[str] | None = None) -> list[Mutant]:
     for module in sorted(info.name for info in pkgutil.iter_modules(_mutants.__path__)):
         if wanted is None or module in wanted:
             found += importlib.import_module(f"{_mutants.__name__}.{module}").MUTANTS
+    # one that has lost its place would raise where it is tried, and count as caught
+    for mutant in found:
+        edited(mutant)
     return found
+
+
+def edited(mutant: Mutant) -> dict[str, str]:
+    """The text of every file it changes; a ValueError if a change does not find its place."""
+    texts: dict[str, str] = {}
+    for file, old, new in mutant.changes:
+        text = texts.get(file) or (ROOT / file).read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"mutant {mutant.name}: {file} holds {text.count(old)} times, not once: {old!r}")
+        texts[file] = text.replace(old, new)
+    return texts
 
 
 def planted(mutant: Mutant, folder: Path) -> str:
     """Write the mutant's tree into `folder` and return the package it is importable as."""
     for part in ("reference", "kernels"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for file, old, new in mutant.changes:
-        path = folder / file
-        text = path.read_text()
-        if text.count(old) != 1:
-            raise ValueError(f"mutant {mutant.name}: {file} holds {text.count(old)} times, not once: {old!r}")
-        path.write_text(text.replace(old, new))
+    for file, text in edited(mutant).items():
+        (folder / file).write_text(text)
     package = ops.mount(folder)
     # one Spec type for all: the lab asks isinstance() of rules that the mutant's SPEC made
     importlib.import_module(f"{package}.reference")
