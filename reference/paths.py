@@ -180,7 +180,9 @@ def branches(call: Call, inputs: Inputs, case: Case, seed: int) -> Iterator[Mism
     g = delta_rule.log_decay(inputs["a"][b, t], inputs["A"], inputs["dt_bias"], wide)
     parent = saved[b, inputs["parents"][b, t].long()].to(wide)
     want = delta_rule.step(parent, q, k, inputs["v"][b, t].to(wide), g, inputs["b"][b, t].to(wide).sigmoid())[0]
-    yield from _apart("o of branches", o[b, t], want.to(o.dtype), _coarsest(o.dtype))
+    tokens = {name: inputs[name][b, t, None] for name in ("k", "v", "a", "b")}
+    off = _lost(tokens, inputs, parent, torch.zeros_like(parent[..., 0]), inputs["head_map"])
+    yield from _apart("o of branches", o[b, t], want.to(o.dtype), _coarsest(o.dtype), off[:, 1])
 
 
 def _along(path: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
