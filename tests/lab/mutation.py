@@ -26,12 +26,15 @@ ROOT = Path(ops.__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Mutant:
-    """`changes` are (file, old text, new text); the old text stands exactly once in the file."""
+    """`changes` are (file, old text, new text); the old text stands exactly once in the file. A bug in what no default
+    takes is tried with values of the kernel's `config`, on the cases whose id holds `where`."""
 
     name: str
     op: str
     bug: str
     changes: tuple[tuple[str, str, str], ...]
+    config: tuple[tuple[str, object], ...] = ()
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -99,8 +102,11 @@ def objections(mutant: Mutant, device: torch.device, off: frozenset[str]) -> Ite
         try:
             siblings = {op: ops.Op(op, package) for op in ops.OPS}
             op = siblings[mutant.op]
-            subject = Subject(implementation(op, "kernels", siblings), device)
+            config = op.module("kernels").Config(**dict(mutant.config)) if mutant.config else None
+            subject = Subject(implementation(op, "kernels", siblings, config), device)
             for case in (*op.spec.cases["smoke"], *op.spec.cases["edge"]):
+                if mutant.where not in case.id:
+                    continue
                 for verdict in Trial(op, case, 0, subject, off).verdicts():
                     if verdict.status in ("fail", "error"):
                         yield verdict
