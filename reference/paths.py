@@ -219,7 +219,8 @@ def _lost(tokens: Inputs, weights: Inputs, state: torch.Tensor, lost: torch.Tens
 
     A sum is off by a few roundings of the size of its terms, in whatever order they come and however they cancel. The
     step of a token makes no error longer, and those of different tokens are independent: their squares add up.
-    (10,000 chains of 20, five steps: f32 as a recurrence and as a triangular system are 1.4 off f64 in o, 3.8 in S.)
+    (1,000 chains and 1,000 random trees of 20, five steps: f32 as a recurrence and as a triangular system are off f64
+    by 1.4 at most in o and 3.8 in S, and 4.7 from each other.)
     """
     wide = torch.float64
     heads = delta_rule.key_heads(tokens["k"].shape[2], tokens["v"].shape[2], head_map).to(state.device)
