@@ -24,8 +24,9 @@ import triton.language as tl
 from .config import pick
 from .lib.device import has_pdl, multiply
 from .lib.early import wait
-from .lib.factors import GATES, factors, through_p, through_x
+from .lib.factors import GATES, factors, outputs, through_p, through_x
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
+from .lib.loads import together
 from .lib.wy import outlined, product, span, unit_lower_inverse
 
 STRATEGIES = ("wy", "store_f32", "store_f16", "replay")
@@ -65,22 +66,32 @@ def _tree_gdn_block(
     o_v = tl.program_id(0) * BV + tl.arange(0, BV)
     r_t = o_t.to(tl.int64)
     m_t = o_t < T
+    p_s = state + (i_n * V + o_v[:, None]) * K + o_k[None, :]
     # all but the factors is older than the launch before this one, which has waited for it
-    b_s = tl.load(state + (i_n * V + o_v[:, None]) * K + o_k[None, :])  # [BV, K]
+    if BT > 16:
+        # one after the other: together they would lie in shared memory together
+        b_s = tl.load(p_s)  # [BV, K]
     b_k = tl.load(k + i_b * s_k_b + i_k * K + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)
     b_q = tl.load(q + i_b * s_q_b + i_k * K + r_t[:, None] * s_q_t + o_k[None, :], mask=m_t[:, None], other=0.0)
     b_v = tl.load(v + i_b * s_v_b + i_h * V + r_t[None, :] * s_v_t + o_v[:, None], mask=m_t[None, :], other=0.0)
     # a padding slot is not even its own ancestor, and may hold anything
     m_real = tl.load(ancestors + (i_b * T + r_t) * T + r_t, mask=m_t, other=0) != 0
+    if BT == 16:
+        b_s = tl.load(p_s)  # [BV, K]
+    b_k, b_q = together(b_k, b_q, EARLY and BT == 16)
     b_ks = product(b_s, tl.trans(b_k), tl.zeros((BV, BT), tl.float32), PRECISION)
     b_qs = outlined(b_s, tl.trans(b_q), tl.zeros((BV, BT), tl.float32), PRECISION, EXACT)
+    b_v = tl.where(m_real[None, :], b_v.to(tl.float32), 0.0)
     if EARLY:
         wait()
     p_planes, p_gates = planes + i_n * PLANES * BT * BT, gates + i_n * GATES * BT + o_t
     b_c, b_e = tl.load(p_gates), tl.load(p_gates + BT)
-    b_r = tl.where(m_real[None, :], b_v.to(tl.float32) - b_ks * b_c[None, :], 0.0)
-    b_u = through_x(b_r, p_planes, BT, PRECISION)
-    b_o = b_qs * b_e[None, :] + through_p(b_u, p_planes, BT, PLANES, PRECISION)
+    if BT < 64:
+        parts = outputs(p_planes, BT, PLANES, PRECISION)
+    b_u = through_x(b_v - tl.where(m_real[None, :], b_ks * b_c[None, :], 0.0), p_planes, BT, PRECISION)
+    if BT == 64:
+        parts = outputs(p_planes, BT, PLANES, PRECISION)
+    b_o = b_qs * b_e[None, :] + through_p(b_u, parts, PLANES, PRECISION)
     p_out = ((i_b * T + r_t[None, :]) * HV + i_h) * V + o_v[:, None]
     tl.store(o + p_out, tl.where(m_real[None, :], b_o, 0.0).to(o.dtype.element_ty), mask=m_t[None, :])
     if SAVE:

@@ -91,7 +91,11 @@ def check(
     if mutants:
         from . import hunt
 
-        if not hunt.seeded(chosen):
+        try:
+            bugs = hunt.seeded(chosen)
+        except ValueError as error:
+            raise fail(str(error)) from error
+        if not bugs:
             raise fail("no seeded bugs for these ops")
         run = hunt.ablate if ablate else hunt.kill
         raise typer.Exit(run(chosen, plan, jobs, out, None if as_json else err))

@@ -47,8 +47,10 @@ def _cost(case: Case) -> Cost:
     return Cost(bytes=delta_rule.token_bytes(case, T) + 2 * delta_rule.state_bytes(case), flops=7 * B * T * Hv * V * K)
 
 
-def _torch(inputs: Inputs) -> Callable[[], Any]:
-    """The recurrence in f32, all heads at once."""
+def _torch(inputs: Inputs) -> Callable[[], Any] | None:
+    """The recurrence in f32, all heads at once; no choice for a long prompt, where it takes a second."""
+    if inputs["v"].shape[1] > 4096:
+        return None
     q, k, v, a, b, A, dt_bias, state = (inputs[name] for name in ("q", "k", "v", "a", "b", "A", "dt_bias", "state"))
     heads = delta_rule.key_heads(k.shape[2], v.shape[2], inputs["head_map"]).to(v.device)
 

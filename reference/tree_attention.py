@@ -260,6 +260,7 @@ SPEC = Spec(
             ),
             _SMALL.but(T=3, H=2, Hkv=1, D=256, context=64, dtype="f16", format_k="tq3_0", format_v="f16"),
             _SMALL.but(T=1, H=1, Hkv=1, D=32, context=0, spare=0, tree="chain"),
+            *_both(_SMALL.but(T=2, H=1, Hkv=1, D=256, context=0, dtype="f16", tree="forest", scores="sharp"), "q8_0"),
             _SMALL.but(T=1, H=3, Hkv=1, context=1, gate=True, tree="chain", format_k="q4_0", format_v="q8_0"),
             _SMALL.but(T=9, context=63, tree="star", dtype="f16"),
             _SMALL.but(T=7, context=64, spare=0, tree="padded", dtype="bf16", format_k="bf16", format_v="bf16"),

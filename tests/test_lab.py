@@ -13,6 +13,7 @@ import triton.language as tl
 from draftwood.lab import interpreter
 from draftwood.lab.compare import compare
 from draftwood.lab.guard import guard_inputs
+from draftwood.lab.mutation import Mutant, edited, seeded
 from draftwood.lab.oracles import GENERAL, Subject, Trial
 from draftwood.reference import ops
 from draftwood.reference.spec import Bitwise, Calibrated
@@ -240,3 +241,10 @@ def test_an_oracle_that_is_off_says_nothing():
         subject = Subject(lambda _, **inputs: sound(**inputs), CPU)
         verdicts = Trial(OP, OP.spec.cases["smoke"][0], 0, subject, frozenset({oracle})).verdicts()
         assert oracle not in {verdict.oracle for verdict in verdicts}
+
+
+def test_every_seeded_bug_finds_its_place_and_one_that_does_not_is_refused():
+    bugs = seeded()
+    assert len({bug.name for bug in bugs}) == len(bugs) > 250
+    with pytest.raises(ValueError, match="0 times"):
+        edited(Mutant("lost", "rope", "its text is gone", (("kernels/rope.py", "no such text", ""),)))

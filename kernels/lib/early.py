@@ -46,6 +46,12 @@ def wait():
 
 
 @triton.jit
+def since():
+    """0, known only after the wait: an address with it in it is not read before, even by PTX that has no effects."""
+    return tl.inline_asm_elementwise("mov.u32 $0, 0;", "=r", [], dtype=tl.int32, is_pure=False, pack=1)
+
+
+@triton.jit
 def release():
     """The next launch may start as soon as every program of this one came here or ended."""
     cuda.gdc_launch_dependents()

@@ -16,8 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .early import release, wait
+from .early import release, since, wait
 from .gates import key_head, log_decay, squares
+from .loads import marks, together
 from .wy import coarse_fine, pair, power, product, thirds, unit_lower_inverse
 
 GATES = tl.constexpr(5)
@@ -54,20 +55,26 @@ def _factors(
     r_t = (i_c * BT + o_t).to(tl.int64)
     m_t = r_t < T
     b_A, b_bias = tl.load(A + i_h), tl.load(dt_bias + i_h)
+    # in larger blocks it takes more in registers than it saves
+    PTX: tl.constexpr = EARLY and TREE and BT == 16
+    begun = 0
     if EARLY:
         if AHEAD:
             # the launch before this one writes nothing that is read here
             release()
         else:
             wait()
+        begun = since()
+    p_a, p_b = a + i_b * s_a_b + i_h, b + i_b * s_b_b + i_h
+    p_mask = ancestors + i_b * T * T + r_t[:, None] * T if TREE else p_a
+    if PTX:
+        b_a, b_b, m_node = gate_rows(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, begun, TREE, PTX)
     b_k = tl.load(k + i_b * s_k_b + i_k * K + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)
     b_q = tl.load(q + i_b * s_q_b + i_k * K + r_t[:, None] * s_q_t + o_k[None, :], mask=m_t[:, None], other=0.0)
-    p_a, p_b = a + i_b * s_a_b + i_h, b + i_b * s_b_b + i_h
+    b_k, b_q = together(b_k, b_q, PTX)
     if TREE:
-        p_mask = ancestors + i_b * T * T + r_t[:, None] * T
-        m_self = tl.load(p_mask + r_t[None, :], mask=m_t[:, None] & m_t[None, :], other=0) != 0  # [BT, BT]
+        m_self = marks(p_mask + r_t[None, :], m_t[:, None] & m_t[None, :], begun, PTX)  # [BT, BT]
     else:
-        p_mask = p_a
         m_self = (o_t[:, None] >= o_t[None, :]) & m_t[:, None]
     if FORM == "f16":
         # a key head's first value head brings its rows into the range of f16, where a bf16 is exact
@@ -81,7 +88,9 @@ def _factors(
         )
         tl.store(p_halves, b_k16, mask=m_first[:, None])
         tl.store(p_halves + tl.num_programs(2).to(tl.int64) * T * HK * K, b_q16, mask=m_first[:, None])
-    b_g, b_beta = node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, TREE)
+    if not PTX:
+        b_a, b_b, m_node = gate_rows(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, begun, TREE, PTX)
+    b_g, b_beta = node_gates(b_a, b_b, m_node, b_A, b_bias)
     b_a, b_decay, b_p, b_c, b_e, b_d, b_last = terms(b_q, b_k, b_g, b_beta, m_self, K, BT, TREE, PRECISION)
     i_n = (i_b * NT + i_c) * HV + i_h
     p_planes = planes + i_n * PLANES * BT * BT + o_t[:, None] * BT + o_t[None, :]
@@ -123,16 +132,20 @@ def _factors(
 
 
 @triton.jit
-def node_gates(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, b_A, b_bias, TREE: tl.constexpr):
-    """g, beta [BT]; 0 where there is no node. Every row twice, and the larger taken: the compiler repeats cheap sums in
-    every thread that needs them, these a dozen times, but never a reduction."""
+def gate_rows(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, begun, TREE: tl.constexpr, PTX: tl.constexpr):
+    """a, b and which are nodes, [BT, 2]: asked for before anything is waited for. Every row twice, see `node_gates`."""
     r_t = r_t[:, None] + tl.zeros((1, 2), tl.int64)
     m_t = r_t < T
-    if TREE:
-        # a padding slot is not even its own ancestor
-        m_t = tl.load(p_mask + r_t, mask=m_t, other=0) != 0
-    b_g = log_decay(tl.load(p_a + r_t * s_a_t, mask=m_t, other=0.0).to(tl.float32), b_bias, b_A)
-    b_beta = tl.sigmoid(tl.load(p_b + r_t * s_b_t, mask=m_t, other=0.0).to(tl.float32))
+    b_a, b_b = tl.load(p_a + r_t * s_a_t, mask=m_t, other=0.0), tl.load(p_b + r_t * s_b_t, mask=m_t, other=0.0)
+    # a padding slot is not even its own ancestor
+    return b_a, b_b, marks(p_mask + r_t, m_t, begun, PTX) if TREE else m_t
+
+
+@triton.jit
+def node_gates(b_a, b_b, m_t, b_A, b_bias):
+    """g, beta [BT]; 0 where there is no node. Every row twice, and the larger taken: the compiler repeats cheap sums in
+    every thread that needs them, these a dozen times, but never a reduction."""
+    b_g, b_beta = log_decay(b_a.to(tl.float32), b_bias, b_A), tl.sigmoid(b_b.to(tl.float32))
     return tl.max(tl.where(m_t, b_g, 0.0), 1), tl.max(tl.where(m_t, b_beta, 0.0), 1)
 
 
@@ -188,23 +201,34 @@ def through_x(b_r, planes, BT: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def through_p(b_u, planes, BT: tl.constexpr, PLANES: tl.constexpr, PRECISION: tl.constexpr):
-    """[BV, BT] -> u P^T, to be added elsewhere: tensor cores cut the low bits of what they add to."""
+def outputs(planes, BT: tl.constexpr, PLANES: tl.constexpr, PRECISION: tl.constexpr):
+    """P^T in its parts, for `through_p`: asked for before `through_x`, which would hold the loads back."""
     o_t = tl.arange(0, BT)
-    b_o = tl.zeros(b_u.shape, tl.float32)
     p_p = planes + o_t[:, None] * BT + o_t[None, :]
     if PRECISION == "bf16":
         p_high, p_mid = tl.trans(tl.load(p_p + 3 * BT * BT)), tl.trans(tl.load(p_p + 4 * BT * BT))
+        return p_high, p_mid, tl.trans(tl.load(p_p + 5 * BT * BT)) if PLANES > 5 else p_mid
+    else:
+        b_p = tl.trans(tl.load(p_p + BT * BT))
+        return b_p, b_p, b_p
+
+
+@triton.jit
+def through_p(b_u, parts, PLANES: tl.constexpr, PRECISION: tl.constexpr):
+    """[BV, BT] -> u P^T, to be added elsewhere: tensor cores cut the low bits of what they add to."""
+    b_o = tl.zeros(b_u.shape, tl.float32)
+    p_high, p_mid, p_low = parts
+    if PRECISION == "bf16":
         u_high, u_mid, u_low = thirds(b_u)
         if PLANES > 5:
             b_o = tl.dot(u_low, p_high, b_o)
-            b_o = tl.dot(u_high, tl.trans(tl.load(p_p + 5 * BT * BT)), b_o)
+            b_o = tl.dot(u_high, p_low, b_o)
             b_o = tl.dot(u_mid, p_mid, b_o)
         b_o = tl.dot(u_mid, p_high, b_o)
         b_o = tl.dot(u_high, p_mid, b_o)
         return tl.dot(u_high, p_high, b_o)
     else:
-        return product(b_u, tl.trans(tl.load(p_p + BT * BT)), b_o, PRECISION)
+        return product(b_u, p_high, b_o, PRECISION)
 
 
 def factors(

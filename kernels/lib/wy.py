@@ -169,9 +169,20 @@ def _inverse_16(b_a, one, N: tl.constexpr, PRECISION: tl.constexpr):
     """N strictly lower 16 x 16 blocks: pairs inverted, then blocks of 2, 4 and 8 joined, by masks in place."""
     o_i, o_j = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
     b_x = tl.where(o_i == o_j, one, 0.0) - tl.where(((o_i >> 1) == (o_j >> 1)) & (o_i > o_j), b_a, 0.0)
+    # one block: its transpose beside it, for as a right operand a matrix lies in registers as its transpose does as a
+    # result, and nothing passes through shared memory
+    b_t = tl.permute(b_x, (0, 2, 1))
     for level in tl.static_range(1, 4):
         m_pair = ((o_i >> (level + 1)) == (o_j >> (level + 1))) & ((o_i >> level) > (o_j >> level))
-        b_x -= _times(b_x, _times(tl.where(m_pair, b_a, 0.0), b_x, PRECISION), PRECISION)
+        b_l = tl.where(m_pair, b_a, 0.0)
+        if N == 1:
+            b_lx = _times(b_t, tl.permute(b_l, (0, 2, 1)), PRECISION)
+            b_new = b_x - _times(b_x, tl.permute(b_lx, (0, 2, 1)), PRECISION)
+            if level < 3:
+                b_t -= _times(b_lx, tl.permute(b_x, (0, 2, 1)), PRECISION)
+            b_x = b_new
+        else:
+            b_x -= _times(b_x, _times(b_l, b_x, PRECISION), PRECISION)
     return b_x
 
 

@@ -26,12 +26,15 @@ ROOT = Path(ops.__file__).resolve().parent.parent
 
 @dataclass(frozen=True)
 class Mutant:
-    """`changes` are (file, old text, new text); the old text stands exactly once in the file."""
+    """`changes` are (file, old text, new text); the old text stands exactly once in the file. A bug in what no default
+    takes is tried with values of the kernel's `config`, on the cases whose id holds `where`."""
 
     name: str
     op: str
     bug: str
     changes: tuple[tuple[str, str, str], ...]
+    config: tuple[tuple[str, object], ...] = ()
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -51,19 +54,29 @@ def seeded(names: Iterable[str] | None = None) -> list[Mutant]:
     for module in sorted(info.name for info in pkgutil.iter_modules(_mutants.__path__)):
         if wanted is None or module in wanted:
             found += importlib.import_module(f"{_mutants.__name__}.{module}").MUTANTS
+    # one that has lost its place would raise where it is tried, and count as caught
+    for mutant in found:
+        edited(mutant)
     return found
+
+
+def edited(mutant: Mutant) -> dict[str, str]:
+    """The text of every file it changes; a ValueError if a change does not find its place."""
+    texts: dict[str, str] = {}
+    for file, old, new in mutant.changes:
+        text = texts.get(file) or (ROOT / file).read_text()
+        if text.count(old) != 1:
+            raise ValueError(f"mutant {mutant.name}: {file} holds {text.count(old)} times, not once: {old!r}")
+        texts[file] = text.replace(old, new)
+    return texts
 
 
 def planted(mutant: Mutant, folder: Path) -> str:
     """Write the mutant's tree into `folder` and return the package it is importable as."""
     for part in ("reference", "kernels"):
         shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
-    for file, old, new in mutant.changes:
-        path = folder / file
-        text = path.read_text()
-        if text.count(old) != 1:
-            raise ValueError(f"mutant {mutant.name}: {file} holds {text.count(old)} times, not once: {old!r}")
-        path.write_text(text.replace(old, new))
+    for file, text in edited(mutant).items():
+        (folder / file).write_text(text)
     package = ops.mount(folder)
     # one Spec type for all: the lab asks isinstance() of rules that the mutant's SPEC made
     importlib.import_module(f"{package}.reference")
@@ -89,8 +102,11 @@ def objections(mutant: Mutant, device: torch.device, off: frozenset[str]) -> Ite
         try:
             siblings = {op: ops.Op(op, package) for op in ops.OPS}
             op = siblings[mutant.op]
-            subject = Subject(implementation(op, "kernels", siblings), device)
+            config = op.module("kernels").Config(**dict(mutant.config)) if mutant.config else None
+            subject = Subject(implementation(op, "kernels", siblings, config), device)
             for case in (*op.spec.cases["smoke"], *op.spec.cases["edge"]):
+                if mutant.where not in case.id:
+                    continue
                 for verdict in Trial(op, case, 0, subject, off).verdicts():
                     if verdict.status in ("fail", "error"):
                         yield verdict

@@ -159,4 +159,10 @@ MUTANTS = (
             ("reference/gdn_prefill.py", "S = state.to(wide)", "S = 0 * state.to(wide)"),
         ),
     ),
+    Mutant(
+        name="gdn_prefill-decay-past-the-end",
+        op="gdn_prefill",
+        bug="rows past the last token of a chunk decay its state",
+        changes=((FACTORS, "tl.max(tl.where(m_t, b_g, 0.0), 1), tl.max", "tl.max(b_g, 1), tl.max"),),
+    ),
 )

@@ -5,6 +5,9 @@ from ..mutation import Mutant
 KERNEL, SOFTMAX, ROWS = "kernels/tree_attention.py", "kernels/lib/softmax.py", "kernels/lib/cache_rows.py"
 KEYS, QUERIES, OPERANDS = "kernels/lib/keys_left.py", "kernels/lib/rows_left.py", "kernels/lib/operands.py"
 SHARE = "kernels/lib/share.py"
+# no default takes tq3_0 with keys on the left
+KEYS_LEFT = (("left", "keys"), ("BLOCK_S", 64), ("BLOCK_M", 16), ("least_tiles", 1))
+HIGH_BITS = "D=256,context=70"
 
 MUTANTS = (
     Mutant(
@@ -115,6 +118,8 @@ MUTANTS = (
         op="tree_attention",
         bug="keys left: codes of tq3_0 below zero are counted outwards",
         changes=((OPERANDS, "tl.where(b_sign == 1, b_low, 3 - b_low)", "b_low"),),
+        config=KEYS_LEFT,
+        where=HIGH_BITS,
     ),
     Mutant(
         name="tree_attention-never-again",
@@ -226,12 +231,16 @@ MUTANTS = (
         op="tree_attention",
         bug="keys left: q's first 128 values are rotated twice, its last never",
         changes=((KEYS, "(HALF * 128 + o_d)", "o_d"),),
+        config=KEYS_LEFT,
+        where=HIGH_BITS,
     ),
     Mutant(
         name="tree_attention-keys-of-one-half",
         op="tree_attention",
         bug="keys left: both halves of a tq3_0 row's high bits are its first",
         changes=((OPERANDS, "p_h + (SKIP * (NB // 2) + ", "p_h + ("),),
+        config=KEYS_LEFT,
+        where=HIGH_BITS,
     ),
     Mutant(
         name="tree_attention-scale-of-another-block",

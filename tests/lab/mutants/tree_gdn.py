@@ -92,8 +92,8 @@ MUTANTS = (
             (KERNEL, "b_rq = tl.rsqrt(b_rq + 1e-6) * K**-0.5", "b_rq = tl.rsqrt(b_rq + 1e-6) / K"),
             (
                 KERNEL,
-                "b_qs * b_e[None, :] + through_p(b_u, p_planes",
-                "b_qs * (b_e * K**-0.5)[None, :] + through_p(b_u * K**-0.5, p_planes",
+                "b_qs * b_e[None, :] + through_p(b_u, parts",
+                "b_qs * (b_e * K**-0.5)[None, :] + through_p(b_u * K**-0.5, parts",
             ),
             (KERNEL, "(tl.rsqrt(squares(b_q32, 0) + 1e-6) * K**-0.5)", "(tl.rsqrt(squares(b_q32, 0) + 1e-6) / K)"),
             (
@@ -139,7 +139,7 @@ MUTANTS = (
         changes=(
             (
                 FACTORS,
-                "tl.load(p_mask + r_t[None, :], mask=m_t[:, None] & m_t[None, :], other=0) != 0",
+                "marks(p_mask + r_t[None, :], m_t[:, None] & m_t[None, :], begun, PTX)",
                 "(o_t[:, None] >= o_t[None, :]) & m_t[:, None]",
             ),
         ),
@@ -180,7 +180,7 @@ MUTANTS = (
         name="tree_gdn-key-in-query",
         op="tree_gdn",
         bug="wy: what k reads of the old state is taken from what q reads",
-        changes=((KERNEL, "PRECISION, EXACT)\n    if EARLY", "PRECISION, EXACT) + b_ks - b_ks * 2\n    if EARLY"),),
+        changes=((KERNEL, "PRECISION, EXACT)\n    b_v", "PRECISION, EXACT) + b_ks - b_ks * 2\n    b_v"),),
     ),
     Mutant(
         name="tree_gdn-planes-of-the-first-head",
@@ -195,5 +195,23 @@ MUTANTS = (
         changes=(
             (KERNEL, "tl.store(o + p_out, tl.where(m_real[None, :], b_o, 0.0)", "tl.store(o + p_out, (b_o * 1.0)"),
         ),
+    ),
+    Mutant(
+        name="tree_gdn-transpose-left-behind",
+        op="tree_gdn",
+        bug="wy: of one block the inverse grows by a level and its transpose does not",
+        changes=((WY, "            if level < 3:\n", "            if level < 1:\n"),),
+    ),
+    Mutant(
+        name="tree_gdn-output-parts-of-x",
+        op="tree_gdn",
+        bug="wy: the second third of P is taken from where the rest of X lies",
+        changes=((FACTORS, "tl.trans(tl.load(p_p + 4 * BT * BT))", "tl.trans(tl.load(p_p + 2 * BT * BT))"),),
+    ),
+    Mutant(
+        name="tree_gdn-low-products-dropped",
+        op="tree_gdn",
+        bug="wy: the product of a remainder and the rest of X is left out: 2^-16 of the terms",
+        changes=((FACTORS, "        b_u = tl.dot(r_mid, x_mid, b_u)\n", ""),),
     ),
 )
