@@ -8,7 +8,8 @@ by the process that runs it, and costs time there.
 
 import os
 import signal
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from typing import Any
@@ -47,6 +48,30 @@ def compile_one(problem: Problem, shapes: Any, point: Point | None) -> str | Non
 def compile_default(problem: Problem) -> str | None:
     """Compile what a case launches with the op's default config."""
     return compile_one(problem, drawn(problem.op.spec, problem.case), None)
+
+
+def defaults(
+    problems: Iterable[Problem], target: GPUTarget, workers: int = 0, patience_s: float | None = None
+) -> Iterator[tuple[Problem, str | None]]:
+    """Compile what each case launches by default, on all cores; the cases as they end, and why one could not be.
+
+    What takes longer than `patience_s`, and what is left when a compiler dies, is compiled where it is run.
+    """
+    pool = ProcessPoolExecutor(
+        workers or len(os.sched_getaffinity(0)), get_context("spawn"), initializer=prepare, initargs=(target,)
+    )
+    # compilers do not interpret, though their parent may: what they see is the environment of the moment they start in
+    interpreting = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        waiting = {pool.submit(compile_default, problem): problem for problem in problems}
+        if interpreting:
+            os.environ["TRITON_INTERPRET"] = interpreting
+        for future in as_completed(waiting, patience_s):
+            yield waiting[future], future.result()
+    except (TimeoutError, BrokenProcessPool):
+        return
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Ahead:

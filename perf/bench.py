@@ -5,14 +5,10 @@ Results go to perf/results/<gpu>/<op>.json, one entry a line, sorted by case:
 `roof` is the share of the device's measured read bandwidth that the op's least bytes would need in the time it took.
 """
 
-import contextlib
 import functools
 import json
-import os
 import statistics
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +17,11 @@ from triton.runtime import driver
 
 from ..autotune import ahead, timer
 from ..autotune.race import race
+from ..autotune.space import Problem
 from ..kernels import config
-from ..lab.oracles import draw
-from ..reference.ops import Op, registered
-from ..reference.spec import Case, Inputs, map_tensors
+from ..kernels.lib.device import folder
+from ..reference.ops import Op
+from ..reference.spec import Case, Inputs
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -38,27 +35,14 @@ def calls(
     return [functools.partial(function, **inputs, **extra) for inputs in sets], sets
 
 
-def _compile(job: tuple[str, Case]) -> None:
-    """In a process that only compiles: run the launcher on tensors without memory."""
-    name, case = job
-    op = registered()[name]
-    inputs = draw(op.spec, case, 0, torch.device("cpu"))
-    # what cannot be run so is compiled when it is timed
-    with contextlib.suppress(Exception):
-        op.function("kernels")(**map_tensors(inputs, lambda tensor: tensor.to("meta")))
-
-
-def precompile(jobs: list[tuple[str, Case]]) -> None:
-    """Compile the kernels of many cases, with their default configs, by all cores at once: Triton's cache on disk hands
-    them to this process."""
-    workers = min(len(jobs), 16, len(os.sched_getaffinity(0)))
-    if workers < 2:
-        return
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(ahead.PRELOAD))
-    target = driver.active.get_current_target()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=ahead.prepare, initargs=(target,)) as pool:
-        list(pool.map(_compile, jobs))
+def precompile(jobs: list[tuple[str, Case]], sources: tuple[str, ...] = ()) -> None:
+    """Compile the kernels of many cases, with the configs they would get, by all cores at once: Triton's cache on disk
+    hands them to this process."""
+    gpu = folder(torch.device("cuda"))
+    problems = [Problem(name, case, gpu, sources) for name, case in jobs]
+    # one is compiled here as fast
+    for _ in ahead.defaults(problems, driver.active.get_current_target()) if len(problems) > 1 else ():
+        pass
 
 
 def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device) -> dict[str, Any]:

@@ -221,8 +221,8 @@ def bench(
         raise fail(str(error)) from error
     found = registered(sources)
     machine = timer.machine(device)
-    if device.type == "cuda" and impl is Impl.kernels and not sources:
-        benching.precompile([(job.op, job.case) for job in work if job.case])
+    if device.type == "cuda" and impl is Impl.kernels:
+        benching.precompile([(job.op, job.case) for job in work if job.case], tuple(sources))
     rows: dict[str, list[dict[str, Any]]] = {}
     timed = (
         (job, benching.entry(found[job.op], job.case, device, impl.value, baselines, bool(against)))

@@ -20,7 +20,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooLong
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -203,28 +203,14 @@ def _doctor(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> R
 def _compile(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Results:
     from triton.backends.compiler import GPUTarget
 
-    from ..autotune.ahead import compile_default, prepare
+    from ..autotune.ahead import defaults
     from ..autotune.space import Problem
 
+    problems = [Problem(op, _case(order, op, case), order.gpu, order.sources) for op, case in parts]
+    patience = None if clock.left == float("inf") else max(1.0, clock.left)
     target = GPUTarget(*done.of("doctor")["machine",]["target"])
-    cores = order.compilers or len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(cores, get_context("spawn"), prepare, (target,))
-    # a rehearsal interprets, its compilers do not: they see the environment of the moment they start in
-    interpreting = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        waiting = {
-            pool.submit(compile_default, Problem(op, _case(order, op, case), order.gpu, order.sources)): (op, case)
-            for op, case in parts
-        }
-        if interpreting:
-            os.environ["TRITON_INTERPRET"] = interpreting
-        for future in as_completed(waiting, None if clock.left == float("inf") else max(1.0, clock.left)):
-            yield waiting[future], future.result()
-    except (TooLong, BrokenProcessPool) as error:
-        # what is not compiled ahead is compiled where it is needed
-        say(f"compile: given up on the rest ({type(error).__name__})")
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    for problem, why in defaults(problems, target, order.compilers, patience):
+        yield (problem.op_name, problem.case.id), why
 
 
 def _case(order: Order, op: str, case: str) -> Case:

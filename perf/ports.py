@@ -15,6 +15,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import resource
+import signal
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -40,7 +42,10 @@ from .binary import measure
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "draftwood" / "ports"
 KINDS = ("default", "tuned", "edge")
 # of the cached reports: raise it when what a Build holds changes
-SCHEMA = 2
+SCHEMA = 3
+# of a core, to compile one kernel
+LIMIT_S = 60
+TOO_LONG = "TooLong"
 
 
 @dataclass(frozen=True)
@@ -159,7 +164,8 @@ def compile_all(task: Task) -> list[Build]:
             row = functools.partial(Build, op.name, arch.name, case.id, dict(vars(config)) if config else {})
             try:
                 for kernel in elsewhere.launches(functools.partial(launch, config)):
-                    builds.setdefault(kernel.hash, row(kernel.name, **kernel.facts))
+                    facts = {key: value for key, value in kernel.facts.items() if key != "limit"}
+                    builds.setdefault(kernel.hash, row(kernel.name, **facts))
             except Exception as raised:  # a launcher that refuses is a finding
                 builds.setdefault(sentence(raised), row("", error=sentence(raised)))
     return list(builds.values())
@@ -168,19 +174,44 @@ def compile_all(task: Task) -> list[Build]:
 def _built(name: str, src: Any, target: Any, options: Any, arch: Arch) -> dict[str, Any]:
     """Compile one kernel and measure it; or read what was found before."""
     file = CACHE / "kernels" / name[:2] / f"{name}.json"
-    if file.exists():
-        return json.loads(file.read_text())
+    if file.exists() and (facts := json.loads(file.read_text())).get("limit", LIMIT_S) >= LIMIT_S:
+        return facts
+    # a process of its own: a compiler that crashes or takes for ever ends alone; the binary is measured and not kept
+    with tempfile.TemporaryDirectory() as scratch:
+        child = os.fork()
+        if not child:
+            os.environ["TRITON_CACHE_DIR"] = scratch
+            _compile_and_leave(file, src, target, options, arch)
+        _, status, used = os.wait4(child, 0)
+    if status:
+        ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an exit"
+        seconds = round(used.ru_utime + used.ru_stime, 2)
+        _write(file, json.dumps(_failed(f"CompilerDied: ended by {ended}", seconds)).encode())
+    return json.loads(file.read_text())
+
+
+def _compile_and_leave(file: Path, src: Any, target: Any, options: Any, arch: Arch) -> None:
+    """Write what one kernel's binary says of itself and end this process, after LIMIT_S of a core at the latest."""
+    end_with_parent()
+    # ptxas is given as much: a process inherits the limit
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S + 5))
+    # Triton prints what ptxas refuses
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     started = _seconds()
     try:
-        # the binary is measured and not kept
-        with tempfile.TemporaryDirectory() as scratch:
-            os.environ["TRITON_CACHE_DIR"] = scratch
-            kernel = elsewhere.compile_here(src, target=target, options=options)
-            facts = {**measure(kernel, arch), "seconds": round(_seconds() - started, 2)}
+        kernel = elsewhere.compile_here(src, target=target, options=options)
+        facts = {**measure(kernel, arch), "seconds": round(_seconds() - started, 2)}
     except Exception as raised:  # whatever the compiler throws is the finding
-        facts = {"error": sentence(raised), "seconds": round(_seconds() - started, 2)}
+        facts = _failed(sentence(raised), round(_seconds() - started, 2))
     _write(file, json.dumps(facts).encode())
-    return facts
+    os._exit(0)
+
+
+def _failed(why: str, seconds: float) -> dict[str, Any]:
+    """A failure; one of its own kind where it is the time that ran out."""
+    if seconds < LIMIT_S:
+        return {"error": why, "seconds": seconds}
+    return {"error": f"{TOO_LONG}: not compiled in {LIMIT_S} s of a core", "seconds": seconds, "limit": LIMIT_S}
 
 
 def _seconds() -> float:
@@ -242,7 +273,7 @@ def _fingerprint(task: Task) -> str:
         parts["space"] = (roots["kernels"].parent / "autotune" / f"{op.name}.py").read_text()
     if task.kind == "tuned":
         parts["tuned"] = [file.read_text() for file in sorted(CONFIGS.glob(f"*/{op.name}.json"))]
-    return _digest(parts, dataclasses.astuple(task), triton.__version__, SCHEMA, str(ARCHS[task.arch]))
+    return _digest(parts, dataclasses.astuple(task), triton.__version__, SCHEMA, LIMIT_S, str(ARCHS[task.arch]))
 
 
 def run(work: list[Task], workers: int) -> Iterator[tuple[Task, list[Build]]]:
