@@ -1,7 +1,9 @@
 """Facts of GPUs, compiling for GPUs that are not here, golden bundles."""
 
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -130,6 +132,34 @@ def test_an_op_is_compiled_for_gpus_that_are_not_here_and_read_from_the_cache_af
     assert all(build["registers"] and build["code"] and not build["error"] for build in builds)
     assert json.loads(runs[1].stdout) == builds
     assert list(Path(tmp_path).rglob("runs/*.json")) and list(Path(tmp_path).rglob("kernels/*/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("compiler", "error"),
+    [
+        ("while True: pass", "TooLong: not compiled in 1 s of a core"),
+        ("os.kill(os.getpid(), signal.SIGSEGV)", "CompilerDied: ended by SIGSEGV"),
+        ("raise RuntimeError('line\\nno such thing')", "RuntimeError: no such thing"),
+    ],
+)
+def test_a_compiler_that_hangs_dies_or_refuses_costs_one_kernel_and_says_so(compiler, error, tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+
+    def compile_here(*_args, **_kwargs):
+        with calls.open("a") as file:
+            file.write("x")
+        exec(compiler, {"os": os, "signal": signal})
+
+    monkeypatch.setattr(ports, "CACHE", tmp_path)
+    monkeypatch.setattr(ports, "LIMIT_S", 1)
+    monkeypatch.setattr(ports.elsewhere, "compile_here", compile_here)
+    for _ in range(2):
+        assert ports._built("name", None, None, {}, gpu.ARCHS["sm90"])["error"] == error
+    assert calls.read_text() == "x"
+    # more time may be enough where time was what it lacked
+    monkeypatch.setattr(ports, "LIMIT_S", 2)
+    ports._built("name", None, None, {}, gpu.ARCHS["sm90"])
+    assert calls.read_text() == ("xx" if error.startswith("TooLong") else "x")
 
 
 def test_where_defaults_spill_there_are_configs_to_try_smaller_ones_first_and_legal_ones_alone():
