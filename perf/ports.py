@@ -188,7 +188,8 @@ def _built(name: str, src: Any, target: Any, options: Any, arch: Arch) -> dict[s
         _, status, used = os.wait4(child, 0)
     if status:
         ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an exit"
-        seconds = round(used.ru_utime + used.ru_stime, 2)
+        # the signal comes a little early
+        seconds = LIMIT_S if ended == "SIGXCPU" else round(used.ru_utime + used.ru_stime, 2)
         _write(file, json.dumps(_failed(f"CompilerDied: ended by {ended}", seconds)).encode())
     return json.loads(file.read_text())
 
