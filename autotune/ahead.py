@@ -18,6 +18,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from ..kernels import config
 from ..lab.check import end_with_parent
 from .elsewhere import claim, drawn, hollow
 from .space import Point, Problem
@@ -36,24 +37,25 @@ def prepare(target: GPUTarget) -> None:
 
 
 def compile_one(problem: Problem, shapes: Any, point: Point | None) -> str | None:
-    """Compile the op's kernels for one point, or for the default; why it could not be done, or None."""
+    """Compile the op's kernels for one point, or for what would be picked there; why it could not be done, or None."""
     chosen = {"config": problem.config(point)} if point is not None else {}
     try:
-        problem.op.function("kernels")(**hollow(shapes), **chosen)
+        with config.compiling_for(problem.gpu):
+            problem.op.function("kernels")(**hollow(shapes), **chosen)
     except Exception as error:  # a compiler may raise anything; the trial itself will tell
         return f"{type(error).__name__}: {str(error)[:300]}"
     return None
 
 
-def compile_default(problem: Problem) -> str | None:
-    """Compile what a case launches with the op's default config."""
+def compile_picked(problem: Problem) -> str | None:
+    """Compile what a case launches with the config that is picked for it."""
     return compile_one(problem, drawn(problem.op.spec, problem.case), None)
 
 
-def defaults(
+def compile_all(
     problems: Iterable[Problem], target: GPUTarget, workers: int = 0, patience_s: float | None = None
 ) -> Iterator[tuple[Problem, str | None]]:
-    """Compile what each case launches by default, on all cores; the cases as they end, and why one could not be.
+    """Compile what each case launches, on all cores; the cases as they end, and why one could not be.
 
     What takes longer than `patience_s`, and what is left when a compiler dies, is compiled where it is run.
     """
@@ -63,7 +65,7 @@ def defaults(
     # compilers do not interpret, though their parent may: what they see is the environment of the moment they start in
     interpreting = os.environ.pop("TRITON_INTERPRET", None)
     try:
-        waiting = {pool.submit(compile_default, problem): problem for problem in problems}
+        waiting = {pool.submit(compile_picked, problem): problem for problem in problems}
         if interpreting:
             os.environ["TRITON_INTERPRET"] = interpreting
         for future in as_completed(waiting, patience_s):

@@ -41,7 +41,7 @@ def precompile(jobs: list[tuple[str, Case]], sources: tuple[str, ...] = ()) -> N
     gpu = folder(torch.device("cuda"))
     problems = [Problem(name, case, gpu, sources) for name, case in jobs]
     # one is compiled here as fast
-    for _ in ahead.defaults(problems, driver.active.get_current_target()) if len(problems) > 1 else ():
+    for _ in ahead.compile_all(problems, driver.active.get_current_target()) if len(problems) > 1 else ():
         pass
 
 

@@ -203,13 +203,13 @@ def _doctor(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> R
 def _compile(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Results:
     from triton.backends.compiler import GPUTarget
 
-    from ..autotune.ahead import defaults
+    from ..autotune.ahead import compile_all
     from ..autotune.space import Problem
 
     problems = [Problem(op, _case(order, op, case), order.gpu, order.sources) for op, case in parts]
     patience = None if clock.left == float("inf") else max(1.0, clock.left)
     target = GPUTarget(*done.of("doctor")["machine",]["target"])
-    for problem, why in defaults(problems, target, order.compilers, patience):
+    for problem, why in compile_all(problems, target, order.compilers, patience):
         yield (problem.op_name, problem.case.id), why
 
 

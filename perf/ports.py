@@ -130,15 +130,12 @@ def default(op: Op, case: Case, arch_name: str) -> dict[str, Any]:
 
 def _tuned(op: Op, arch: str, launch: Any) -> list[Any]:
     """What a GPU of this architecture that nobody tuned for would be given: a relative's config, if any."""
-    with picking.recording() as picked:
+    gpu = f"{arch}-unknown"
+    with picking.compiling_for(gpu), picking.recording() as picked:
         launch(None)
-    found = picking.choose(op.name, f"{arch}-unknown", picking.asked(op.name))
-    if found is None:
+    if picking.choose(op.name, gpu, picking.asked(op.name)) is None:
         return []
-    kernel = op.module("kernels")
-    known = {field.name for field in dataclasses.fields(kernel.Config)}
-    mine = {name: value for name, value in found.entry["config"].items() if name in known}
-    return [kernel.Config(**{**picked.get(op.name, {}), **mine})]
+    return [op.module("kernels").Config(**picked[op.name])]
 
 
 # -- compiling ---------------------------------------------------------------------------------------------------------
