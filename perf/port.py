@@ -255,7 +255,7 @@ def _part(job: lab.Job) -> Part:
     return job.op, job.case.id
 
 
-def _time(sources: tuple[str, ...], device: str, op: str, case: str) -> dict[str, Any]:
+def _time(sources: tuple[str, ...], device: str, op: str, case: str, baselines: bool) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ..autotune import timer
@@ -263,19 +263,21 @@ def _time(sources: tuple[str, ...], device: str, op: str, case: str) -> dict[str
 
     where = torch.device(device)
     impl = "reference" if where.type == "cpu" else "kernels"
-    row = bench.entry(registered(sources)[op], lab.parse_case(op, case, sources), where, impl)
+    row = bench.entry(registered(sources)[op], lab.parse_case(op, case, sources), where, impl, baselines)
     return {"row": row, "machine": asdict(timer.machine(where))}
 
 
-def _bench(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> Results:
+def _bench(order: Order, done: Journal, parts: list[Part], _clock: Clock) -> Results:
     from ..autotune.timer import Machine
     from . import bench
 
     pool = _apart(order)
     try:
         for op, case in parts:
+            # a config changes nothing for its rivals
+            rivals = done.of("bench").get((op, case), {}).get("baselines")
             try:
-                found = pool.submit(_time, order.sources, order.device, op, case).result(HUNG_S)
+                found = pool.submit(_time, order.sources, order.device, op, case, rivals is None).result(HUNG_S)
             except Exception as error:  # one case that cannot be timed is a finding
                 text = f"{type(error).__name__}: {str(error)[:200]}"
                 if isinstance(error, (BrokenProcessPool, TooLong)) or any(word in text for word in LOST):
@@ -283,6 +285,7 @@ def _bench(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> Re
                     pool = _apart(order)
                 yield (op, case), {"error": text}
                 continue
+            found["row"]["baselines"] = rivals or found["row"]["baselines"]
             bench.save(op, Machine(**found["machine"]), "draftwood port", [found["row"]], order.results)
             yield (op, case), found["row"]
     finally:
