@@ -70,12 +70,12 @@ def _delta_rule(config: dict[str, Any], case: Case, arch: Arch) -> int:
     if not _blocks(op, case):
         return 0
     BT = min(config["BLOCK_T"], _up(case["T"], 16))
-    BK, BV = min(config["BLOCK_K"], case["K"]), min(config["BLOCK_V"], case["V"])
+    BK, BV = min(config.get("BLOCK_K", case["K"]), case["K"]), min(config["BLOCK_V"], case["V"])
     size = 4 if case["dtype"] == "f32" else 2
     tokens, state, square = BT * BK, BK * BV, BT * BT
     if arch.backend == "hip":
         return 4 * max(tokens, state, square)
-    waiting = max(0, config["num_stages"] - 1) if arch.dot else 0
+    waiting = max(0, config.get("num_stages", 1) - 1) if arch.dot else 0
     if config["precision"] == "bf16":
         # without tensor cores the three parts are f32 again
         parts = 6 if arch.dot else 12

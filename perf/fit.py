@@ -33,15 +33,17 @@ TIMED = ("sm90",)
 
 
 def candidates(op: Op, case: Case, start: dict[str, Any], arch: str) -> list[dict[str, Any]]:
-    """Points with smaller tiles, fewer stages or more warps than `start`, the fewest and smallest changes first."""
+    """Points with smaller tiles, fewer stages, more warps or another way than `start`, the fewest and smallest changes
+    first."""
     module = op.module("autotune")
     space, knobs = module.SPACE, []
     for knob, values in space.items():
         held = start[knob]
         numbers = isinstance(held, int) and not isinstance(held, bool)
         more = knob.endswith("warps")
-        others = [value for value in values if numbers and (value > held if more else value < held)]
-        knobs.append([(0, held), *((abs(values.index(value) - _near(values, held)), value) for value in others)])
+        others = [v for v in values if ((v > held if more else v < held) if numbers else v != held)]
+        at = _near(values, held) if numbers else values.index(held)
+        knobs.append([(0, held), *((abs(values.index(value) - at), value) for value in others)])
     points = []
     for choice in itertools.product(*knobs):
         steps = [step for step, _ in choice]

@@ -36,6 +36,7 @@ class Point:
     # what the compiler or the launcher said, or nothing
     found: str
     spills: int = 0
+    shared: int = 0
 
     @property
     def cell(self) -> str:
@@ -78,8 +79,8 @@ def judged(task: Task, builds: list[Build]) -> Point:
     case = next(c for group in op.spec.cases.values() for c in group if c.id == task.cases[0])
     foreseen = foresee(op, case, json.loads(task.points[0]), ARCHS[task.arch])
     found = next((build.error for build in builds if build.error), "")
-    spills = max((build.spills for build in builds), default=0)
-    return Point(task.op, task.arch, case.id, task.points[0], foreseen or "", found, spills)
+    spills, shared = (max((getattr(b, fact) for b in builds), default=0) for fact in ("spills", "shared"))
+    return Point(task.op, task.arch, case.id, task.points[0], foreseen or "", found, spills, shared)
 
 
 def sample(tasks: list[Task], workers: int) -> Iterator[Point]:
