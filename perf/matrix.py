@@ -147,10 +147,12 @@ def _forecast(forecast: dict[str, Any] | None) -> list[str]:
     lines = [
         "## What was foreseen",
         "",
-        f"`draftwood ports --foresee {forecast['count']}`: {sum(every.values())} points of the ops' whole spaces,",
-        f"cases and architectures (seed {forecast['seed']}), each foreseen from spec and config alone",
-        "(`autotune/foresight.py`) and "
-        f"then really compiled. {failed} did not run; {every['missed']} of these were not foreseen.",
+        f"`draftwood ports --foresee {forecast['count']}`, triton {forecast.get('triton', '?')}: {sum(every.values())} "
+        "points of the ops' whole spaces (both ends of every knob, and",
+        f"{forecast['count']} drawn points an op and architecture, seed {forecast['seed']}), each foreseen from spec and "
+        "config alone",
+        f"(`autotune/foresight.py`) and then really compiled. {failed} did not run; {every['missed']} of these were not "
+        f"foreseen ({every['missed'] / max(1, failed):.1%}).",
         "",
         *_head("op", "runs, as foreseen", "refused, and fails", "missed", "refused needlessly"),
     ]

@@ -61,7 +61,7 @@ def foresee(
     points = [point for _, point in tables.progress(sampled, len(work), "foreseeing", None if as_json else err)]
     rows = forecast.table(points)
     if save:
-        report = {"count": count, "seed": forecast.SEED, "rows": rows}
+        report = {"count": count, "seed": forecast.SEED, "triton": porting.triton.__version__, "rows": rows}
         matrix.PAGE.write_text(matrix.page(matrix.save([], report)))
     if as_json:
         print(json.dumps({"rows": rows, "points": [asdict(point) for point in points]}, indent=0))

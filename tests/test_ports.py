@@ -92,7 +92,7 @@ def test_a_saved_report_is_read_back_and_a_part_of_it_replaced(tmp_path):
     rows = {"all": {"right passes": 9, "missed": 1, "needless": 2, "right refusals": 3}}
     report = matrix.save([replace(GOOD, registers=65)], {"count": 15, "seed": 0, "rows": rows}, file)
     assert {build.registers for build in matrix.held(report) if build.arch == "sm90"} == {65}
-    assert len(report["builds"]) == 3 and "4 did not run; 1 of these were not foreseen" in matrix.page(report)
+    assert len(report["builds"]) == 3 and "4 did not run; 1 of these were not foreseen (25.0%)" in matrix.page(report)
 
 
 def test_occupancy_is_bound_by_what_runs_out_first():
