@@ -147,12 +147,12 @@ def _forecast(forecast: dict[str, Any] | None) -> list[str]:
     lines = [
         "## What was foreseen",
         "",
-        f"`draftwood ports --foresee {forecast['count']}`, triton {forecast.get('triton', '?')}: {sum(every.values())} "
-        "points of the ops' whole spaces (both ends of every knob, and",
-        f"{forecast['count']} drawn points an op and architecture, seed {forecast['seed']}), each foreseen from spec and "
-        "config alone",
-        f"(`autotune/foresight.py`) and then really compiled. {failed} did not run; {every['missed']} of these were not "
-        f"foreseen ({every['missed'] / max(1, failed):.1%}).",
+        f"`draftwood ports --foresee {forecast['count']}` with triton {forecast.get('triton', '?')}: "
+        f"{sum(every.values())} points of the ops' whole spaces,",
+        f"both ends of every knob and {forecast['count']} points an op and architecture drawn at random (seed "
+        f"{forecast['seed']}),",
+        "each foreseen from spec and config alone (`autotune/foresight.py`) and then really compiled.",
+        f"{failed} did not run; {every['missed']} of these were not foreseen ({every['missed'] / max(1, failed):.1%}).",
         "",
         *_head("op", "runs, as foreseen", "refused, and fails", "missed", "refused needlessly"),
     ]
