@@ -28,7 +28,7 @@ from ..reference.spec import Case
 from .ports import Task, alone, compile_all, default
 
 TRIES = 12
-# defaults were timed here: what they spill is known to pay
+# defaults were timed here: what they spill is known to pay, and nothing else is picked for it
 TIMED = ("sm90",)
 
 
@@ -82,7 +82,8 @@ def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], trie
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
     spills = {"spills": best[1], "default_spills": before[1]}
-    return {"case": case.as_dict(), "config": chosen, **spills, "changed": chosen != start, "stamp": stamp}
+    changes = {knob: value for knob, value in chosen.items() if value != start[knob]}
+    return {"case": case.as_dict(), "config": chosen, **spills, "changes": changes, "stamp": stamp}
 
 
 def fit(work: list[tuple[str, str]], sources: tuple[str, ...], workers: int) -> Iterator[tuple[str, str, Any]]:
@@ -103,20 +104,29 @@ def fit(work: list[tuple[str, str]], sources: tuple[str, ...], workers: int) -> 
 
 
 def save(op: str, arch: str, entries: list[dict[str, Any]], home: Path = CONFIGS) -> Path | None:
-    """Write what was found, unless the defaults serve every case."""
+    """Write what was found, unless the defaults serve every case or are known to pay."""
     file = home / f"{arch}-fitted" / f"{op}.json"
-    if not any(entry["changed"] for entry in entries):
+    if arch in TIMED or not any(entry["changes"] for entry in entries):
         file.unlink(missing_ok=True)
         return None
     head = {"schema": 2, "op": op, "gpu": f"{arch}-fitted"}
-    rows = [{key: value for key, value in entry.items() if key != "changed"} for entry in entries]
+    rows = [{key: value for key, value in entry.items() if key != "changes"} for entry in entries]
     lines = ",\n".join(sorted(json.dumps(row) for row in rows))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
     return file
 
 
+def rows(op: str, arch: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What PORTS.md says of the cases whose defaults do not serve."""
+    return [
+        {"op": op, "arch": arch, "case": Case(tuple(entry["case"].items())).id}
+        | {key: entry[key] for key in ("changes", "spills", "default_spills")}
+        for entry in entries
+        if entry["changes"] or entry["spills"]
+    ]
+
+
 def spilling(builds: list[Any]) -> list[tuple[str, str]]:
-    """The ops and architectures whose default configs spill or fail, and were not timed there."""
-    pairs = {(b.op, b.arch) for b in builds if (b.spills or b.error) and not b.config and b.arch not in TIMED}
-    return sorted(pairs)
+    """The ops and architectures whose default configs spill or fail."""
+    return sorted({(build.op, build.arch) for build in builds if (build.spills or build.error) and not build.config})

@@ -90,7 +90,8 @@ def fit(ops: list[str], archs: list[str], workers: int, sources: list[str], as_j
     for op, arch, entries in fitting.fit(fitting.spilling(builds), tuple(sources), workers):
         file = fitting.save(op, arch, entries)
         still = [entry for entry in entries if entry["spills"]]
-        row = {"op": op, "arch": arch, "changed": sum(entry["changed"] for entry in entries), "still": len(still)}
+        matrix.PAGE.write_text(matrix.page(matrix.save([], fitted=fitting.rows(op, arch, entries))))
+        row = {"op": op, "arch": arch, "changed": sum(bool(entry["changes"]) for entry in entries), "still": len(still)}
         rows.append(row)
         if not as_json:
             text = f"{op} on {arch}: {row['changed']} of {len(entries)} cases get another config than the default, "

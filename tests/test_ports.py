@@ -95,6 +95,18 @@ def test_a_saved_report_is_read_back_and_a_part_of_it_replaced(tmp_path):
     assert len(report["builds"]) == 3 and "4 did not run; 1 of these were not foreseen (25.0%)" in matrix.page(report)
 
 
+def test_what_spills_by_default_is_shown_beside_what_does_not(tmp_path):
+    file = tmp_path / "ports.json"
+    entry = {"case": {"T": 1}, "config": {}, "changes": {"num_warps": 8}, "spills": 0, "default_spills": 9}
+    rest = {**entry, "case": {"T": 2}, "changes": {}, "spills": 7}
+    spilled = fit.rows("op", "sm75", [entry, rest, {**rest, "spills": 0}])
+    report = matrix.save([replace(GOOD, arch="sm75", spills=9), GOOD], None, file, spilled)
+    assert "| op | sm75 | 2 | 1 spill | num_warps=8 | 7 |" in matrix.page(report)
+    # what serves again needs no other
+    report = matrix.save([replace(GOOD, arch="sm75")], None, file)
+    assert not report["fitted"] and "--fit" not in matrix.page(report)
+
+
 def test_occupancy_is_bound_by_what_runs_out_first():
     sm90, gfx942 = gpu.ARCHS["sm90"], gpu.ARCHS["gfx942"]
     assert binary.occupancy(sm90, 32, 0, 4) == (1.0, "warps")
