@@ -48,8 +48,11 @@ def compile_one(problem: Problem, shapes: Any, point: Point | None) -> str | Non
 
 
 def compile_picked(problem: Problem) -> str | None:
-    """Compile what a case launches with the config that is picked for it."""
-    return compile_one(problem, drawn(problem.op.spec, problem.case), None)
+    """Compile what a case launches with the config that is picked for it, and with the default."""
+    shapes = drawn(problem.op.spec, problem.case)
+    with config.untuned():
+        default = compile_one(problem, shapes, None)
+    return compile_one(problem, shapes, None) or default
 
 
 def compile_all(
