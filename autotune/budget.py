@@ -4,11 +4,16 @@
     tok/s(budget) = tokens a step(budget) / t(budget + 1)
 
 t(N) is the measured time of a step that verifies N rows. It may have cliffs and is not taken for convex: every budget
-is looked at, and between two measured widths the dearer of both is charged. Acceptance is either a table or a curve:
+is looked at, and between two measured widths the dearer of both is charged. Acceptance is a curve, or a table where
+there is none:
 
+    tokens a step by budget   as papers and logs print them, or as `draftwood pair ranks` records them: of every step,
+                              how much of what the target wrote lies in that step's own tree of each size
     accept[d][r]              share of steps in which the target's token at depth d is the draft's candidate of rank r,
                               given that the path to it was accepted
-    tokens a step by budget   as papers and logs print them
+
+A table takes depths for independent. Where a step is easy all the way down or hard at once, and where each step grows
+its tree by how sure its draft is, the products are too small: the curve is asked first.
 
 Outside what was measured nothing is claimed.
 A tree has to beat the best chain by more than `MARGIN`, else the answer is: use the chain.
@@ -34,7 +39,7 @@ CLIFF = 1.10
 
 @dataclass(frozen=True)
 class Acceptance:
-    """`table` [L][K], or tokens a step by budget; `chain` are those of chains, by their length."""
+    """`table` [L][K]; `tree` are tokens a step by budget, `chain` those of chains by their length."""
 
     name: str
     table: tuple[tuple[float, ...], ...] = ()
@@ -44,7 +49,7 @@ class Acceptance:
 
     def chains(self) -> dict[int, float]:
         """Tokens a step of a chain, by length."""
-        if not self.table:
+        if self.chain or not self.table:
             return dict(self.chain or {})
         total, path, found = 1.0, 1.0, {}
         for depth, row in enumerate(self.table, start=1):
@@ -55,7 +60,7 @@ class Acceptance:
 
     def trees(self, largest: int, chain_seed: bool) -> dict[int, float]:
         """Tokens a step of a tree, by budget."""
-        if not self.table:
+        if self.tree or not self.table:
             return {budget: tokens for budget, tokens in (self.tree or {}).items() if budget <= largest}
         logs = torch.tensor(self.table).clamp_min(1e-12).log()
         found, depths = {}, len(self.table)
@@ -158,8 +163,8 @@ def _by_number(raw: Mapping[str, float] | None) -> dict[int, float]:
 
 
 def acceptance(raw: Mapping[str, Any]) -> Acceptance:
-    """From JSON: {"name", "table": [[…]]}, or {"name", "hits": [[…]], "offers": [[…]]} as runs record them, or
-    {"name", "tree": {budget: tokens}, "chain": {length: tokens}}."""
+    """From JSON: {"name", "table": [[…]]} or {"name", "hits": [[…]], "offers": [[…]]}, and {"tree": {budget: tokens},
+    "chain": {length: tokens}} beside it or in its place."""
     table = raw.get("table", ())
     if "hits" in raw:
         pairs = zip(raw["hits"], raw["offers"], strict=True)

@@ -10,28 +10,32 @@ process plays off the winner while the others go on.
 import os
 import queue
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
-from dataclasses import dataclass, field
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field, replace
 from multiprocessing import get_context
 from typing import Any
 
+from optuna.storages import BaseStorage
 from triton.backends.compiler import GPUTarget
 
 from . import winners
-from .ahead import Ahead
+from .ahead import Ahead, Built
+from .effort import Features, features
 from .neighbours import Neighbours
 from .outcome import Outcome, Verdict
 from .sampler import DEFAULT, Proposer
 from .space import Point, Problem
 from .storage import open_storage
-from .timer import Machine
 from .trials import Trials
-from .tuner import DEPTH, Budget, Event, Tuner
-from .worker import Died, Isolated, Post
+from .tuner import DEPTH, Budget, Contest, Event, Tuner
+from .worker import Died, Isolated, Post, gate_cases
 
 # of all legal points, where neither trials nor time is given: enough for the default sampler (perf/LOG.md)
 SHARE, LEAST = 0.12, 24
+# of one case, before its search ends
+MOST_COMPILED = 256
 
 
 @dataclass(frozen=True)
@@ -48,6 +52,7 @@ class Plan:
     timeout_s: float = 60.0
     times: str = ""
     compilers: int = 0
+    target: tuple[Any, ...] = ()
     lead: bool = True
     first: dict[str, tuple[Point, ...]] = field(default_factory=dict)
     known_bad: dict[str, dict[str, str]] = field(default_factory=dict)
@@ -73,21 +78,32 @@ def budget(plan: Plan, problem: Problem, seconds: float) -> Budget:
         return Budget(min(plan.trials, points))
     if plan.seconds or plan.sampler == "grid":
         return Budget(points, seconds if plan.seconds else 0.0)
-    return Budget(min(points, max(LEAST, round(SHARE * points))))
+    return Budget(wanted(problem))
+
+
+def wanted(problem: Problem) -> int:
+    """How many trials a case is worth. Where time is given, cases share it in proportion to these."""
+    points = len(problem.points) + 1
+    return min(points, max(LEAST, round(SHARE * points)))
 
 
 def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
-    """Tune every case on one device."""
+    """Tune every case on one device. While a case is searched, compilers work on the gate of the one before and on the
+    cases that follow; a winner is judged as soon as what that takes is compiled."""
     storage, until = open_storage(plan.storage), time.monotonic() + plan.seconds
+    worth = [wanted(problem) if plan.seconds else 1 for problem in plan.problems]
     runner: Isolated | None = None
     gated: dict[str, Outcome] = {}
-    ahead: Ahead | None = None
+    # what is known of the GPU before the worker is there spares the compilers its start
+    ahead = _pool(plan, plan.target) if plan.target else None
     neighbours: Neighbours | None = None
+    judged: deque[tuple[Tuner, Contest, dict[str, Any]]] = deque()
     try:
         for number, problem in enumerate(plan.problems):
-            trials = Trials(problem, storage)
-            if copied := trials.adopt():
-                watch(Event("copied", problem.case.id, text=f"{copied} trials of another space are still valid"))
+            left = until - time.monotonic()
+            if plan.seconds and left <= 0:
+                watch(Event("given up", problem.case.id, text=f"no time for {len(plan.problems) - number} cases"))
+                break
             try:
                 if runner is None:
                     runner = Isolated(problem, Post(plan.device, plan.times, plan.timeout_s))
@@ -96,41 +112,25 @@ def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
             except Died as death:
                 watch(Event("given up", problem.case.id, text=f"the worker does not start: {death}"))
                 continue
-            submit, compilers = None, plan.compilers or cores()
-            if not plan.device.startswith("cpu"):
-                ahead = ahead or Ahead(compilers, GPUTarget(*runner.facts["target"]))
-                submit = _submitter(ahead, problem, runner.facts["shapes"])
             facts = runner.facts
+            if ahead is None and not plan.device.startswith("cpu"):
+                ahead = _pool(plan, facts["target"])
             neighbours = neighbours or Neighbours(facts.get("uuid", ""))
-            watch(
-                Event(
-                    "started",
-                    problem.case.id,
-                    extra={"name": problem.name, "points": len(problem.points), "read_gb_s": facts["read_gb_s"]},
-                )
-            )
-            bad = plan.known_bad.get(problem.name, {})
-            tuner = Tuner(
-                problem,
-                trials,
-                runner,
-                Proposer(problem, plan.sampler, plan.seed),
-                budget(plan, problem, (until - time.monotonic()) / (len(plan.problems) - number)),
-                watch,
-                submit,
-                lambda point, bad=bad, trials=trials: bad.get(trials.identity(point)),  # type: ignore[misc]
-                {"device": plan.device, "sampler": plan.sampler},
-                neighbours.notes,
-                gated,
-                depth=max(DEPTH, compilers),
-                # a model proposes better the more it knows; a list loses nothing by deciding early
-                claims=compilers if plan.sampler in ("grid", "random") else 1,
-                patience_s=plan.timeout_s,
-            )
+            seconds = left * worth[number] / sum(worth[number:])
+            tuner = _tuner(plan, problem, storage, runner, ahead, neighbours, gated, seconds, watch)
             tuner.search(plan.first.get(problem.name, ()))
-            if plan.lead:
-                verdict = tuner.settle()
-                yield Settled(problem, verdict, _entry(problem, verdict, runner), runner.facts)
+            if ahead:
+                ahead.drop(problem)
+            if not plan.lead:
+                continue
+            if contest := tuner.contest():
+                judged.append((tuner, contest, facts))
+            else:
+                yield Settled(problem, None, None, facts)
+            while judged and all(future.done() for future in judged[0][1].compiling):
+                yield _settled(*judged.popleft(), runner)
+        while judged and runner:
+            yield _settled(*judged.popleft(), runner)
     finally:
         if runner:
             runner.close()
@@ -140,17 +140,124 @@ def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
             neighbours.close()
 
 
-def _submitter(ahead: Ahead, problem: Problem, shapes: Any) -> Callable[[Point], "Future[str | None]"]:
-    return lambda point: ahead.submit(problem, shapes, point)
+def _tuner(
+    plan: Plan,
+    problem: Problem,
+    storage: BaseStorage,
+    runner: Isolated,
+    ahead: Ahead | None,
+    neighbours: Neighbours,
+    gated: dict[str, Outcome],
+    seconds: float,
+    watch: Watch,
+) -> Tuner:
+    trials, facts = Trials(problem, storage), runner.facts
+    if copied := trials.adopt():
+        watch(Event("copied", problem.case.id, text=f"{copied} trials of another space are still valid"))
+    extra = {"name": problem.name, "points": len(problem.points), "read_gb_s": facts["read_gb_s"]}
+    watch(Event("started", problem.case.id, extra=extra))
+    bad = plan.known_bad.get(problem.name, {})
+    width = plan.compilers or compilers(1)
+    proposer = Proposer(problem, plan.sampler, plan.seed)
+    pool = Compiling(ahead, problem, facts) if ahead else None
+    if pool and plan.sampler == DEFAULT:
+        # what the binaries tell is worth more than a trial: where there is time, all of them
+        pool.want(proposer.likely(MOST_COMPILED), 0.0 if plan.seconds else plan.timeout_s)
+    return Tuner(
+        problem,
+        trials,
+        runner,
+        proposer,
+        budget(plan, problem, seconds),
+        watch,
+        pool.submit if pool else None,
+        pool.idle if pool else lambda: None,
+        pool.built if pool else lambda: (),
+        pool.rehearse if pool else lambda _point: [],
+        lambda point: bad.get(trials.identity(point)),
+        {"device": plan.device, "sampler": plan.sampler},
+        neighbours.notes,
+        gated,
+        depth=max(DEPTH, width),
+        # a model proposes better the more it knows; a list loses nothing by deciding early
+        claims=width if plan.sampler in ("grid", "random") else 1,
+        patience_s=plan.timeout_s,
+    )
 
 
-def _entry(problem: Problem, verdict: Verdict | None, runner: Isolated) -> dict[str, Any] | None:
-    machine: Machine = runner.facts["machine"]
-    return winners.made(problem, machine, verdict, runner.facts["read_gb_s"]) if verdict else None
+def _settled(tuner: Tuner, contest: Contest, facts: dict[str, Any], runner: Isolated) -> Settled:
+    """Judge a winner; where it is refused, play its case off again."""
+    verdict = tuner.judge(contest)
+    if verdict is None:
+        try:
+            runner.load(tuner.problem)
+            verdict = tuner.settle()
+        except Died:
+            pass
+    entry = winners.made(tuner.problem, facts["machine"], verdict, facts["read_gb_s"]) if verdict else None
+    return Settled(tuner.problem, verdict, entry, facts)
+
+
+class Compiling:
+    """The pool as the tuner of one case sees it."""
+
+    def __init__(self, ahead: Ahead, problem: Problem, facts: dict[str, Any]) -> None:
+        self.ahead, self.problem, self.facts = ahead, problem, facts
+        self.told: set[str] = set()
+
+    def want(self, points: list[Point], seconds: float) -> None:
+        """Compile these before what other cases want, and wait for so long."""
+        self.ahead.drop(self.problem)
+        self.ahead.later(self.problem, points, first=True)
+        until = time.monotonic() + seconds
+        while self.ahead.kept and self.ahead.kept[0][0] == self.problem and time.monotonic() < until:
+            self.ahead.pump()
+            time.sleep(0.02)
+        wait([future for _, future in self.ahead.given_to(self.problem)], max(0.0, until - time.monotonic()))
+
+    def submit(self, point: Point) -> "Future[Built]":
+        return self.ahead.submit(self.problem, self.facts["shapes"], point)
+
+    def idle(self) -> None:
+        self.ahead.pump()
+
+    def built(self) -> Iterator[tuple[Point, Features]]:
+        """What was compiled since the last call, and what it will take."""
+        for point, future in self.ahead.given_to(self.problem):
+            if point is None or repr(point) in self.told or not future.done():
+                continue
+            self.told.add(repr(point))
+            if not future.exception() and (launches := future.result().launches):
+                yield point, features(launches, self.problem.gpu)
+
+    def rehearse(self, point: Point) -> "list[Future[Built]]":
+        """Begin to compile what the gate runs."""
+        cases = gate_cases(self.problem, self.facts["asked"], point)
+        return [self.ahead.submit(replace(self.problem, case=case), None, point) for case in cases]
+
+
+def _pool(plan: Plan, target: tuple[Any, ...]) -> Ahead:
+    """Compilers, with work for every case."""
+    ahead = Ahead(plan.compilers or compilers(1), GPUTarget(*target))
+    for problem in plan.problems:
+        ahead.later(problem, _likely(plan, problem))
+    ahead.pump()
+    return ahead
+
+
+def _likely(plan: Plan, problem: Problem) -> list[Point | None]:
+    """What a case will try first, the default and given points before all."""
+    proposer = Proposer(problem, plan.sampler, plan.seed)
+    return [None, *plan.first.get(problem.name, ()), *proposer.likely(2 * wanted(problem))]
 
 
 def cores() -> int:
     return len(os.sched_getaffinity(0))
+
+
+def compilers(devices: int) -> int:
+    """Processes that compile for one of so many devices: two cores are the tuner's and its worker's."""
+    return max(1, cores() // devices - 2)
 
 
 # -- several GPUs ------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ The launcher itself runs, and every kernel launched on the way is compiled and n
 would be launched there, with the same specialisation. The process that claims a GPU launches nothing from then on.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -140,7 +141,7 @@ _run, _compile = JITFunction.run, triton.compiler.compile
 # Triton keeps kernels by the number of their device: a target has a number of its own
 _targets: list[GPUTarget | None] = []
 _compiler: Callable[..., Any] = _compile
-_launched: list[Any] = []
+_launched: list[tuple[Any, int]] = []
 
 
 def _compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
@@ -148,7 +149,7 @@ def _compile_only(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwar
         return _Pointer(value) if isinstance(value, torch.Tensor) else value
 
     kernel = _run(self, *map(pointer, args), grid=grid, warmup=True, **{k: pointer(v) for k, v in kwargs.items()})
-    _launched.append(kernel)
+    _launched.append((kernel, math.prod(grid(kwargs) if callable(grid) else grid)))
     return kernel
 
 
@@ -164,11 +165,16 @@ def claim(target: GPUTarget, compiler: Callable[..., Any] | None = None) -> None
     triton.compiler.compile = lambda *args, **kwargs: _compiler(*args, **kwargs)
 
 
-def launches(call: Callable[[], Any]) -> list[Any]:
-    """The kernels that a call launches, each as often as it does."""
+def launched(call: Callable[[], Any]) -> list[tuple[Any, int]]:
+    """The kernels that a call launches, each as often as it does, with the programs of the launch."""
     _launched.clear()
     call()
     return list(_launched)
+
+
+def launches(call: Callable[[], Any]) -> list[Any]:
+    """The kernels alone."""
+    return [kernel for kernel, _ in launched(call)]
 
 
 def forget() -> None:

@@ -2,11 +2,13 @@
 
     autotune/landscapes/<gpu>/<op>.json.gz
     {"schema": 1, "op": …, "gpu": …, "versions": {…}, "kernel": hash, "cases": [
-        {"case": {…}, "default": {…}, "knobs": ["BLOCK_C", …], "points": [[[64, …], [p20, p50, p80], …], …]}]}
+        {"case": {…}, "default": {…}, "knobs": ["BLOCK_C", …], "points": [[[64, …], [p20, p50, p80], …], …],
+         "launches": [[[programs, warps, bytes of code, registers, shared memory], …], …]}]}
 
 A point is its knob values in the order of `knobs` and one [p20, p50, p80] of microseconds for each pass over the case;
 in their place stands a sentence where the point gave wrong numbers or did not run. The passes visit the points in
-different orders: how far they differ is the noise of a landscape.
+different orders: how far they differ is the noise of a landscape. `launches`, in the order of `points`, is what a
+point's binaries are: known without timing (effort.py).
 """
 
 import functools
@@ -16,7 +18,7 @@ import random
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +27,8 @@ import torch
 from ..lab.oracles import Subject, Trial
 from ..reference.spec import Case
 from . import timer
-from .ahead import Ahead
+from .ahead import Ahead, Built
+from .effort import Launch
 from .elsewhere import outline
 from .space import Point, Problem
 
@@ -43,6 +46,7 @@ class Landscape:
     default: Point
     passes: dict[tuple[Any, ...], list[Times]]
     refused: dict[tuple[Any, ...], str]
+    launches: dict[tuple[Any, ...], tuple[Launch, ...]] = field(default_factory=dict)
 
     def key(self, point: Point) -> tuple[Any, ...]:
         return tuple(point[knob] for knob in self.knobs)
@@ -71,14 +75,19 @@ class Landscape:
             "default": self.default,
             "knobs": list(self.knobs),
             "points": [*timed, *([list(key), text] for key, text in self.refused.items())],
+            "launches": [
+                [one.as_list() for one in self.launches.get(key, ())] for key in (*self.passes, *self.refused)
+            ],
         }
 
 
 def _parse(raw: dict[str, Any]) -> Landscape:
     passes = {tuple(key): [tuple(one) for one in runs] for key, *runs in raw["points"] if not isinstance(runs[0], str)}
     refused = {tuple(key): runs[0] for key, *runs in raw["points"] if isinstance(runs[0], str)}
+    built = zip((tuple(key) for key, *_ in raw["points"]), raw.get("launches", ()), strict="launches" in raw)
+    launches = {key: tuple(Launch(*one) for one in found) for key, found in built if found}
     case = Case(tuple(raw["case"].items()))
-    return Landscape(case, tuple(raw["knobs"]), raw["default"], passes, refused)
+    return Landscape(case, tuple(raw["knobs"]), raw["default"], passes, refused, launches)
 
 
 def load(file: Path) -> list[Landscape]:
@@ -106,7 +115,7 @@ class Survey:
         self.points = problem.points
         self.found = Landscape(problem.case, tuple(problem.space), problem.defaults, {}, {})
 
-    def compile(self, ahead: Ahead) -> list[tuple[Point, "Future[str | None]"]]:
+    def compile(self, ahead: Ahead) -> list[tuple[Point, "Future[Built]"]]:
         shapes = outline(self.sets[0])
         return [(point, ahead.submit(self.problem, shapes, point)) for point in self.points]
 
@@ -143,6 +152,8 @@ def survey(
             if time.monotonic() > deadline:
                 break
             one, point = compiling[future]
+            if not future.exception() and (launches := future.result().launches):
+                one.found.launches[one.found.key(point)] = launches
             one.visit(point, check=True)
             left[one.problem.name] -= 1
             if not left[one.problem.name]:

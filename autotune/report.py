@@ -63,9 +63,11 @@ def importance(problem: Problem, ran: list[Record]) -> dict[str, float]:
     if len(inside) < 3 or not axes:
         return {}
     code = lambda point: [axes[knob].index(point[knob]) / (len(axes[knob]) - 1) for knob in axes]
-    x = np.array([code(record.point) for record in inside])
-    model = Surrogate(x, np.log2([record.outcome.us for record in inside]))
-    mean, _ = model.predict(np.array([code(point) for point in problem.points]))
+    tried = [code(record.point) for record in inside]
+    x = np.array(tried + [code(point) for point in problem.points])
+    model = Surrogate(x, np.zeros(len(x)))
+    model.fit(list(range(len(tried))), np.log2([record.outcome.us for record in inside]))
+    mean = model.expected(np.arange(len(tried), len(model.x)))
     moved = {}
     for knob, values in axes.items():
         groups = [[m for m, p in zip(mean, problem.points, strict=True) if p[knob] == value] for value in values]

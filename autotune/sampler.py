@@ -2,7 +2,8 @@
 
 tpe and cmaes are Optuna's. They see a study of their own, in memory, in which a knob whose values are numbers in order
 is an integer (its place in the order) and any other knob is a category; what they propose is moved to the nearest point
-that is legal and untried. gp looks at all legal points at once (surrogate.py). A point is proposed once.
+that is legal and untried. gp looks at all legal points (surrogate.py), and at what the binaries of the compiled ones
+tell (effort.py). A point is proposed once.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, IntD
 from optuna.samplers import BaseSampler, CmaEsSampler, TPESampler
 from optuna.trial import TrialState, create_trial
 
+from .effort import Features
 from .space import Point, Problem
 from .surrogate import Surrogate
 
@@ -25,9 +27,10 @@ NAMES = ("gp", "tpe", "cmaes", "random", "grid")
 DEFAULT = "gp"
 # a point that is wrong or does not run counts as this many times slower than the slowest that ran
 PENALTY = 1.5
-# gp: points before the model speaks, the default among them; and how far above the median, in log2(us), times are told
-# apart
-STARTUP, SLOW = 3, 0.3
+# gp: points before the model speaks where nothing is foreseen, the default among them; how far above the median, in
+# log2(us), times are told apart; how many of the fastest trials it looks at; and how much more has to be compiled for
+# it to look again
+STARTUP, SLOW, MOST, GROWN = 3, 0.3, 48, 1.25
 Key = tuple[int, ...]
 
 
@@ -36,6 +39,7 @@ class Chooser(Protocol):
 
     def pending(self, key: Key) -> None: ...
     def result(self, key: Key, value: float) -> None: ...
+    def effort(self, key: Key, features: Features) -> None: ...
     def choose(self, left: dict[Key, Point]) -> Key: ...
     def likely(self, left: dict[Key, Point], count: int) -> list[Key]: ...
 
@@ -76,6 +80,10 @@ class Proposer:
         if -1 not in key:
             self.chooser.result(key, value)
 
+    def effort(self, point: Point, features: Features) -> None:
+        """What a point takes as far as its binaries tell (effort.py)."""
+        self.chooser.effort(self._key(point), features)
+
     def propose(self) -> Point | None:
         """A legal point that nobody has tried; None when there is none left."""
         return self.left[self.chooser.choose(self.left)] if self.left else None
@@ -115,6 +123,9 @@ class Listed:
     def result(self, key: Key, value: float) -> None:
         return
 
+    def effort(self, key: Key, features: Features) -> None:
+        return
+
     def choose(self, left: dict[Key, Point]) -> Key:
         return self.likely(left, 1)[0]
 
@@ -125,15 +136,19 @@ class Listed:
 
 
 class Model:
-    """The Gaussian process. What is pending counts as found to be what the model expects of it."""
+    """The Gaussian processes. What is pending counts as found to be what they expect of it."""
 
     def __init__(self, axes: dict[str, tuple[Any, ...]], keys: list[Key], seed: int) -> None:
         self.keys = keys
         self.index = {key: i for i, key in enumerate(keys)}
-        self.x = np.array([_coordinates(axes, key) for key in keys], dtype=float).reshape(len(keys), -1)
-        self.draw = np.random.default_rng(seed).random(len(keys))
+        self.coordinates = np.array([_coordinates(axes, key) for key in keys], dtype=float).reshape(len(keys), -1)
+        self.seed, self.draw = seed, np.random.default_rng(seed).random(len(keys))
         self.known: dict[int, float] = {}
         self.waiting: set[int] = set()
+        self.efforts: dict[int, Features] = {}
+        # what the surrogate was made with
+        self.weighed: set[int] = set()
+        self.surrogate: Surrogate | None = None
 
     def pending(self, key: Key) -> None:
         self.waiting.add(self.index[key])
@@ -143,6 +158,10 @@ class Model:
             self.waiting.discard(self.index[key])
             self.known[self.index[key]] = value
 
+    def effort(self, key: Key, features: Features) -> None:
+        if key in self.index:
+            self.efforts.setdefault(self.index[key], features)
+
     def choose(self, left: dict[Key, Point]) -> Key:
         return self.likely(left, 1)[0]
 
@@ -150,22 +169,43 @@ class Model:
         free = np.array([self.index[key] for key in left], dtype=int)
         if not len(free):
             return []
-        if len(self.known) + len(self.waiting) < STARTUP or len(self.known) < 2:
+        model, known = self._model(), [i for i in self.known if i in self.weighed]
+        weighed = np.array([i in self.weighed for i in free])
+        if known and weighed.any():
+            # what is compiled is known better: it goes first
+            order = np.lexsort((-self._promise(model, free, known), ~weighed))
+        elif len(self.known) + len(self.waiting) < STARTUP or len(self.known) < 2:
             order = np.argsort(self.draw[free])
         else:
-            order = np.argsort(-self._promise(free))
+            order = np.argsort(-self._promise(model, free, list(self.known)))
         return [self.keys[i] for i in free[order[:count]]]
 
-    def _promise(self, free: np.ndarray) -> np.ndarray:
-        rows, y = list(self.known), np.array(list(self.known.values()))
+    def _model(self) -> Surrogate:
+        """Made anew when a quarter more is compiled, or a trial came of what was not."""
+        news = any(i in self.efforts and i not in self.weighed for i in self.known)
+        if self.surrogate is None or news or len(self.efforts) > GROWN * len(self.weighed):
+            self.weighed = set(self.efforts)
+            x, foreseen = self.coordinates, np.zeros(len(self.keys))
+            if self.efforts:
+                middle = np.median(np.array(list(self.efforts.values())), 0)
+                features = np.array([self.efforts.get(i, middle) for i in range(len(self.keys))])
+                low, high = features.min(0), features.max(0)
+                foreseen = features[:, 0]
+                x = np.hstack([x, ((features - low) / np.where(high > low, high - low, 1.0))[:, 1:]])
+            self.surrogate = Surrogate(x, foreseen, self.seed)
+        return self.surrogate
+
+    def _promise(self, model: Surrogate, free: np.ndarray, known: list[int]) -> np.ndarray:
+        known = sorted(known, key=lambda i: self.known[i])[:MOST]
+        y = np.array([self.known[i] for i in known])
         # how slow a slow point is teaches nothing about the fast ones
         y = np.minimum(y, np.median(y) + SLOW)
-        model = Surrogate(self.x[rows], y)
+        model.fit(known, y)
         if self.waiting:
-            rows += list(self.waiting)
-            y = np.concatenate([y, model.predict(self.x[list(self.waiting)])[0]])
-            model = Surrogate(self.x[rows], y)
-        return model.improvement(self.x[free], y.min())
+            waiting = list(self.waiting)
+            y = np.concatenate([y, model.expected(np.array(waiting))])
+            model.fit([*known, *waiting], y)
+        return model.improvement(free, float(y.min()))
 
 
 class Foreign:
@@ -200,6 +240,9 @@ class Foreign:
             return
         self.pending(key)
         self.study._storage.set_trial_state_values(self.shadow.pop(key), TrialState.COMPLETE, [value])
+
+    def effort(self, key: Key, features: Features) -> None:
+        return
 
     def choose(self, left: dict[Key, Point]) -> Key:
         trial = self.study.ask(self.distributions)

@@ -1,22 +1,26 @@
 """A search without a GPU: the tuner's own loop over a landscape of times that were measured once.
 
-    draftwood tune --simulate      every sampler on every committed landscape, many seeds: best-so-far and regret
+    draftwood tune --simulate      every sampler on every committed landscape, many seeds: best-so-far and regret, kept
+                                   in landscapes/regret.json
 
 What is new here is the runner, which looks a time up where the real one measures it, with the noise of one race.
 """
 
+import json
 import math
 import random
 import statistics
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from optuna.storages import InMemoryStorage
 
 from ..reference.spec import Case
-from .landscape import Landscape
+from .effort import features
+from .landscape import HOME, Landscape
 from .outcome import Found, Outcome
 from .race import Race, race
 from .sampler import Proposer
@@ -114,9 +118,14 @@ def replay(
         if event.kind == "trial" and event.best is not None:
             curve.append(min([*curve[-1:], landscape.us({**landscape.default, **event.best.point}) / optimum]))
 
+    compiled = [
+        (point, features(launches, gpu))
+        for point in problem.points
+        if (launches := landscape.launches.get(landscape.key(point)))
+    ]
     proposer = Proposer(problem, sampler, seed)
     book = Trials(problem, InMemoryStorage())
-    Tuner(problem, book, runner, proposer, Budget(trials), watch).search(first)
+    Tuner(problem, book, runner, proposer, Budget(trials), watch, built=lambda: compiled).search(first)
     return Curve(op, landscape.case, f"{sampler}, warm" if first else sampler, seed, len(problem.points), tuple(curve))
 
 
@@ -128,6 +137,13 @@ def winner(rows: list[dict[str, Any]]) -> str:
     """The sampler with the least mean regret over the landscapes."""
     samplers = {row["sampler"] for row in rows if "warm" not in row["sampler"]}
     return min(samplers, key=lambda s: statistics.fmean(r["regret_mean"] for r in rows if r["sampler"] == s))
+
+
+def save(rows: list[dict[str, Any]], seeds: range, file: Path = HOME / "regret.json") -> None:
+    """Keep the table, a row a line."""
+    head = {"schema": 1, "command": f"draftwood tune --simulate --seed {seeds.start} --seeds {len(seeds)}"}
+    rounded = ({k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    file.write_text(json.dumps(head)[:-1] + ', "rows": [\n' + ",\n".join(map(json.dumps, rounded)) + "\n]}\n")
 
 
 def tenth(points: int) -> int:

@@ -66,8 +66,11 @@ class Problem:
 
     @cached_property
     def points(self) -> list[Point]:
-        """The legal points, in the order of SPACE."""
-        every = (dict(zip(self.space, values, strict=True)) for values in itertools.product(*self.space.values()))
+        """The legal points, in the order of SPACE. A module may name by `unread_by(case)` what a case does not read:
+        `legal` refuses every value of such a knob but the first, and they are not gone through."""
+        unread = getattr(self.op.module("autotune"), "unread_by", lambda _case: ())(self.case)
+        axes = [values[:1] if knob in unread else values for knob, values in self.space.items()]
+        every = (dict(zip(self.space, values, strict=True)) for values in itertools.product(*axes))
         return [point for point in every if self.refusal(point) is None]
 
     def refusals(self) -> Counter[str]:

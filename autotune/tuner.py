@@ -6,17 +6,21 @@
 
 The first trial is the default config; every other is raced against the fastest so far. At the end the fastest few and
 the default meet again, with more blocks: the fastest stays in only against those that it beats beyond the noise, and of
-those that tie, the simplest wins. The winner then has to pass every oracle on the op's smoke and edge cases.
+those that tie, the simplest wins. A winner other than the default then has to pass every oracle on the op's smoke and
+edge cases.
 """
 
 import json
+import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from .ahead import Built
+from .effort import Features
 from .outcome import Found, Outcome, Record, Verdict
 from .race import MARGIN, Race
 from .sampler import Proposer
@@ -67,6 +71,15 @@ class Event:
 Watch = Callable[[Event], None]
 
 
+@dataclass(frozen=True)
+class Contest:
+    """Who won, the default where it ran, and what is being compiled for the gate."""
+
+    winner: Record
+    base: Record | None
+    compiling: "list[Future[Built]]"
+
+
 class Tuner:
     """One worker on one problem."""
 
@@ -78,7 +91,10 @@ class Tuner:
         proposer: Proposer,
         budget: Budget,
         watch: Watch = lambda _event: None,
-        submit: Callable[[Point], "Future[str | None]"] | None = None,
+        submit: Callable[[Point], "Future[Built]"] | None = None,
+        idle: Callable[[], None] = lambda: None,
+        built: Callable[[], Iterable[tuple[Point, Features]]] = lambda: (),
+        rehearse: Callable[[Point], list["Future[Built]"]] = lambda _point: [],
         known_bad: Callable[[Point], str | None] = lambda _point: None,
         who: dict[str, Any] | None = None,
         notes: Callable[[], tuple[str, ...]] = lambda: (),
@@ -89,15 +105,18 @@ class Tuner:
     ) -> None:
         self.problem, self.trials, self.runner, self.proposer = problem, trials, runner, proposer
         self.budget, self.watch, self.submit, self.known_bad = budget, watch, submit, known_bad
+        # called between two trials; what compilers have found since; and a start on what the gate runs
+        self.idle, self.built, self.rehearse = idle, built, rehearse
         self.who, self.notes = who or {}, notes
         self.depth, self.claims, self.patience_s = depth, claims, patience_s
         self.noted: set[str] = set()
         # what the gate said of a config, for the cases that follow
         self.gated: dict[str, Outcome] = {} if gated is None else gated
-        self.waiting: deque[tuple[Claim, Future[str | None] | None]] = deque()
-        self.compiling: dict[str, Future[str | None]] = {}
+        self.waiting: deque[tuple[Claim, Future[Built] | None]] = deque()
+        self.compiling: dict[str, Future[Built]] = {}
         self.records: dict[str, Record] = {}
         self.default: Point = runner.facts.get("default", problem.defaults)
+        self.asked: dict[str, Any] = runner.facts.get("asked", {})
         self.of = len(problem.points)
         self.contenders = 1 if 0 < budget.seconds < HURRY_S else PLAYOFF
 
@@ -105,7 +124,7 @@ class Tuner:
 
     def search(self, first: tuple[Point, ...] = ()) -> None:
         """Try points until the budget is spent or none is left. `first` are tried before any proposal."""
-        until = time.monotonic() + (self.budget.seconds or float("inf"))
+        until = float("inf")
         self.trials.bury()
         self._learn()
         seeds = iter((self.default, *first))
@@ -113,10 +132,14 @@ class Tuner:
             while time.monotonic() < until:
                 self._learn()
                 self._fill(seeds)
+                self.idle()
                 if not self.waiting:
                     break
                 if claim := self._compiled():
                     self._try(claim)
+                # the wait for the first compiler is not the case's
+                if self.budget.seconds and math.isinf(until):
+                    until = time.monotonic() + self.budget.seconds
         finally:
             for claim, _ in self.waiting:
                 self.trials.release(claim)
@@ -141,6 +164,8 @@ class Tuner:
                 self.records[identity] = record
                 self.proposer.result(record.point, record.outcome.us or None)
         self.proposer.taken(self.trials.running().values())
+        for point, features in self.built():
+            self.proposer.effort(point, features)
 
     def _fill(self, seeds: Iterator[Point]) -> None:
         depth = self.claims if self.submit else 1
@@ -161,7 +186,7 @@ class Tuner:
             for point in self.proposer.likely(self.depth - len(self.waiting)):
                 self._compile(point)
 
-    def _compile(self, point: Point) -> "Future[str | None] | None":
+    def _compile(self, point: Point) -> "Future[Built] | None":
         """The compilation of a point, begun once; None where nothing is compiled ahead."""
         if self.submit is None:
             return None
@@ -205,34 +230,46 @@ class Tuner:
 
     def settle(self) -> Verdict | None:
         """Play off the fastest and the default; None where nothing that ran is right."""
+        while contest := self.contest():
+            if verdict := self.judge(contest):
+                return verdict
+        return None
+
+    def contest(self) -> "Contest | None":
+        """The fastest few and the default race; what the gate runs on the winner begins to compile."""
         self._learn()
         out = self.trials.disqualified()
         ran = [r for r in self.records.values() if r.outcome.status == "ok" and r.identity not in out]
         ran.sort(key=lambda record: record.outcome.us)
+        if not ran:
+            return None
         default_id = self.trials.identity(self.default)
-        while ran:
-            base = next((r for r in ran if r.identity == default_id), None)
-            near = [r for r in ran if r.outcome.us <= ran[0].outcome.us * NEAR][: self.contenders]
-            winner, race = self._play([*near, *([base] if base and base not in near else [])], default_id)
-            self._say("gate", winner)
-            gate = self._gate(winner)
-            if gate.status == "ok":
-                return self._verdict(winner, base, race)
-            self.trials.disqualify(winner, gate.why)
-            self._say("refused", winner, text=gate.why)
-            ran.remove(winner)
+        base = next((r for r in ran if r.identity == default_id), None)
+        near = [r for r in ran if r.outcome.us <= ran[0].outcome.us * NEAR][: self.contenders]
+        winner = self._play([*near, *([base] if base and base not in near else [])], default_id)
+        # the default runs wherever nothing is tuned: `draftwood check` judges it
+        return Contest(winner, base, [] if winner is base else self.rehearse(winner.point))
+
+    def judge(self, contest: "Contest") -> Verdict | None:
+        """Whether the winner passes the gate; None where it does not, and is out. The runner may be at another case."""
+        winner, base = contest.winner, contest.base
+        self._say("gate", winner)
+        gate = Outcome("ok") if winner is base else self._gate(contest)
+        if gate.status == "ok":
+            return self._verdict(winner, base)
+        self.trials.disqualify(winner, gate.why)
+        self._say("refused", winner, text=gate.why)
         return None
 
-    def _play(self, field_: list[Record], default_id: str) -> tuple[Record, Race | None]:
-        """The simplest of those that tie with the fastest, and its race against the fastest."""
-        fastest, races = field_[0], {}
+    def _play(self, field_: list[Record], default_id: str) -> Record:
+        """The simplest of those that tie with the fastest."""
+        fastest, races = field_[0], dict[int, Race]()
         for record in field_[1:]:
             races[record.number] = self._duel(fastest.point, record.point)
             if races[record.number].verdict == "faster":
                 fastest, races = record, {}
         ties = [fastest, *(r for r in field_ if r is not fastest and self._ties(fastest, r, races))]
-        winner = min(ties, key=lambda r: self._complexity(r, default_id))
-        return winner, races.get(winner.number)
+        return min(ties, key=lambda r: self._complexity(r, default_id))
 
     def _ties(self, fastest: Record, other: Record, races: dict[int, Race]) -> bool:
         if other.number not in races:
@@ -248,18 +285,20 @@ class Tuner:
         away = sum(config[k] != {**self.problem.defaults, **self.default}[k] for k in config)
         return record.identity != default_id, away, record.outcome.us
 
-    def _gate(self, record: Record) -> Outcome:
+    def _gate(self, contest: "Contest") -> Outcome:
+        record = contest.winner
         names = {k: v for k, v in self.problem.case.as_dict().items() if isinstance(v, str)}
         key = repr((self.problem.op_name, record.identity, sorted(names.items())))
         if key not in self.gated:
+            wait(contest.compiling, self.patience_s)
             try:
-                found: Found = self.runner.ask("gate", record.point)
+                found: Found = self.runner.ask("gate", self.problem, self.asked, record.point)
                 self.gated[key] = found.outcome
             except Died as death:
                 self.gated[key] = Outcome(death.status, death.why, command=self.runner.command(record.point))
         return self.gated[key]
 
-    def _verdict(self, winner: Record, base: Record | None, race: Race | None) -> Verdict:
+    def _verdict(self, winner: Record, base: Record | None) -> Verdict:
         us = (winner.outcome.spread[0], winner.outcome.us, winner.outcome.spread[1])
         default_us = base.outcome.us if base else 0.0
         same = base is not None and winner.identity == base.identity

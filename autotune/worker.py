@@ -60,8 +60,7 @@ class Bench:
         self.problem = problem
         self.device = torch.device(post.device)
         self.function = problem.op.function("kernels")
-        flags = "".join(f" --ops {source}" for source in problem.sources)
-        self.trial = Trial(problem.op, problem.case, 0, Subject(self._call, self.device, flags))
+        self.trial = Trial(problem.op, problem.case, 0, Subject(self._call, self.device, _flags(problem)))
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             self.trial.repeats = REPEATS_GPU
@@ -81,6 +80,7 @@ class Bench:
             "default": self._default(),
             "machine": machine,
             "read_gb_s": timer.bandwidth(self.device)["read"],
+            "asked": self.asked,
             "shapes": outline(self.trial.inputs),
             "uuid": f"GPU-{torch.cuda.get_device_properties(self.device).uuid}",
             "target": (target.backend, target.arch, target.warp_size),
@@ -96,9 +96,7 @@ class Bench:
         return picked.get(self.problem.op_name, self.problem.defaults)
 
     def _call(self, name: str, **inputs: Any) -> Any:
-        if name == self.problem.op_name:
-            return self.function(**inputs, config=self.config)
-        return registered(self.problem.sources)[name].function("kernels")(**inputs)
+        return _call(self.problem, self.config, name, **inputs)
 
     # -- a trial -------------------------------------------------------------------------------------------------------
 
@@ -126,6 +124,8 @@ class Bench:
             mine = self._replay(point, self.rival[1])
             result = race(self.rival[1].sample, mine.sample)
             us = quantiles(result.b)
+            # the two share their memory, and the rival ran last
+            mine.sample()
         if text := self._changed(mine):
             return Found(Outcome("wrong", text))
         return Found(Outcome("ok", us=us[1], spread=(us[0], us[2])), result)
@@ -147,22 +147,16 @@ class Bench:
 
     # -- the winner ----------------------------------------------------------------------------------------------------
 
-    def gate(self, point: Point, stage: Any) -> Found:
-        """Every oracle on those of the op's smoke and edge cases that the config would serve too."""
-        self.config = self.problem.config(point)
-        spec, legal = self.problem.op.spec, self.problem.op.module("autotune").legal
-        for case in dict.fromkeys((*spec.cases.get("smoke", ()), *spec.cases.get("edge", ()))):
-            if not self._neighbour(case) or legal(point, case, self.problem.gpu) is not None:
-                continue
+    def gate(self, problem: Problem, asked: dict[str, Any], point: Point, stage: Any) -> Found:
+        """Every oracle on those of the op's smoke and edge cases that the config would serve too; `problem` may be
+        another than the one at hand."""
+        judged = functools.partial(_call, problem, problem.config(point))
+        subject = Subject(judged, self.device, _flags(problem))
+        for case in gate_cases(problem, asked, point):
             stage(f"checking {case.id}")
-            if bad := _worst(Trial(self.problem.op, case, 0, self.trial.subject).verdicts()):
+            if bad := _worst(Trial(problem.op, case, 0, subject).verdicts()):
                 return Found(_refusal(bad, point))
         return Found(Outcome("ok"))
-
-    def _neighbour(self, case: Case) -> bool:
-        """Whether a launch of that case could be given this case's config: it is looked up by the same names."""
-        names = {name for name, value in self.asked.items() if isinstance(value, str)}
-        return all(case.get(name) == self.problem.case.get(name) for name in names)
 
     def duel(self, a: Point, b: Point, most: int = 24, margin: float = MARGIN) -> Race:
         """b against a, both captured afresh."""
@@ -172,6 +166,33 @@ class Bench:
         first = self._replay(a)
         second = self._replay(b, first)
         return race(first.sample, second.sample, most, margin)
+
+
+def _call(problem: Problem, chosen: Any, name: str, **inputs: Any) -> Any:
+    """An op of the lab's: the problem's own with the config at hand, another with its default."""
+    extra = {"config": chosen} if name == problem.op_name else {}
+    return registered(problem.sources)[name].function("kernels")(**inputs, **extra)
+
+
+def _flags(problem: Problem) -> str:
+    return "".join(f" --ops {source}" for source in problem.sources)
+
+
+def meet(device: str) -> tuple[str, tuple[Any, ...]]:
+    """The GPU's name among configs, and what Triton compiles for there."""
+    torch.cuda.set_device(torch.device(device))
+    target = driver.active.get_current_target()
+    return timer.machine(torch.device(device)).gpu, (target.backend, target.arch, target.warp_size)
+
+
+def gate_cases(problem: Problem, asked: dict[str, Any], point: Point) -> list[Case]:
+    """The op's smoke and edge cases whose launches could be given this case's config: those that are looked up by the
+    same names, and where it is legal."""
+    spec, legal = problem.op.spec, problem.op.module("autotune").legal
+    names = {name for name, value in asked.items() if isinstance(value, str)}
+    every = dict.fromkeys((*spec.cases.get("smoke", ()), *spec.cases.get("edge", ())))
+    like = (case for case in every if all(case.get(name) == problem.case.get(name) for name in names))
+    return [case for case in like if legal(point, case, problem.gpu) is None]
 
 
 def _times(problem: Problem, file: str) -> "landscape.Landscape | None":
@@ -305,9 +326,8 @@ class Isolated:
         return found
 
     def command(self, point: Point) -> str:
-        sources = "".join(f" --ops {source}" for source in self.problem.sources)
         where = f"--case '{self.problem.case.id}' --config '{json.dumps(point)}'"
-        return f"draftwood check {self.problem.op_name} {where}{sources}"
+        return f"draftwood check {self.problem.op_name} {where}{_flags(self.problem)}"
 
     def close(self) -> None:
         if self.process is not None:

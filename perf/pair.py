@@ -1,7 +1,8 @@
 """What the small pair shows: accept lengths, ranks, what caches, weights and rollbacks cost, and that nothing is lost.
 
     modes      tokens a step and a second: autoregressive, chain, trees of several budgets
-    ranks      the target's token among the draft's candidates, by depth: what `draftwood budget` reads
+    ranks      the target's token among the draft's candidates, by depth, and tokens a step of every size of tree,
+               foreseen without decoding: what `draftwood budget` reads
     caches     perplexity and accept length by the formats of keys and values
     weights    the same by the formats of the target's and the draft's weights
     rollback   the same by the strategy that moves states down the accepted path
@@ -10,6 +11,7 @@
 Prompts and texts are of the modules held out. AL is tokens / steps, the root counted.
 """
 
+import itertools
 import json
 import math
 import tempfile
@@ -32,6 +34,7 @@ from ..models.generate import Generator
 from ..models.state import State, fresh
 from ..models.target import Target
 from ..models.train import corpus
+from ..reference.ddtree import grow
 from ..reference.formats import dequantise
 from ..reference.tree_gdn import STRATEGIES
 from .bench import RESULTS
@@ -132,29 +135,43 @@ class Bench:
 
     def ranks(self) -> Iterator[dict[str, Any]]:
         """hits[d][r]: steps in which the target's token at depth d is candidate r; offers[d][r]: steps in which the
-        path to depth d was among the candidates."""
-        L = self.draft.config.block - 1
+        path to depth d was among the candidates. tree and chain: tokens a step by size, each step's own tree grown."""
+        L, largest, steps = self.draft.config.block - 1, max(BUDGETS), 0
         hits, offers = ([[0] * BRANCHES for _ in range(L)] for _ in range(2))
+        kept = {"tree": [0] * (largest + 1), "chain": [0] * (L + 1)}
         for prompt in self.prompts:
-            for candidates, right in self._proposals(prompt):
+            for (logprobs, candidates), right in self._proposals(prompt):
+                path: tuple[int, ...] = ()
                 for d in range(min(L, len(right))):
                     found = candidates[d].index(right[d]) if right[d] in candidates[d] else -1
                     offers[d] = [n + 1 for n in offers[d]]
                     if found < 0:
                         break
                     hits[d][found] += 1
+                    path += (found,)
+                steps += 1
+                for kind, limit in (("tree", largest), ("chain", L)):
+                    grown = grow(logprobs[:, : 1 if kind == "chain" else BRANCHES], limit, chain_seed=True)
+                    for size, (node, _) in enumerate(grown, start=1):
+                        kept[kind][size] += node == path[: len(node)]
+        curves = {
+            kind: {size: round(1 + total / steps, 4) for size, total in enumerate(itertools.accumulate(counts)) if size}
+            for kind, counts in kept.items()
+        }
         name = "draftwood pair, held-out modules"
-        yield {"name": name, "source": "draftwood pair ranks", "hits": hits, "offers": offers}
+        yield {"name": name, "source": "draftwood pair ranks", "hits": hits, "offers": offers, **curves}
 
-    def _proposals(self, prompt: list[int]) -> list[tuple[list[list[int]], list[int]]]:
-        """Of every step of a tree's walk: the draft's candidates by depth, and what the target then wrote."""
-        s, begins, asked = self.setting, list[int](), list[list[list[int]]]()
+    def _proposals(self, prompt: list[int]) -> list[tuple[tuple[torch.Tensor, list[list[int]]], list[int]]]:
+        """Of every step of a tree's walk: the draft's candidates by depth, their log-probabilities and their tokens,
+        and what the target then wrote."""
+        s, begins, asked = self.setting, list[int](), list[tuple[torch.Tensor, list[list[int]]]]()
         state, choose = self._begun(prompt, s.tokens), decode.greedy(self.target)
 
         def propose(held: State) -> torch.Tensor:
             guesses = dflash.forward(self.draft, self.target, held)
             begins.append(int(held.start))
-            asked.append(guesses.topk(BRANCHES, -1).indices.tolist())
+            logprobs, ids = guesses.float().log_softmax(-1).topk(BRANCHES, -1)
+            asked.append((logprobs.cpu(), ids.tolist()))
             return guesses
 
         while int(state.start) < s.given + s.tokens:

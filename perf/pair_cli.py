@@ -108,7 +108,9 @@ def study(
         for row in run[name]():
             found[name].append(row)
             if not as_json:
-                err.print(f"{name}: " + "  ".join(f"{k} {v}" for k, v in row.items() if k not in ("hits", "offers")))
+                err.print(
+                    f"{name}: " + "  ".join(f"{k} {v}" for k, v in row.items() if not isinstance(v, (list, dict)))
+                )
             if save:
                 pair.save(machine, "draftwood " + " ".join(sys.argv[1:]), found)
     if as_json:

@@ -31,6 +31,7 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.jit import JITCallable
 
 from ..autotune import elsewhere
+from ..autotune.binary import measure
 from ..autotune.gpu import ARCHS, Arch
 from ..autotune.space import code
 from ..kernels import config as picking
@@ -38,7 +39,6 @@ from ..kernels.config import CONFIGS
 from ..lab.check import end_with_parent
 from ..reference.ops import Op, registered
 from ..reference.spec import Case
-from .binary import measure
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "draftwood" / "ports"
 KINDS = ("default", "tuned", "edge")

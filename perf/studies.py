@@ -89,7 +89,7 @@ def same(problems: list["Problem"], device: str, count: int, as_json: bool) -> N
     raise typer.Exit(0 if alike >= 0.95 * total else 1)
 
 
-def simulate(ops: list[str] | None, case: str, samplers: list[str], seeds: int, as_json: bool) -> None:
+def simulate(ops: list[str] | None, case: str, samplers: list[str], first: int, count: int, as_json: bool) -> None:
     from ..autotune import landscape, simulate
     from ..autotune.sampler import NAMES
 
@@ -97,7 +97,7 @@ def simulate(ops: list[str] | None, case: str, samplers: list[str], seeds: int, 
     files = [file for file in sorted(landscape.HOME.glob("*/*.json.gz")) if not ops or file.name.split(".")[0] in ops]
     if not files:
         raise fail(f"no landscape of {', '.join(ops or ['any op'])} under {landscape.HOME}")
-    curves, started = [], time.perf_counter()
+    curves, started, seeds = [], time.perf_counter(), range(first, first + count)
     for file in files:
         held = landscape.load(file)
         for one in held:
@@ -106,14 +106,16 @@ def simulate(ops: list[str] | None, case: str, samplers: list[str], seeds: int, 
             for sampler in wanted:
                 budget = 3 * simulate.tenth(len(one.points))
                 name = file.name.split(".")[0]
-                curves += [simulate.replay(name, file.parent.name, one, sampler, seed, budget) for seed in range(seeds)]
+                curves += [simulate.replay(name, file.parent.name, one, sampler, seed, budget) for seed in seeds]
             # the same with the winner of another case of the op tried first
             if others := [other.fastest for other in held if other is not one and other.fastest in one.points]:
                 curves += [
                     simulate.replay(name, file.parent.name, one, wanted[0], seed, budget, tuple(others[:1]))
-                    for seed in range(seeds)
+                    for seed in seeds
                 ]
     rows = simulate.table(curves)
+    if not (ops or case or samplers):
+        simulate.save(rows, seeds)
     if as_json:
         return print(json.dumps({"rows": rows, "curves": [simulate.as_dict(curve) for curve in curves]}, indent=0))
     out.print(regrets(rows))

@@ -4,7 +4,7 @@ import json
 from enum import Enum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -33,7 +33,9 @@ def tune(
     trials: Annotated[
         int, typer.Option(help="Finished trials a case, those of earlier runs included; 0: an eighth of its points.")
     ] = 0,
-    seconds: Annotated[float, typer.Option("--time", help="Seconds in all, shared by the cases; 0: no limit.")] = 0.0,
+    seconds: Annotated[
+        float, typer.Option("--time", help="Seconds in all, shared by the cases as they are worth it; 0: no limit.")
+    ] = 0.0,
     sampler: Annotated[Sampler, typer.Option(help="Who proposes points. grid times every legal point.")] = Sampler.gp,
     gpus: Annotated[
         str, typer.Option(help="all, or numbers by comma: 0,1. One worker each, on the same studies.")
@@ -46,7 +48,7 @@ def tune(
             show_default=False,
         ),
     ] = "",
-    seed: Annotated[int, typer.Option(help="Of the sampler.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the sampler; with --simulate the first of --seeds.")] = 0,
     timeout: Annotated[float, typer.Option(help="Seconds a trial may take before it counts as hung.")] = 60.0,
     save: Annotated[bool, typer.Option(help="Write the winners to autotune/configs/<gpu>/.")] = True,
     report: Annotated[
@@ -97,19 +99,19 @@ def tune(
 
     interpret_without_gpu()
     if simulate:
-        return studies.simulate(ops, case, [sampler.value] if sampler is not Sampler.gp else [], seeds, as_json)
+        return studies.simulate(ops, case, [sampler.value] if sampler is not Sampler.gp else [], seed, seeds, as_json)
     chosen = choose(ops, sources)
     try:
-        devices, gpu = _devices(gpus, times)
+        devices, gpu, target = _devices(gpus, times)
         problems = _problems(chosen, cases, case, gpu, sources)
-        plans = _plans(problems, devices, sampler.value, trials, seconds, storage, seed, timeout, times)
+        plans = _plans(problems, devices, sampler.value, trials, seconds, storage, seed, timeout, times, target)
         if status:
             return studies.status(problems, storage, as_json)
         if survey:
             return studies.survey(problems, devices[0], as_json)
         if same:
             return studies.same(problems, devices[0], same, as_json)
-        settled = _tune(plans, console)
+        settled = _tune(plans, console, save and not times)
     except ValueError as error:
         raise fail(str(error)) from error
     _finish(settled, save and not times, report, storage, as_json)
@@ -118,19 +120,19 @@ def tune(
 # -- what is to be done ------------------------------------------------------------------------------------------------
 
 
-def _devices(gpus: str, times: str) -> tuple[list[str], str]:
-    """The devices and the name of their GPU."""
+def _devices(gpus: str, times: str) -> tuple[list[str], str, tuple[Any, ...]]:
+    """The devices, the name of their GPU, and what is compiled for it."""
     import torch
 
     if times:
-        return [f"cpu:{number}" for number in gpus.split(",")], json.loads(_text(Path(times)))["gpu"]
+        return [f"cpu:{number}" for number in gpus.split(",")], json.loads(_text(Path(times)))["gpu"], ()
     if not torch.cuda.is_available():
         raise ValueError("no GPU here: a config's time on a CPU says nothing. --simulate needs none")
     from concurrent.futures import ProcessPoolExecutor
     from multiprocessing import get_context
 
-    from ..autotune import timer
     from ..autotune.ahead import PRELOAD
+    from ..autotune.worker import meet
 
     count = torch.cuda.device_count()
     try:
@@ -144,10 +146,10 @@ def _devices(gpus: str, times: str) -> tuple[list[str], str]:
     context = get_context("forkserver")
     context.set_forkserver_preload(list(PRELOAD))
     with ProcessPoolExecutor(1, mp_context=context) as pool:
-        names = {pool.submit(timer.machine, torch.device(device)).result().gpu for device in devices}
-    if len(names) > 1:
-        raise ValueError(f"one study is for one kind of GPU, these are {', '.join(sorted(names))}")
-    return devices, names.pop()
+        found = dict(pool.submit(meet, device).result() for device in devices)
+    if len(found) > 1:
+        raise ValueError(f"one study is for one kind of GPU, these are {', '.join(sorted(found))}")
+    return devices, *found.popitem()
 
 
 def _text(file: Path) -> str:
@@ -184,9 +186,10 @@ def _plans(
     seed: int,
     timeout: float,
     times: str,
+    target: tuple[Any, ...],
 ) -> list["Plan"]:
     from ..autotune import atlas, winners
-    from ..autotune.drive import Plan, cores
+    from ..autotune.drive import Plan, compilers
 
     warm = {problem.name: winners.warm(problem) for problem in problems}
     bad = {problem.name: atlas.known_bad(problem) for problem in problems}
@@ -201,7 +204,8 @@ def _plans(
             seed + number,
             timeout,
             times,
-            max(1, cores() // len(devices)),
+            compilers(len(devices)),
+            target,
             number == 0,
             warm,
             bad,
@@ -213,8 +217,10 @@ def _plans(
 # -- tuning ------------------------------------------------------------------------------------------------------------
 
 
-def _tune(plans: list["Plan"], console: Console | None) -> list["Settled"]:
+def _tune(plans: list["Plan"], console: Console | None, save: bool) -> list["Settled"]:
+    """Every case in turn; a winner is written as soon as it is settled."""
     from ..autotune import drive
+    from ..autotune import winners as committed
 
     found: list[Settled] = []
     screen = Screen(console, list(plans[0].problems))
@@ -222,6 +228,8 @@ def _tune(plans: list["Plan"], console: Console | None) -> list["Settled"]:
         with screen.progress:
             for settled in drive.run_many(plans, screen):
                 found.append(settled)
+                if settled.entry and save:
+                    committed.save(settled.problem.op_name, settled.problem.gpu, [settled.entry])
     except KeyboardInterrupt:
         err.print("stopped; every finished trial is kept: the same command goes on from here")
     return found
@@ -229,20 +237,15 @@ def _tune(plans: list["Plan"], console: Console | None) -> list["Settled"]:
 
 def _finish(settled: list["Settled"], save: bool, report: str, storage: str, as_json: bool) -> None:
     from ..autotune import atlas
-    from ..autotune import winners as committed
 
-    rows = []
-    for one in settled:
-        verdict, entry = one.verdict, one.entry
-        if entry and save:
-            committed.save(one.problem.op_name, one.problem.gpu, [entry])
-        rows.append(
-            {
-                "op": one.problem.op_name,
-                "entry": entry,
-                "why": verdict.why if verdict else "no trial was right, or none had time",
-            }
-        )
+    rows = [
+        {
+            "op": one.problem.op_name,
+            "entry": one.entry,
+            "why": one.verdict.why if one.verdict else "no trial was right, or none had time",
+        }
+        for one in settled
+    ]
     if save:
         atlas.add([one.problem for one in settled], storage, settled[0].facts["machine"] if settled else None)
     if report:

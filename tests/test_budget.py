@@ -71,6 +71,13 @@ def test_what_a_run_recorded_becomes_a_table():
         budget.acceptance({"name": "too much", "table": [[0.8, 0.4]]})
 
 
+def test_a_recorded_curve_is_asked_before_a_table():
+    accept = budget.acceptance(
+        {"name": "run", "table": [[0.5], [0.5]], "tree": {"2": 2.5}, "chain": {"1": 1.5, "2": 2.4}}
+    )
+    assert accept.trees(2, True) == {2: 2.5} and accept.chains() == {1: 1.5, 2: 2.4}
+
+
 def test_outside_the_measured_widths_nothing_is_claimed():
     accept = budget.published()["qwen3.6-27b q4_k_m, HumanEval without thinking, RTX 5090"]
     with pytest.raises(ValueError, match="no width is both in the step costs"):

@@ -114,7 +114,7 @@ def _found(scratch: str) -> dict[str, dict]:
 def _main() -> None:
     import torch
     from draftwood.autotune import elsewhere
-    from draftwood.perf.binary import measure
+    from draftwood.autotune.binary import measure
     from draftwood.perf.ports import Task, compile_all, sentence
     from triton.backends.compiler import GPUTarget
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from draftwood.autotune import budget, timer
-from draftwood.models import api, gguf, qwen35, shipped, target, target_files, text
+from draftwood.models import api, decode, gguf, qwen35, shipped, target, target_files, text
 from draftwood.models.decode import Plan
 from draftwood.models.gguf import BadFile
 from draftwood.models.state import fresh
@@ -100,6 +100,18 @@ def test_ranks_are_what_the_choice_of_a_budget_reads():
     found = budget.acceptance(row)
     assert len(found.table) == 15 and row["hits"][0][0] > row["hits"][0][1]
     assert found.trees(22, True)[22] > found.chains()[15] > 1
+
+
+def test_tokens_a_step_are_foreseen_without_decoding():
+    (row,) = bench().ranks()
+    found = budget.acceptance(row)
+    for plan in (Plan("tree"), decode.chain(bench().draft.config.block)):
+        decoded, _ = bench().decoded(plan)
+        foreseen = found.trees(22, True)[22] if plan.mode == "tree" else found.chains()[15]
+        # the last step of a prompt is not foreseen, and another mode's steps begin elsewhere
+        assert foreseen == pytest.approx(decoded["accept_length"], rel=0.2)
+    curve = found.trees(256, True)
+    assert all(curve[n] <= curve[n + 1] for n in range(1, 256)) and curve[15] == found.chains()[15]
 
 
 def test_formats_of_caches_and_weights_change_perplexity_little():

@@ -8,9 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from draftwood.autotune import gpu
+from draftwood.autotune import binary, gpu
 from draftwood.kernels.lib.device import slug
-from draftwood.perf import binary, fit, forecast, matrix, port, port_report, ports
+from draftwood.perf import fit, forecast, matrix, port, port_report, ports
 from draftwood.reference.ops import OPS, registered
 
 from .test_cli import OUTSIDE, draftwood

@@ -18,7 +18,7 @@ from typing import Any
 
 import triton
 
-from ..autotune.gpu import THREADS, Arch
+from .gpu import THREADS, Arch
 
 
 def measure(kernel: Any, arch: Arch) -> dict[str, Any]:
