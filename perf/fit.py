@@ -27,7 +27,7 @@ from ..reference.ops import Op, registered
 from ..reference.spec import Case
 from .ports import Task, alone, compile_all, default
 
-TRIES = 12
+TRIES = 24
 # defaults were timed here: what they spill is known to pay, and nothing else is picked for it
 TIMED = ("sm90",)
 
@@ -59,7 +59,8 @@ def _near(values: tuple[Any, ...], held: Any) -> int:
 
 
 def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], tries: int) -> dict[str, Any]:
-    """The entry of one case: its default where that does not spill, else the first point that does not, or the best."""
+    """The entry of one case: its default where that does not spill, else the first point found that does not, or the
+    best."""
     op = registered(sources)[op_name]
     case = next(case for case in op.spec.cases["perf"] if case.id == case_id)
     start = default(op, case, arch)
@@ -70,8 +71,11 @@ def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], trie
         return sum(bool(build.error) for build in builds), sum(build.spills for build in builds)
 
     before = best = cost(start)
-    chosen = start
-    for point in candidates(op, case, start, arch)[:tries] if best > (0, 0) else ():
+    chosen, left = start, candidates(op, case, start, arch) if best > (0, 0) else []
+    for _ in range(min(tries, len(left))):
+        # one step from the best so far, the fewest changes of the default first
+        point = min(left, key=lambda point: sum(point[knob] != chosen[knob] for knob in point))
+        left.remove(point)
         if (found := cost(point)) < best:
             best, chosen = found, point
         if best == (0, 0):
