@@ -27,7 +27,9 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
 from triton.runtime.jit import JITCallable
 
 from ..autotune import elsewhere
@@ -151,7 +153,9 @@ def compile_all(task: Task) -> list[Build]:
         name = _digest(src.hash(), str(target), _plain(options), triton.__version__, SCHEMA)
         return SimpleNamespace(name=src.name, hash=name, facts=_built(name, src, target, options, arch))
 
-    elsewhere.claim(GPUTarget(arch.backend, arch.number, arch.warp), compiler)
+    target = GPUTarget(arch.backend, arch.number, arch.warp)
+    _warm(target)
+    elsewhere.claim(target, compiler)
     # a line above a kernel does not change it; Triton's hash says so, for the sake of debuggers
     JITCallable.starting_line_number = property(lambda _: 1, lambda *_: None)
     for case in (by_id[name] for name in task.cases):
@@ -169,6 +173,19 @@ def compile_all(task: Task) -> list[Build]:
             except Exception as raised:  # a launcher that refuses is a finding
                 builds.setdefault(sentence(raised), row("", error=sentence(raised)))
     return list(builds.values())
+
+
+@triton.jit
+def _nothing(x):
+    tl.store(x, 0.0)
+
+
+@functools.cache
+def _warm(target: GPUTarget) -> None:
+    """Compile nothing, so that what a compiler does once a process, a third of a second, is done before it forks."""
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["TRITON_CACHE_DIR"] = scratch
+        elsewhere.compile_here(ASTSource(_nothing, {"x": "*fp32"}, {}), target=target)
 
 
 def _built(name: str, src: Any, target: Any, options: Any, arch: Arch) -> dict[str, Any]:
