@@ -133,6 +133,8 @@ def default(op: Op, case: Case, arch_name: str) -> dict[str, Any]:
 def _tuned(op: Op, arch: str, launch: Any) -> list[Any]:
     """What a GPU of this architecture that nobody tuned for would be given: a relative's config, if any."""
     gpu = f"{arch}-unknown"
+    if not any(picking.entries(op.name, home) for home, _ in picking.homes(gpu)):
+        return []
     with picking.compiling_for(gpu), picking.recording() as picked:
         launch(None)
     if picking.choose(op.name, gpu, picking.asked(op.name)) is None:
