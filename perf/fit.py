@@ -132,5 +132,10 @@ def rows(op: str, arch: str, entries: list[dict[str, Any]]) -> list[dict[str, An
 
 
 def spilling(builds: list[Any]) -> list[tuple[str, str]]:
-    """The ops and architectures whose default configs spill or fail."""
-    return sorted({(build.op, build.arch) for build in builds if (build.spills or build.error) and not build.config})
+    """The ops and architectures whose default configs spill or fail; where they were timed, in every case."""
+    cases: dict[tuple[str, str], dict[str, bool]] = {}
+    for build in builds:
+        if not build.config:
+            of = cases.setdefault((build.op, build.arch), {})
+            of[build.case] = of.get(build.case, False) or bool(build.spills or build.error)
+    return sorted(pair for pair, of in cases.items() if (all if pair[1] in TIMED else any)(of.values()))

@@ -127,6 +127,17 @@ def test_every_default_of_the_committed_matrix_compiles_everywhere():
         assert matrix.PAGE.read_text() == matrix.page(matrix.load()), "write it anew: draftwood ports --save"
 
 
+def test_every_op_has_a_config_that_spills_nothing_on_every_architecture():
+    report = matrix.load()
+    known = registered()
+    for op, arch in fit.spilling(matrix.held(report)):
+        rows = [row for row in report["fitted"] if (row["op"], row["arch"]) == (op, arch)]
+        assert rows, f"find one: draftwood ports {op} --arch {arch} --fit"
+        # a case that is no row spills nothing with its default
+        some_case = len(rows) < len(known[op].spec.cases["perf"])
+        assert some_case or not all(row["spills"] for row in rows), f"{op} spills on {arch} whatever its config"
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_a_launcher_asks_what_is_compiled_for_and_not_what_is_here(op):
     # elsewhere its tensors are on no GPU: asking theirs would compile another path than the one launched there
