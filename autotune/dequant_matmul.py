@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..kernels.dequant_matmul import MOST_ROWS
+from ..kernels.lib.ring_exact import stages
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -10,10 +11,10 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "block_m": (32, 64),
     "int8_dot": (False, True),
     "num_warps": (4, 2, 8),
-    "algorithm": ("", "split", "wide", "rows"),
+    "algorithm": ("", "split", "wide", "rows", "ring"),
     "tile_m": (64, 128),
     "split": (2, 1, 4, 8),
-    "resident": (1, 2),
+    "resident": (1, 2, 3, 4),
     "warps": (0, 4, 8, 16),
     "pair": (False, True),
     "registers": (0, 96, 128),
@@ -26,6 +27,7 @@ EXACT = {
     "split": {"algorithm", "split", "num_stages"},
     "wide": {"algorithm", "tile_m", "resident", "warps", "num_stages"},
     "rows": {"algorithm", "warps", "registers"},
+    "ring": {"algorithm", "warps", "resident"},
 }
 ONE_ROW = {"warps", "pair", "registers", "num_stages"}
 SEVERAL_ROWS = {"warps", "pair", "registers"}
@@ -52,20 +54,32 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
             return f"{knob} has no effect here"
     if case["layout"] == "gguf":
         return _legal_blocks(config, case, gpu)
-    return _legal_exact(config, case) if case["precision"] == "exact" else _legal_int8(config, case)
+    return _legal_exact(config, case, gpu) if case["precision"] == "exact" else _legal_int8(config, case)
 
 
-def _legal_exact(config: dict[str, Any], case: Case) -> str | None:
+def _legal_exact(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     records, few = case["K"] // 256, case["M"] <= MOST_ROWS
     match config["algorithm"]:
         case "split" if not few or config["split"] > records:
             return f"split takes {MOST_ROWS} rows of x and as many programs as there are records, {records}"
         case "wide" if config["warps"] not in (4, 8, 16) or config["num_stages"] not in (2, 3):
             return "wide takes 4, 8 or 16 warps and 2 or 3 stages"
+        case "wide" if config["resident"] > 2:
+            return "two programs of wide fill a multiprocessor"
         case "wide" if few and config["tile_m"] != 64:
             return f"{case['M']} rows fill one tile of 64"
         case "rows" if not few or config["warps"] not in (2, 4, 8):
             return f"rows takes {MOST_ROWS} rows of x, and warps"
+        case "ring" if not gpu.startswith("sm90"):
+            return "the ring is written for sm90"
+        case "ring" if not few or config["warps"] not in (4, 8, 16):
+            return f"the ring takes {MOST_ROWS} rows of x, and 4, 8 or 16 warps"
+        case "ring" if case["N"] % (16 * config["warps"]) or (case["epilogue"] == "swiglu" and config["warps"] < 8):
+            return f"{case['N']} rows of W do not make groups of {config['warps']} warps"
+        case "ring" if (
+            stages(case["format"], case["M"], config["warps"], config["resident"], case["epilogue"] == "swiglu") < 2
+        ):
+            return f"no room for {config['resident']} programs of {config['warps']} warps with two records each"
     return None
 
 

@@ -29,8 +29,9 @@ from ..reference.formats import find, row_bytes
 from ..reference.tiles import COLUMNS, RECORD, ROWS
 from .config import pick
 from .lib import plain_rows
+from .lib import ring_exact as ring
 from .lib.blocks import CHUNK, dequantise, unpack
-from .lib.device import has_imma, has_much_shared, has_pdl, has_ptx, processors
+from .lib.device import has_imma, has_much_shared, has_pdl, has_ptx, has_wgmma, processors
 from .lib.row_int8 import row_int8
 from .lib.rows_exact import arrange, rows_exact
 from .lib.rows_int8 import quantise_rows, rows_int8
@@ -50,16 +51,16 @@ class Config:
     block_m: int = 32
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
-    # over tiles, exact: "split", "wide" or "rows"; "" chooses it and all of its knobs by the shape (`_by_shape`)
+    # over tiles, exact: "split", "wide", "rows" or "ring"; "" chooses it and all of its knobs by the shape
     algorithm: str = ""
-    # of "split" and "wide" rows of x a program; programs that share a tile's columns, or programs a multiprocessor;
-    # tiles side by side
+    # of "split" and "wide" rows of x a program; programs that share a tile's columns, or (of "ring" too) programs a
+    # multiprocessor; tiles side by side
     tile_m: int = 64
     split: int = 2
     resident: int = 1
     together: int = 1
-    # of "rows" and of int8: warps a program, 0 to choose what follows by the shape; how many of them have other rows of
-    # W, not other columns; 32 rows a warp, not 16; most registers a thread, 0 for as many as the compiler wants
+    # of "rows", "ring" and int8: warps a program, 0 to choose what follows by the shape; how many of them have other
+    # rows of W, not other columns; 32 rows a warp, not 16; most registers a thread, 0 for as many as the compiler wants
     warps: int = 0
     warp_rows: int = 1
     pair: bool = False
@@ -256,14 +257,18 @@ def _on_tiles(
     _check_residual(residual, M, N)
     dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
-    config = _by_shape(config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device))
+    # the ring takes x in pieces of 16 bytes
+    rings = has_wgmma(x.device) and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    config = _by_shape(
+        config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device), rings
+    )
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
     if precision == "int8" and M == 1:
         launch = _int8_row
     elif precision == "int8":
         launch = _int8_rows
     else:
-        launch = {"split": _exact_split, "wide": _exact_wide, "rows": _exact_rows}[config.algorithm]
+        launch = _EXACT[config.algorithm]
     launch(x, weight, format, residual, swiglu, out, config)
     return out
 
@@ -278,6 +283,7 @@ def _by_shape(
     swiglu: bool,
     imma: bool,
     much_shared: bool,
+    rings: bool,
 ) -> Config:
     """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
     records, tiles = K // COLUMNS, N // ROWS
@@ -288,6 +294,9 @@ def _by_shape(
         return replace(chosen, early=config.early or early)
     if precision == "int8" or config.algorithm:
         return config
+    if M <= MOST_ROWS and rings:
+        warps, resident = _ring_program(M, N, swiglu)
+        return replace(config, algorithm="ring", warps=warps, resident=resident)
     if M <= 8 and imma:
         stages = 2 if records > 32 or N <= 2048 else 1
         return replace(config, algorithm="rows", warps=4, warp_rows=1, pair=False, num_stages=stages)
@@ -304,6 +313,18 @@ def _by_shape(
     # as many rows of W a program as share x without a spilled register
     warps = 16 if format in ("q4_k", "q4_0") else 8
     return replace(config, algorithm="wide", warps=warps, tile_m=64, num_stages=3, resident=1)
+
+
+def _ring_program(M: int, N: int, swiglu: bool) -> tuple[int, int]:
+    """Warps a program of the ring's, and programs a multiprocessor: several, so that one unpacks while others wait, but
+    what each fetches of x is the more the fewer rows of W it has."""
+    if swiglu:
+        return (8, 2) if M <= 16 else (16, 1) if M <= 32 else (8, 1)
+    if N <= 2048:
+        return 4, 2 if M <= 32 else 1
+    if M <= 16:
+        return 4, 4
+    return (8, 2) if M <= 32 and N > 12288 else (4, 2)
 
 
 def _registers(M: int, format: str, warps: int, pair: bool) -> int:
@@ -430,6 +451,36 @@ def _exact_rows(
         WK=WK, STAGES=min(config.num_stages, 2), WHOLE=records % WK == 0, EARLY=early,
         ASM=has_imma(x.device), num_warps=W, **options,
     )  # fmt: skip
+
+
+def _exact_ring(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> None:
+    (M, N), K, W = out.shape, x.shape[1], max(8 if swiglu else 4, config.warps)
+    while weight.shape[0] % (W // 4):
+        W //= 2
+    groups = weight.shape[0] // (W // 4)
+    BM, BM2 = ring.tiles_of_x(M)
+    P = min(groups * (K // COLUMNS), config.resident * processors(x.device))
+    partial = torch.empty(2 * P * 16 * W * (BM + BM2), dtype=torch.float32, device=x.device)
+    stages = ring.stages(format, M, W, config.resident, swiglu)
+    if stages < 2:
+        raise ValueError(f"the ring has no room for {config.resident} programs of {W} warps and {M} rows of x")
+    early, options = _early(config, x.device)
+    ring.ring_exact[(P,)](
+        x, x.stride(0), weight.view(torch.int32), residual, _stride(residual), out, partial,
+        counters(x.device, groups), M, N, K, **_meta(format, swiglu), W=W, BM=BM, BM2=BM2, S=stages,
+        CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W, **options,
+    )  # fmt: skip
+
+
+_EXACT = {"split": _exact_split, "wide": _exact_wide, "rows": _exact_rows, "ring": _exact_ring}
 
 
 def _int8_row(

@@ -53,6 +53,11 @@ def has_imma(device: torch.device) -> bool:
     return _capability(device) >= 80
 
 
+def has_wgmma(device: torch.device) -> bool:
+    """Whether four warps multiply together what lies in shared memory: sm90 alone."""
+    return _capability(device) == 90
+
+
 def has_much_shared(device: torch.device) -> bool:
     """Whether a program has more than 200 KiB of shared memory: sm90 and sm100."""
     return _capability(device) // 10 in (9, 10)

@@ -1,0 +1,188 @@
+"""Laws of the ring (kernels/lib/ring_exact.py). Only sm90 runs it: elsewhere `lab/gluon.py` does, from its text."""
+
+import importlib
+import types
+from pathlib import Path
+
+import pytest
+import torch
+from draftwood.kernels.dequant_matmul import Config
+from draftwood.kernels.lib import ring_exact, workspace
+from draftwood.lab import gluon
+from draftwood.reference import formats, tiles
+from draftwood.reference.dequant_matmul import dequant_matmul as meaning
+
+module = importlib.import_module("draftwood.kernels.dequant_matmul")
+TILED = tuple(tiles.RECORD)
+SOURCE = Path(str(ring_exact.__file__)).read_text()
+
+
+def ring_of(kernel, late=False):
+    """The launcher with this kernel in place of the one that wants a GPU."""
+
+    def at(grid):
+        return lambda *args, num_warps=0, launch_pdl=False, **more: gluon.launch(kernel, grid, args, late, **more)
+
+    stand_in = types.SimpleNamespace(**{name: getattr(ring_exact, name) for name in dir(ring_exact) if name[0] != "_"})
+    stand_in.ring_exact = type("Kernel", (), {"__getitem__": lambda self, grid: at(grid)})()
+    return stand_in
+
+
+def case(name, M, N, K, seed=0):
+    """Blocks whose products with whole numbers are exact, as test_tiles.py has them, and such numbers."""
+    generator = torch.Generator().manual_seed(seed)
+    fields = formats.unpack(formats.draw(name, N, K, generator), name)
+    for d in {"d", "dmin"} & set(fields):
+        fields[d] = 2.0 ** -torch.randint(7, 9, fields[d].shape, generator=generator).to(fields[d].dtype)
+    if name in ("q4_k", "q5_k"):
+        fields["scale"], fields["min"] = fields["scale"] % 4, fields["min"] % 16
+    if name == "q6_k":
+        fields["scale"] = fields["scale"] % 5 - 2
+    blocks = formats.pack(fields, name)
+    return blocks, torch.randint(-4, 5, (M, K), generator=generator).half()
+
+
+def run(monkeypatch, x, blocks, name, kernel=ring_exact.ring_exact, late=False, warps=4, resident=1, **more):
+    monkeypatch.setattr(module, "ring", ring_of(kernel, late))
+    config = Config(algorithm="ring", warps=warps, resident=resident)
+    held = tiles.to_tiles(blocks, name)
+    return module.dequant_matmul(x, held, name, layout="tiles", out_dtype=torch.float32, config=config, **more)
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("M", [1, 9, 17, 33, 48, 64])
+@pytest.mark.parametrize("name", TILED)
+def test_it_means_what_the_reference_means_to_the_bit_where_sums_are_exact(name, M, late, monkeypatch):
+    blocks, x = case(name, M, 128, 1280, M)
+    y = run(monkeypatch, x, blocks, name, late=late, warps=8 if M < 33 else 4)
+    assert torch.equal(y, meaning(x.float(), blocks, name))
+
+
+@pytest.mark.parametrize("warps, resident", [(4, 1), (4, 4), (8, 2), (8, 3), (16, 1), (16, 2)])
+def test_shares_of_programs_lose_and_repeat_no_record(warps, resident, monkeypatch):
+    blocks, x = case("q4_k", 5, 512, 1792)
+    y = run(monkeypatch, x, blocks, "q4_k", warps=warps, resident=resident)
+    assert torch.equal(y, meaning(x.float(), blocks, "q4_k"))
+    assert not workspace.counters(torch.device("cpu"), 1).any()
+
+
+def test_more_programs_than_records_of_a_group_share_it(monkeypatch):
+    monkeypatch.setattr(module, "processors", lambda device: 7)
+    blocks, x = case("q5_k", 3, 64, 2048)
+    y = run(monkeypatch, x, blocks, "q5_k", resident=1)
+    assert torch.equal(y, meaning(x.float(), blocks, "q5_k"))
+
+
+@pytest.mark.parametrize("M", [3, 20])
+@pytest.mark.parametrize("warps", [8, 16])
+def test_gate_and_up_meet_in_their_own_rows(M, warps, monkeypatch):
+    blocks, x = case("q4_k", M, 512, 768)
+    x = x * 2.0**-6
+    y = run(monkeypatch, x, blocks, "q4_k", warps=warps, swiglu=True)
+    assert torch.allclose(y, meaning(x.float(), blocks, "q4_k", swiglu=True), rtol=1e-5, atol=1e-5)
+
+
+def test_a_residual_is_added_once(monkeypatch):
+    blocks, x = case("q6_k", 10, 192, 1024)
+    residual = torch.randint(-9, 9, (10, 192), generator=torch.Generator().manual_seed(5)).float()
+    y = run(monkeypatch, x, blocks, "q6_k", residual=residual)
+    assert torch.equal(y, meaning(x.float(), blocks, "q6_k", residual=residual))
+
+
+def test_rows_of_x_beyond_the_last_are_not_read(monkeypatch):
+    blocks, x = case("q4_0", 17, 64, 512)
+    # memory ends with the last row: the machine refuses what lies behind it
+    y = run(monkeypatch, x.clone(), blocks, "q4_0")
+    assert torch.equal(y, meaning(x.float(), blocks, "q4_0"))
+
+
+BUGS = {
+    "the ring's slot is refilled while it is read": ("            free = slot\n", "            free = slot * 0\n"),
+    "a record is waited for too late": ("async_copy.wait_group(S - 2)", "async_copy.wait_group(S - 1)"),
+    "the next group's tiles begin a record late": (
+        "(TILES - 1) * records + 1) * WORDS",
+        "(TILES - 1) * records) * WORDS",
+    ),
+    "x does not begin again with a group": ("p_x += gl.where(column == records, 256 - K, 256)", "p_x += 256"),
+    "x of a share's first record": ("    p_x += column * 256\n", "    p_x += column * 0\n"),
+    "the second part of x is the first": ("_rows_of_x(x, s_x_m, BM, M, W, BM2)", "_rows_of_x(x, s_x_m, 0, M, W, BM2)"),
+    "the first sharer's part is its other one": ("p + cut * SLOT", "p + (1 - cut) * SLOT"),
+    "a sharer is left out": ("mask=q + 3 < others", "mask=q + 4 < others"),
+    "a sharer is counted twice": ("range(0, others, 4)", "range(0, others + 1, 4)"),
+    "the counter is left": ("                gl.store(arrived + i_n, 0)\n", ""),
+    "rows g and g + 8 change places": ("return _four(b0, W), _four(b1, W)", "return _four(b1, W), _four(b0, W)"),
+    "odd rows take the even rows' d": ("low = (d >> (16 * odd)) & 0xFFFF", "low = d & 0xFFFF"),
+    "minimums are added": ("^ -2147450880", ""),
+    "the bits above are the other word's": ("h1 = high[2 * C + 1]", "h1 = high[2 * C]"),
+    "up is gate": ("o_w // (4 * TILES) * up", "o_w // (4 * TILES) * 0"),
+    "the second plane of q8_0 is the first": ("codes.index(slot).slice(4 + C, 1)", "codes.index(slot).slice(C, 1)"),
+}
+
+
+DRAWN = (
+    ("q4_k", 20, 192, 2816, {}),
+    ("q6_k", 3, 64, 2048, {}),
+    ("q8_0", 9, 64, 512, {}),
+    ("q4_k", 3, 256, 768, {"swiglu": True, "warps": 8}),
+)
+
+
+def differs(monkeypatch, kernel, late, programs, name, M, N, K, more):
+    monkeypatch.setattr(module, "processors", lambda device: programs)
+    blocks, x = case(name, M, N, K)
+    counters = workspace.counters(torch.device("cpu"), 1)
+    try:
+        y = run(monkeypatch, x, blocks, name, kernel=kernel, late=late, **more)
+        want = meaning(x.float(), blocks, name, swiglu=bool(more.get("swiglu")))
+        return not torch.allclose(y, want, rtol=1e-5, atol=1e-5) or bool(counters.any())
+    except IndexError:
+        return True
+    finally:
+        counters.zero_()
+
+
+@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("programs", [2, 5])
+@pytest.mark.parametrize("drawn", DRAWN)
+def test_without_a_bug_none_is_seen(drawn, programs, late, monkeypatch):
+    assert not differs(monkeypatch, ring_exact.ring_exact, late, programs, *drawn)
+
+
+@pytest.mark.parametrize("bug", BUGS)
+def test_a_planted_bug_is_seen(bug, monkeypatch, tmp_path):
+    old, new = BUGS[bug]
+    assert old in SOURCE, f"the text that '{bug}' changes is gone"
+    broken = types.ModuleType("draftwood.kernels.lib.ring_broken")
+    broken.__package__, broken.__file__ = "draftwood.kernels.lib", str(tmp_path / "ring_broken.py")
+    Path(broken.__file__).write_text(SOURCE.replace(old, new))
+    monkeypatch.setitem(__import__("sys").modules, broken.__name__, broken)
+    exec(compile(Path(broken.__file__).read_text(), broken.__file__, "exec"), broken.__dict__)
+    assert any(
+        differs(monkeypatch, broken.ring_exact, late, programs, *drawn)
+        for programs in (5, 2)
+        for late in (False, True)
+        for drawn in DRAWN
+    )
+
+
+def test_what_has_no_room_is_refused_with_its_numbers(monkeypatch):
+    blocks, x = case("q8_0", 64, 256, 512)
+    with pytest.raises(ValueError, match="no room for 4 programs of 16 warps and 64 rows"):
+        run(monkeypatch, x, blocks, "q8_0", warps=16, resident=4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the ring runs on sm90 only")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("M", [1, 9, 23, 40, 64])
+@pytest.mark.parametrize("name", TILED)
+def test_the_ring_and_the_wide_kernel_give_the_same_numbers(name, M, dtype):
+    blocks = formats.draw(name, 256, 1792, torch.Generator().manual_seed(0))
+    held, x = tiles.to_tiles(blocks, name).cuda(), torch.randn(M, 1792, device="cuda").to(dtype)
+    configs = (Config(algorithm="wide", warps=4), *(Config(algorithm="ring", warps=w, resident=2) for w in (4, 8)))
+    wide, *rings = (
+        module.dequant_matmul(x, held, name, layout="tiles", out_dtype=torch.float32, config=config)
+        for config in configs
+    )
+    for y in rings:
+        assert torch.allclose(y, wide, rtol=2e-3, atol=2e-3 * float(wide.abs().max()))
