@@ -25,8 +25,9 @@ from ..reference.ops import Op
 from ..reference.spec import Case, Inputs
 
 RESULTS = Path(__file__).resolve().parent / "results"
-# sets of operands that a baseline is timed on, at most, and what all of them together may take, about
-RIVALS, SLOW_S = 8, 0.05
+# sets of operands that a baseline is timed on, at most, and what all of them together may take, about; from so many
+# seconds a call on, one is enough
+RIVALS, SLOW_S, SLOWEST_S = 8, 0.05, 0.5
 
 
 def calls(
@@ -60,9 +61,15 @@ def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device)
 
 
 def entry(
-    op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True, against: bool = False
+    op: Op,
+    case: Case,
+    device: torch.device,
+    impl: str = "kernels",
+    baselines: bool = True,
+    against: bool = False,
+    peers: bool = True,
 ) -> dict[str, Any]:
-    """Time one op on one case; with `against`, its default config too."""
+    """Time one op on one case; with `against`, its default config too. Without `peers`, only torch beside it."""
     spec = op.spec
     runs, sets = calls(op, case, device, impl)
     with config.recording() as picked:
@@ -85,35 +92,40 @@ def entry(
         row["default"] = against_default(op, runs, device)
     if baselines:
         for name, prepare in spec.baselines.items():
+            if not peers and name != "torch":
+                continue
             try:
-                others = rivals(prepare, sets, device)
+                others, seconds = rivals(prepare, sets, device)
             except ImportError:
                 # a peer that is not installed is no baseline here
                 continue
-            if not others:
-                continue
-            timed = timer.measure_baseline(others, device)
-            row["baselines"][f"{name} (eager)" if timed.mode == "cuda-eager" else name] = round(timed.p50, 3)
+            if seconds > SLOWEST_S:
+                row["baselines"][f"{name} (eager)"] = round(seconds * 1e6, 3)
+            elif others:
+                timed = timer.measure_baseline(others, device)
+                row["baselines"][f"{name} (eager)" if timed.mode == "cuda-eager" else name] = round(timed.p50, 3)
     return row
 
 
 def rivals(
     prepare: Callable[[Inputs], Callable[[], Any] | None], sets: list[Inputs], device: torch.device
-) -> list[Callable[[], Any]]:
-    """A baseline on as many sets of operands as drive each other out of the L2: fewer where each is large or slow."""
+) -> tuple[list[Callable[[], Any]], float]:
+    """A baseline on as many sets of operands as drive each other out of the L2, fewer where each is large or slow; and
+    the seconds of a call."""
     before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
     run = prepare(sets[0])
     if run is None or device.type != "cuda":
-        return [run] if run else []
+        return [run] if run else [], 0.0
     held = torch.cuda.memory_allocated() - before
     run()
     torch.cuda.synchronize()
     started = time.perf_counter()
     run()
     torch.cuda.synchronize()
-    slow = max(1, int(SLOW_S / (time.perf_counter() - started)))
-    others = (prepare(inputs) for inputs in sets[1 : min(RIVALS, slow, timer.copies(held))])
-    return [run, *(other for other in others if other)]
+    seconds = time.perf_counter() - started
+    most = min(RIVALS, max(1, int(SLOW_S / seconds)), timer.copies(held))
+    others = (prepare(inputs) for inputs in sets[1:most])
+    return [run, *(other for other in others if other)], seconds
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -135,7 +147,13 @@ def load(file: Path) -> dict[str, Any]:
 def save(op: str, machine: timer.Machine, command: str, rows: Iterable[dict[str, Any]], home: Path = RESULTS) -> Path:
     """Write the rows into the op's result file for this GPU; rows of other cases that stand there stay."""
     file = home / machine.gpu / f"{op}.json"
-    merged = {_key(row): row for row in (*load(file)["entries"], *rows)}
+    held = load(file)
+    merged = {_key(row): row for row in held["entries"]}
+    # peers that were not timed again keep their times, if nothing they run on is another
+    alike = all(held.get("versions", {}).get(name) == getattr(machine, name) for name in ("name", "torch", "triton"))
+    for row in rows:
+        before = merged.get(_key(row), {}).get("baselines", {}) if alike else {}
+        merged[_key(row)] = {**row, "baselines": {**before, **row["baselines"]}}
     head = {"schema": 1, "op": op, "gpu": machine.gpu, "versions": machine.as_dict(), "command": command}
     lines = ",\n".join(json.dumps(row) for row in sorted(merged.values(), key=_order))
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooLong
@@ -255,6 +256,14 @@ def _part(job: lab.Job) -> Part:
     return job.op, job.case.id
 
 
+def _to_time(order: Order, _done: Journal) -> list[Part]:
+    """Ops without results here first, those with the most cases last: what time is left for is most of the ops."""
+    parts = list(order.only) or _cases(order, (order.timed,))
+    count = Counter(op for op, _ in parts)
+    known = {op for op in count if (order.results / order.gpu / f"{op}.json").exists()}
+    return sorted(parts, key=lambda part: (part[0] in known, count[part[0]], order.names().index(part[0])))
+
+
 def _time(sources: tuple[str, ...], device: str, op: str, case: str, baselines: bool) -> dict[str, Any]:
     from dataclasses import asdict
 
@@ -263,7 +272,8 @@ def _time(sources: tuple[str, ...], device: str, op: str, case: str, baselines: 
 
     where = torch.device(device)
     impl = "reference" if where.type == "cpu" else "kernels"
-    row = bench.entry(registered(sources)[op], lab.parse_case(op, case, sources), where, impl, baselines)
+    # peers that compile for themselves are for `draftwood bench`
+    row = bench.entry(registered(sources)[op], lab.parse_case(op, case, sources), where, impl, baselines, peers=False)
     return {"row": row, "machine": asdict(timer.machine(where))}
 
 
@@ -354,7 +364,7 @@ STEPS = (
     Step("doctor", lambda _order, _done: [("machine",)], _doctor),
     Step("compile", lambda order, _done: _cases(order, (*order.check, order.timed)), _compile),
     Step("check", lambda order, _done: _cases(order, order.check), _check),
-    Step("bench", lambda order, _done: list(order.only) or _cases(order, (order.timed,)), _bench),
+    Step("bench", _to_time, _bench),
     Step("tune", _turns, _tune),
     Step("again", _moved, _bench),
 )

@@ -329,6 +329,18 @@ def test_a_bring_up_with_no_time_left_says_what_is_left(tmp_path, monkeypatch, c
     assert not performed and "no time left for 3 of 3" in capsys.readouterr().err
 
 
+def test_what_has_no_result_here_is_timed_first_and_what_has_the_most_cases_last(tmp_path):
+    several = replace(order(tmp_path), ops=("dequant_matmul", "swiglu", "rms_norm"))
+    (tmp_path / "sm90-h200").mkdir()
+    (tmp_path / "sm90-h200" / "swiglu.json").touch()
+    timed = dict.fromkeys(op for op, _ in port._to_time(several, port.Journal(tmp_path / "j.jsonl")))
+    assert list(timed) == ["rms_norm", "dequant_matmul", "swiglu"]
+
+
+def test_a_bring_up_can_end_after_any_step():
+    assert "no step named 'benches'; there are doctor, compile, check" in draftwood("port", "--until", "benches").stderr
+
+
 def test_what_is_tuned_first_is_spread_over_the_ops(tmp_path):
     both = replace(order(tmp_path), ops=("rms_norm", "swiglu"))
     turns = port._turns(both, port.Journal(tmp_path / "j.jsonl"))
