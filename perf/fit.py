@@ -25,11 +25,10 @@ from ..autotune.space import Problem
 from ..kernels.config import CONFIGS
 from ..reference.ops import Op, registered
 from ..reference.spec import Case
+from .matrix import TIMED
 from .ports import Task, alone, compile_all, default
 
 TRIES = 24
-# defaults were timed here: what they spill is known to pay, and nothing else is picked for it
-TIMED = ("sm90",)
 
 
 def candidates(op: Op, case: Case, start: dict[str, Any], arch: str) -> list[dict[str, Any]]:
@@ -129,13 +128,3 @@ def rows(op: str, arch: str, entries: list[dict[str, Any]]) -> list[dict[str, An
         for entry in entries
         if entry["changes"] or entry["spills"]
     ]
-
-
-def spilling(builds: list[Any]) -> list[tuple[str, str]]:
-    """The ops and architectures whose default configs spill or fail; where they were timed, in every case."""
-    cases: dict[tuple[str, str], dict[str, bool]] = {}
-    for build in builds:
-        if not build.config:
-            of = cases.setdefault((build.op, build.arch), {})
-            of[build.case] = of.get(build.case, False) or bool(build.spills or build.error)
-    return sorted(pair for pair, of in cases.items() if (all if pair[1] in TIMED else any)(of.values()))

@@ -14,6 +14,8 @@ from .ports import Build
 COMMITTED = Path(__file__).resolve().parent / "results" / "ports.json"
 PAGE = COMMITTED.parent.parent.parent / "PORTS.md"
 SCHEMA = 2
+# defaults were timed here: what they spill is known to pay, and nothing else is picked for it
+TIMED = ("sm90",)
 AGAIN = "draftwood ports {op} --save writes perf/results/ports.json anew, if this is meant"
 
 
@@ -110,6 +112,9 @@ def page(report: dict[str, Any]) -> str:
     lines += ["", *_forecast(report.get("forecast"))]
     lines += ["## What spills", "", *_spilling([build for build in builds if build.spills and not build.config]), ""]
     lines += _fitted(report.get("fitted", []))
+    looked = {(row["op"], row["arch"]) for row in report.get("fitted", [])}
+    if unknown := [pair for pair in spilling(builds) if pair not in looked]:
+        lines += ["Not looked for yet: " + ", ".join(f"{op} on {arch}" for op, arch in unknown) + ".", ""]
     lines += [
         "## What they take",
         "",
@@ -139,6 +144,16 @@ def _taken(arch: str, builds: list[Build]) -> str:
         max(build.convert for build in good),
         f"{sum(build.seconds for build in builds):.1f}",
     )
+
+
+def spilling(builds: list[Build]) -> list[tuple[str, str]]:
+    """The ops and architectures whose default configs spill or fail; where they were timed, in every case."""
+    cases: dict[tuple[str, str], dict[str, bool]] = {}
+    for build in builds:
+        if not build.config:
+            of = cases.setdefault((build.op, build.arch), {})
+            of[build.case] = of.get(build.case, False) or bool(build.spills or build.error)
+    return sorted(pair for pair, of in cases.items() if (all if pair[1] in TIMED else any)(of.values()))
 
 
 def _spilling(builds: list[Build]) -> list[str]:

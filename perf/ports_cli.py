@@ -87,7 +87,7 @@ def fit(ops: list[str], archs: list[str], workers: int, sources: list[str], as_j
     for _, found in tables.progress(porting.run(work, workers), len(work), "compiling", None if as_json else err):
         builds += found
     rows = []
-    for op, arch, entries in fitting.fit(fitting.spilling(builds), tuple(sources), workers):
+    for op, arch, entries in fitting.fit(matrix.spilling(builds), tuple(sources), workers):
         file = fitting.save(op, arch, entries)
         still = [entry for entry in entries if entry["spills"]]
         matrix.PAGE.write_text(matrix.page(matrix.save([], fitted=fitting.rows(op, arch, entries))))
