@@ -194,7 +194,8 @@ def _settled(tuner: Tuner, contest: Contest, facts: dict[str, Any], runner: Isol
             verdict = tuner.settle()
         except Died:
             pass
-    entry = winners.made(tuner.problem, facts["machine"], verdict, facts["read_gb_s"]) if verdict else None
+    machine, read, asked = facts["machine"], facts["read_gb_s"], facts.get("asked", {})
+    entry = winners.made(tuner.problem, machine, verdict, read, asked) if verdict else None
     return Settled(tuner.problem, verdict, entry, facts)
 
 

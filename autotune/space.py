@@ -4,8 +4,9 @@
     a point over the op's defaults   ->  config: every field of the kernel's Config
     config + kernel hash + versions  ->  identity: two trials of one identity are one trial
 
-The kernel hash covers the code of `kernels/<op>.py` and of what it imports from `kernels/`, without comments,
-docstrings and empty lines: a reworded comment re-times nothing, a changed line does.
+The kernel hash covers the code of `kernels/<op>.py` and of what it uses from `kernels/`, without comments, docstrings
+and empty lines: a reworded comment re-times nothing, nor does another function beside those that are used; a changed
+line does.
 """
 
 import ast
@@ -18,7 +19,7 @@ import re
 import tokenize
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -100,23 +101,68 @@ class Problem:
 
 
 def code(root: Path, name: str) -> dict[str, str]:
-    """The code of `kernels/<name>.py` and of what it imports from that folder, relative path -> text."""
-    found: dict[str, str] = {}
-    waiting = [root / f"{name}.py"]
+    """The code of `kernels/<name>.py` and of what it uses from that folder, relative path -> text: of a file beside it
+    only the definitions that are reached, so that another op's function changes nothing here."""
+    needed: dict[Path, dict[int, ast.stmt]] = {}
+    waiting: list[tuple[Path, str]] = [(root / f"{name}.py", "")]
+    seen: set[tuple[Path, str]] = set()
     while waiting:
-        file = waiting.pop()
-        key = file.relative_to(root).as_posix()
+        file, wanted = found = waiting.pop()
         # config.py chooses a config and is no part of what runs with it
-        if key in found or key == "config.py" or not file.is_file():
+        if found in seen or file == root / "config.py" or not file.is_file():
             continue
-        text = file.read_text()
-        found[key] = _bare(text)
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.ImportFrom) and node.level:
-                base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-                files = (base.with_suffix(".py"), *(base / f"{alias.name}.py" for alias in node.names))
-                waiting += [named for named in files if named.is_relative_to(root)]
-    return found
+        seen.add(found)
+        body, (owned, borrowed) = _parsed(file).body, _names(root, file)
+        for node in [node for node in body if not wanted or wanted in _defined(node)]:
+            needed.setdefault(file, {})[node.lineno] = node
+            if isinstance(node, ast.ImportFrom):
+                continue
+            used = {one.id for one in ast.walk(node) if isinstance(one, ast.Name)}
+            waiting += [(file, one) for one in used & owned if wanted]
+            waiting += [borrowed[one] for one in used & borrowed.keys()]
+        # a name that is handed on from another file
+        waiting += [borrowed[wanted]] if wanted in borrowed else []
+    return {
+        file.relative_to(root).as_posix(): "\n".join(_text(file, nodes[line]) for line in sorted(nodes))
+        for file, nodes in sorted(needed.items())
+    }
+
+
+@cache
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
+
+
+def _defined(node: ast.stmt) -> set[str]:
+    """The names that a statement at the top of a file defines."""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    if isinstance(node, (ast.Assign, ast.AnnAssign)):
+        return {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    return set()
+
+
+@cache
+def _names(root: Path, file: Path) -> tuple[set[str], dict[str, tuple[Path, str]]]:
+    """What a file defines, and what it borrows from others of the folder: (file, name), or (file, "") for all of it."""
+    owned, borrowed = set[str](), dict[str, tuple[Path, str]]()
+    for node in ast.walk(_parsed(file)):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = file.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            for alias in node.names:
+                module = base / f"{alias.name}.py"
+                source = (module, "") if module.is_file() else (base.with_suffix(".py"), alias.name)
+                if source[0].is_relative_to(root):
+                    borrowed[alias.asname or alias.name] = source
+    for statement in _parsed(file).body:
+        owned |= _defined(statement)
+    return owned, borrowed
+
+
+def _text(file: Path, node: ast.stmt) -> str:
+    decorators = getattr(node, "decorator_list", [])
+    start = min([node.lineno, *(one.lineno for one in decorators)])
+    return _bare("\n".join(file.read_text().splitlines()[start - 1 : node.end_lineno]))
 
 
 def _bare(text: str) -> str:

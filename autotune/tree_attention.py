@@ -1,5 +1,5 @@
-"""Knobs of tree_attention: what stands on the left of the products, rows of the cache and of queries in a tile, and how
-many programs share the cache."""
+"""Knobs of tree_attention: what stands on the left of the products, rows of the cache and of queries in a tile (144 are
+those of one pass), and how many programs share the cache."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ..reference.spec import Case
 SPACE: dict[str, tuple[Any, ...]] = {
     "left": ("queries", "keys"),
     "BLOCK_S": (32, 64),
-    "BLOCK_M": (16, 32, 64),
+    "BLOCK_M": (16, 32, 64, 144),
     "programs": (132, 264),
     "least_tiles": (1, 2),
     "num_warps": (4, 8),
@@ -23,6 +23,8 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     rows = case["T"] * (case["H"] // case["Hkv"])
     if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
         return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
+    if config["BLOCK_M"] == 144:
+        return whole(config, case, gpu)
     if config["left"] == "keys":
         if not {case["format_k"], case["format_v"]} <= {"q4_0", "q8_0"} or case["dtype"] == "f32" or case["D"] != 256:
             return "keys on the left want caches of q4_0 and q8_0, 16-bit queries and a head of 256"
@@ -32,6 +34,20 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     if not config["rising"] and (config["BLOCK_M"] < 64 or case["dtype"] == "f32"):
         return "a maximum that does not rise is for tiles of 64 queries and more, of 16 bits"
     return fits(config, case, gpu)
+
+
+def whole(config: dict[str, Any], case: Case, gpu: str) -> str | None:
+    """A sentence where 144 queries cannot go in one pass, else None."""
+    formats = {case["format_k"], case["format_v"]}
+    if not gpu.startswith("sm90"):
+        return f"144 queries at once are Gluon's for sm90; {gpu} takes fewer"
+    if "bf16" in formats or ("f16" in formats and len(formats) > 1) or case["dtype"] == "f32" or case["D"] != 256:
+        return "144 queries at once want caches of f16 or of codes, 16-bit queries and a head of 256"
+    if config["left"] != "keys" or config["BLOCK_S"] != 64 or not config["rising"] or config["least_tiles"] != 1:
+        return "of 144 queries at once, keys stand on the left, 64 of them, in shares of any length"
+    if (config["programs"], config["num_warps"], config["num_stages"]) != (132, 4, 2):
+        return "144 queries at once take a whole multiprocessor, and two tiles of K and V each"
+    return None
 
 
 def fits(config: dict[str, Any], case: Case, gpu: str) -> str | None:

@@ -5,11 +5,13 @@
      {"case": {…}, "config": {…}, "us": {p20, p50, p80}, "default_us": …, "roof": …, "tried": 24, "of": 162,
       "stamp": {"kernel": hash, "space": hash, "torch": …, "triton": …, "driver": …, "date": …}}, …]}
 
-kernels/config.py reads `case` and `config` and no more. An entry whose stamp differs from what is here is stale: it is
+`within` bounds sizes, {"M": [1, 8]}, where the config is not legal beyond. kernels/config.py reads `case`, `config` and
+`within` and no more. An entry whose stamp differs from what is here is stale: it is
 still used, and `draftwood doctor` says so.
 """
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,30 @@ def stamp(problem: Problem, machine: Machine) -> dict[str, str]:
     return {"kernel": problem.kernel_hash, "space": problem.space_hash, **versions, "date": machine.date}
 
 
-def made(problem: Problem, machine: Machine, verdict: Verdict, read_gb_s: float) -> dict[str, Any]:
+def within(problem: Problem, asked: dict[str, Any], point: Point) -> dict[str, list[int | None]]:
+    """Sizes that the launcher is asked by, and the least and the largest of each for which the config is legal, as far
+    as the op's cases tell; only where there is such a bound. A launch outside is not served."""
+    spec, legal, own = problem.op.spec, problem.op.module("autotune").legal, problem.case
+    found: dict[str, list[int | None]] = {}
+    if legal(point, own, problem.gpu) is not None:
+        # a default beside the space: it runs anywhere
+        return found
+    for name, size in asked.items():
+        if isinstance(size, str) or own.get(name) != size:
+            continue
+        listed = {case[name] for group in spec.cases.values() for case in group if isinstance(case.get(name), int)}
+        probes = sorted({size, *listed, *(value + 1 for value in listed)})
+        bad = [value for value in probes if legal(point, own.but(**{name: value}), problem.gpu) is not None]
+        low = max((value + 1 for value in bad if value < size), default=0)
+        high = min((value - 1 for value in bad if value > size), default=None)
+        if low or high is not None:
+            found[name] = [low, high]
+    return found
+
+
+def made(
+    problem: Problem, machine: Machine, verdict: Verdict, read_gb_s: float, asked: dict[str, Any] | None = None
+) -> dict[str, Any]:
     p20, p50, p80 = (round(us, 3) for us in verdict.us)
     roof = problem.op.spec.cost(problem.case).bytes / p50 / 1e3 / read_gb_s if read_gb_s else 0.0
     return {
@@ -39,6 +64,7 @@ def made(problem: Problem, machine: Machine, verdict: Verdict, read_gb_s: float)
         "tried": verdict.tried,
         "of": len(problem.points),
         "stamp": stamp(problem, machine),
+        **({"within": bounds} if (bounds := within(problem, asked or {}, verdict.winner)) else {}),
     }
 
 
@@ -62,7 +88,7 @@ def warm(problem: Problem, most: int = 3) -> tuple[Point, ...]:
     dims = {name: value for name, value in problem.case.as_dict().items() if isinstance(value, (int, str))}
     found: list[Point] = []
     for home, _ in homes(problem.gpu):
-        if entry := nearest(entries(problem.op_name, home), dims):
+        if entry := nearest(entries(problem.op_name, home), dims, math.inf):
             point = {knob: entry["config"].get(knob, problem.defaults.get(knob)) for knob in problem.space}
             if point in problem.points and point not in found:
                 found.append(point)

@@ -6,9 +6,10 @@
     fitted                 sm90-fitted: what compiles without spilling where the defaults do not; nobody timed it
     the kernel's defaults  safe anywhere
 
-A config file is JSON: {"schema": 2, "op": ..., "entries": [{"case": {...}, "config": {...}, ...}]}. Of the entries
-whose names and formats equal the launch's, the one with the nearest sizes is taken; where a folder has none, the next
-is asked.
+A config file is JSON: {"schema": 2, "op": ..., "entries": [{"case": {...}, "config": {...}, "within": {...}, ...}]}. Of
+the entries whose names and formats equal the launch's, the one with the nearest sizes is taken, up to a factor of two
+in all: what lies farther was not measured. `within` bounds the sizes that a config is legal for, {"M": [1, 8], "K":
+[512, null]}. Where a folder has none, the next is asked.
 """
 
 import dataclasses
@@ -32,6 +33,8 @@ FAMILIES = (
     {"gfx1100": 64, "gfx1151": 64, "gfx1201": 64},
 )
 FITTED = "-fitted"
+# log2 of how far in all the sizes of a launch may be from those of the entry that serves it
+REACH = 1.0
 CONFIGS = Path(__file__).resolve().parent.parent / "autotune" / "configs"
 
 
@@ -125,20 +128,26 @@ def entries(op: str, home: str) -> list[dict[str, Any]]:
 def choose(op: str, gpu: str, dims: dict[str, int | str]) -> Choice | None:
     """The entry that serves a launch, or None."""
     for home, why in homes(gpu):
-        if (entry := nearest(entries(op, home), dims)) is not None:
+        # what compiles without spilling does so whatever the sizes
+        reach = math.inf if why == "fitted" else REACH
+        if (entry := nearest(entries(op, home), dims, reach)) is not None:
             return Choice(entry, home, why)
     return None
 
 
-def nearest(listed: list[dict[str, Any]], dims: dict[str, int | str]) -> dict[str, Any] | None:
-    """The entry of the same names and formats whose sizes are nearest on a logarithmic scale."""
-    best, best_distance = None, math.inf
+def nearest(listed: list[dict[str, Any]], dims: dict[str, int | str], reach: float = REACH) -> dict[str, Any] | None:
+    """The entry of the same names and formats that serves these sizes and whose own are nearest, in logarithms."""
+    best, best_distance = None, reach + 1e-9
+    sizes = {name: value for name, value in dims.items() if not isinstance(value, str)}
     for entry in listed:
         case = entry["case"]
         if any(case.get(name, value) != value for name, value in dims.items() if isinstance(value, str)):
             continue
-        sizes = [(value, case[name]) for name, value in dims.items() if not isinstance(value, str) and name in case]
-        distance = sum(abs(math.log2(max(1, a)) - math.log2(max(1, b))) for a, b in sizes)
+        bounds = entry.get("within", {})
+        if any(sizes[n] < low or sizes[n] > (high or sizes[n]) for n, (low, high) in bounds.items() if n in sizes):
+            continue
+        pairs = [(value, case[name]) for name, value in sizes.items() if name in case]
+        distance = sum(abs(math.log2(max(1, a)) - math.log2(max(1, b))) for a, b in pairs)
         if distance < best_distance:
             best, best_distance = entry, distance
     return best

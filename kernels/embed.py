@@ -15,6 +15,7 @@ import triton.language as tl
 from ..reference.formats import FORMATS, find, row_bytes
 from .config import pick
 from .lib.blocks import CHUNK, dequantise
+from .lib.early import begin, early
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ def _embed(
     FORMAT: tl.constexpr,
     CHUNK_SIZE: tl.constexpr,
     BC: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     i_t = tl.program_id(0).to(tl.int64)
     i_id = tl.load(ids + i_t)
     o_c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -70,5 +73,5 @@ def embed(
     grid = (T, triton.cdiv(E, 256 * BC))
     meta = {"FORMAT": format, "CHUNK_SIZE": CHUNK[format], "BC": BC}
     options = {"num_warps": config.num_warps, "enable_fp_fusion": False}
-    _embed[grid](ids, weight, weight.stride(0), out, rows, E, **meta, **options)
+    _embed[grid](ids, weight, weight.stride(0), out, rows, E, **meta, **options, **early(weight.device))
     return out

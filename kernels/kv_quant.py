@@ -22,6 +22,7 @@ from ..reference.cache import FORMATS, NAN_BITS, row_size
 from ..reference.formats import find
 from ..reference.quantisers import TQ3_BOUNDS, TQ3_CODES
 from .config import pick
+from .lib.early import begin, early
 from .lib.fwht import fwht, pairwise_sum, signed
 
 # bounds and codes are symmetric: those above zero
@@ -173,7 +174,9 @@ def _kv_quant(
     D: tl.constexpr,
     FORMAT_K: tl.constexpr,
     FORMAT_V: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    begin(EARLY)
     if tl.program_id(1) == 0:
         _store(k, s_k_t, s_k_h, cache_k, s_ck_h, s_ck_s, slots, T, HKV, S, BR, D, FORMAT_K)
     else:
@@ -204,5 +207,5 @@ def kv_quant(
         k, k.stride(0), k.stride(1), v, v.stride(0), v.stride(1),
         cache_k, cache_k.stride(0), cache_k.stride(1), cache_v, cache_v.stride(0), cache_v.stride(1),
         slots, T, Hkv, S, BR=config.BLOCK_R, D=D, FORMAT_K=format_k, FORMAT_V=format_v,
-        num_warps=config.num_warps, enable_fp_fusion=False,
+        num_warps=config.num_warps, enable_fp_fusion=False, **early(k.device),
     )  # fmt: skip

@@ -110,7 +110,9 @@ def topk_logprobs(
             f"topk_logprobs takes logits [R, V] with unit stride in V, V up to 2^20 and k of 1 to min(16, V), "
             f"not {tuple(logits.shape)} strides {logits.stride()} and k {k}"
         )
-    config = config or pick("topk_logprobs", Config(), logits.device, R=R, V=V, k=k)
+    # f16 is read as bf16 is
+    width = "f32" if logits.dtype == torch.float32 else "bf16"
+    config = config or pick("topk_logprobs", Config(), logits.device, R=R, V=V, k=k, dtype=width)
     chunks, inverse_t = triton.cdiv(V, config.GROUPS * config.GROUP), 1.0 / max(temperature, 1e-3)
     keys = torch.empty((R, chunks, k), dtype=torch.int64, device=logits.device)
     top, mass = torch.empty((2, R, chunks), dtype=torch.float32, device=logits.device)

@@ -5,11 +5,12 @@
 
     a program's queries    BM rows i G + g: query i, head g of the G heads that share a KV head
 
-A row of the cache is read and unpacked once for BM queries. Two kernels share the work: `lib/rows_left.py` with queries
-on the left of the products, for plain caches and f32; `lib/keys_left.py` with keys on the left, where a quantised row
-is unpacked in the registers that multiply it. What a share says (m, l, acc / l) goes to memory; a second launch, a
-program for (t, h, columns), joins the shares, undoes the rotation of V and applies the gate. `start` is read on the
-device: the splits share what is there, and one without rows writes l = 0.
+A row of the cache is read and unpacked once for BM queries. Three kernels share the work: `lib/rows_left.py` with
+queries on the left of the products, for plain caches and f32; `lib/keys_left.py` with keys on the left, where a row of
+codes is unpacked in the registers that multiply it; `lib/one_pass.py`, for sm90 alone, with 144 queries at once. What a
+share says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns), joins the shares, undoes the
+rotation of V and applies the gate. `start` is read on the device: the splits share what is there, and one without rows
+writes l = 0.
 
 Memory-bound for one query: 123 us for f16, 34.5 us for q4_0 at 131072 rows of 4 x 256 (H200); from some twenty on the
 tensor cores bind. At 4096 rows two launches decide. Products are of f16 (bf16 on a bf16 cache, f32 for f32 queries) and
@@ -26,15 +27,17 @@ from ..reference.cache import QUANTISED
 from .config import pick
 from .lib.cache_rows import require_caches
 from .lib.device import compiled_for, has_ptx
-from .lib.fwht import unrotate
+from .lib.fwht import rotate, unrotate
 from .lib.keys_left import keys_left
+from .lib.one_pass import QUERIES, REGISTERS, STAGES, one_pass
 from .lib.rows_left import rows_left
 from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 
 
 @dataclass(frozen=True)
 class Config:
-    # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256
+    # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
+    # 144 is one pass, and the cache may be f16
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
@@ -48,6 +51,17 @@ class Config:
     # shares that are joined at a time, and by how many warps
     parts: int = 32
     join_warps: int = 1
+
+
+@triton.jit
+def _rotated(q, s_q_t, s_q_h, out, rows, H, D: tl.constexpr):
+    """q as tq3_0's keys are, f16: what every program of one pass would do again."""
+    o_m, o_d = tl.program_id(0) * 16 + tl.arange(0, 16), tl.arange(0, D)
+    m = (o_m < rows)[:, None]
+    p_q = q + (o_m // H).to(tl.int64) * s_q_t + o_m % H * s_q_h
+    b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m, other=0.0).to(tl.float16)
+    b_q = rotate(b_q, tl.arange(0, 128), tl.float16).to(tl.float16)
+    tl.store(out + o_m[:, None] * D + o_d[None, :], b_q, mask=m)
 
 
 @triton.jit
@@ -101,6 +115,13 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
     return q.dtype != torch.float32 and D == 256 and (format_k in QUANTISED or format_v in QUANTISED)
 
 
+def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: str) -> bool:
+    plain = (format_k == "f16") + (format_v == "f16")
+    quantised = (format_k in QUANTISED) + (format_v in QUANTISED)
+    suits = q.dtype != torch.float32 and D == 256 and T <= 64 and 2 in (plain, quantised)
+    return suits and compiled_for(q.device) == "sm90"
+
+
 def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v: str) -> Config:
     """By shape where a tensor core takes 64 keys at least; the interpreter follows that too, with longer shares."""
     here = compiled_for(q.device)
@@ -112,16 +133,21 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
     # tq3_0 with keys on the left has not been right on a GPU yet
     keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}
     programs = 132 if short else 264
+    plain = D == 256 and formats == {"f16"}
     if rows <= 16:
         if keys:
             return Config("keys", 64, 16, programs, least, num_stages=3)
-        return Config("queries", 64 if quantised else 32, 16, 264, least, num_stages=2 if quantised else 3)
+        few = 132 if here and plain and S <= 8192 else 264
+        return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
+    one = _suits_one_pass(q, q.shape[0], D, format_k, format_v) and len(formats) == 1 and not plain
+    if one and not short and 96 <= rows <= QUERIES:
+        return Config("keys", 64, QUERIES, 132, least, num_stages=2)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
-    # one maximum for a whole share is the faster by a third, but where it has to be walked again it takes five times as
-    # long: so that is left to the tuner, and to the interpreter
     if quantised and here:
         return Config() if short else Config("queries", 64, 128, 132, least, 8, 2)
+    if here and plain and rows > 32:
+        return Config("queries", 32, 64, 132 if S <= 8192 else 264, least, num_stages=3, rising=False)
     return Config("queries", 32, 64, 264, least, num_stages=2, rising=bool(here))
 
 
@@ -144,33 +170,37 @@ def tree_attention(
     sizes, G = {"T": T, "H": H, "Hkv": Hkv, "D": D, "context": S - T}, H // Hkv
     default = _default(q, T * G, S, D, format_k, format_v)
     config = config or pick("tree_attention", default, q.device, **sizes, format_k=format_k, format_v=format_v)
-    keys = config.left == "keys"
-    if keys and not (_suits_keys(q, D, format_k, format_v) and config.BLOCK_S % 64 == 0 and config.num_warps == 4):
+    keys, whole = config.left == "keys", config.left == "keys" and config.BLOCK_M == QUERIES
+    suits = _suits_one_pass(q, T, D, format_k, format_v) if whole else _suits_keys(q, D, format_k, format_v)
+    if keys and not (suits and (whole or (config.BLOCK_S % 64 == 0 and config.num_warps == 4))):
         raise ValueError(f"{config} does not suit {q.dtype} queries of {D} on a cache of {format_k} and {format_v}")
-    BM = min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
-    tiles, BS = triton.cdiv(T * G, BM), rows_in_tile(config.BLOCK_S, q.dtype)
+    BM = QUERIES if whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
+    tiles, BS = triton.cdiv(T * G, BM), 64 if whole else rows_in_tile(config.BLOCK_S, q.dtype)
     splits = max(1, min(config.programs // (Hkv * tiles) - 1, triton.cdiv(S, BS * config.least_tiles)))
     # means over a share's rows: f16 holds them as well as the products' operands
     kind = torch.float16 if product_type(q.dtype, format_v) == tl.float16 else torch.float32
     part_o = torch.empty((splits + 1, T, H, D), dtype=kind, device=q.device)
     part_m, part_l = torch.empty((2, splits + 1, T, H), dtype=torch.float32, device=q.device)
     out = torch.empty((T, H, D), dtype=q.dtype, device=q.device)
-    grid = (tiles, splits + 1, Hkv)
+    shape = {"G": G, "FORMAT_K": format_k, "FORMAT_V": format_v}
+    types = {"D": D, "TYPE_K": product_type(q.dtype, format_k), "TYPE_V": product_type(q.dtype, format_v)}
+    if whole and format_k == "tq3_0":
+        turned = torch.empty((T, H, D), dtype=torch.float16, device=q.device)
+        _rotated[(triton.cdiv(T * H, 16),)](q, q.stride(0), q.stride(1), turned, T * H, H, D=D)
+        q = turned
     operands = (
         q, q.stride(0), q.stride(1), cache_k, cache_k.stride(0), cache_k.stride(1),
         cache_v, cache_v.stride(0), cache_v.stride(1), start, ancestors, part_o, part_m, part_l,
         T, H, window, LOG2E / D**0.5, splits,
     )  # fmt: skip
-    shape = {
-        "G": G, "D": D, "BM": BM, "BS": BS, "FORMAT_K": format_k, "FORMAT_V": format_v,
-        "TYPE_K": product_type(q.dtype, format_k), "TYPE_V": product_type(q.dtype, format_v),
-        "num_warps": config.num_warps,
-    }  # fmt: skip
-    if keys:
-        keys_left[grid](*operands, **shape, STAGES=config.num_stages, ASM=has_ptx(q.device))
+    blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
+    if whole:
+        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS[format_k], num_warps=8)
+    elif keys:
+        keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, ASM=has_ptx(q.device))
     else:
-        rising = config.rising or BM < 64 or tl.float32 in (shape["TYPE_K"], shape["TYPE_V"])
-        rows_left[grid](*operands, **shape, STAGES=config.num_stages, RISING=rising)
+        rising = config.rising or BM < 64 or tl.float32 in (types["TYPE_K"], types["TYPE_V"])
+        rows_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, RISING=rising)
     BD = min(D, 128)
     gate_strides = (gate.stride(0), gate.stride(1)) if gate is not None else (0, 0)
     _join[(T, H, D // BD)](

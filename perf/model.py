@@ -65,21 +65,22 @@ def _chance(mean: float) -> float:
 
 
 class Replay:
-    """A `choose` that agrees with the first child as deep as the next length says, whatever the logits are."""
+    """A `choose` that agrees with the best chain, which a seeded tree holds first, as far as the next length says,
+    whatever the logits are."""
 
     def __init__(self, model: Target, plan: decode.Plan, device: torch.device) -> None:
-        self.own, self.lengths = decode.greedy(model), lengths(plan).to(device)
+        self.own = decode.greedy(model)
+        self.agreed = torch.arange(plan.budget, device=device) < lengths(plan).to(device)[:, None] - 1
         self.step = torch.zeros(1, dtype=torch.int64, device=device)
 
     def __call__(self, logits: torch.Tensor, batch: Batch | None) -> torch.Tensor:
         own = self.own(logits, batch)
         if batch is None or batch.parents is None:
             return own
-        depth, nodes = batch.positions - batch.start, torch.arange(len(own), device=own.device)
-        first = (batch.parents[0] == nodes[:, None]).int().argmax(1)
-        wanted = self.lengths[self.step % len(self.lengths)]
-        self.step += 1
-        return torch.where(depth < wanted - 1, batch.tokens[first], own)
+        agreed = self.agreed.index_select(0, self.step)[0]
+        self.step.add_(1).remainder_(len(self.agreed))
+        torch.where(agreed, batch.tokens[1:], own[:-1], out=own[:-1])
+        return own
 
 
 @dataclass(frozen=True)
@@ -253,11 +254,13 @@ def entries(
     setting: Setting,
     contexts: tuple[int, ...],
     budgets: tuple[int, ...],
+    further: tuple[int, ...] = (),
     replays: int = 30,
     traced: bool = True,
     jobs: int = 0,
 ) -> Iterator[dict[str, Any]]:
-    """One row a step and context, as it is measured."""
+    """One row a step and context, as it is measured; `further` are the budgets from the second context on, where they
+    are not the same."""
     compiled = precompile(setting, contexts, budgets, jobs) if jobs else None
     bench, device = build(setting), setting.device
     if compiled:
@@ -265,7 +268,7 @@ def entries(
     rate = timer.bandwidth(device)["read"]
     for context in contexts:
         held = bench.state(context)
-        for step in steps(bench, held, context, budgets):
+        for step in steps(bench, held, context, budgets if context == contexts[0] else further or budgets):
             yield measured(bench, held, context, step, rate, replays, traced and device.type == "cuda")
         if setting.precision == "int8":
             # of the steps, the one of a single row differs

@@ -1,8 +1,10 @@
 """`draftwood generate` and `draftwood bench model`: what the kernels are for, from the command line."""
 
 import json
+import os
 import sys
 from enum import Enum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -54,11 +56,21 @@ def fail(sentence: str) -> "typer.Exit":
     return typer.Exit(2)
 
 
+def let_memory_grow() -> None:
+    """Have PyTorch, which reads this when it first uses a GPU, take memory in few ranges that grow: what is loaded lies
+    between what loading needs, and 2 GiB of holes would stay beside a 27B."""
+    if not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & set(os.environ):
+        os.environ["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
+
+
 def bench_model(
     synthetic: Annotated[str, typer.Option(help="Size: 0.8b, 2b, 4b, 9b, 27b; its weights are random.")] = "27b",
     mix: Annotated[str, typer.Option(help="Formats of the weights: unsloth-3.5, unsloth-3.6, stock.")] = "unsloth-3.5",
     contexts: Annotated[str, typer.Option(help="Committed tokens, by comma.")] = "4096,32768,131072",
     budgets: Annotated[str, typer.Option(help="Nodes of a tree below its root, by comma.")] = "8,16,22,40,64",
+    further: Annotated[
+        str, typer.Option(help="Budgets from the second context on; the same by default.", show_default=False)
+    ] = "",
     kv: Annotated[Kv, typer.Option(help="Format of the KV cache.")] = Kv.q4_0,
     precision: Annotated[Numbers, typer.Option(help=PRECISION)] = Numbers.int8,
     beside: Annotated[
@@ -73,6 +85,7 @@ def bench_model(
 
     Each step is one CUDA graph. How many drafted tokens a step keeps is replayed from published runs.
     """
+    let_memory_grow()
     import torch
 
     from ..autotune import timer
@@ -88,16 +101,21 @@ def bench_model(
     setting = model.Setting(qwen35.FAMILY[synthetic], device, mix, precision.value, (kv.value, kv.value))
     rows: list[dict[str, Any]] = []
     machine = timer.machine(device)
+    if beside and find_spec("transformers") is None:
+        raise fail("transformers is not installed here; pip install transformers")
+    if beside:
+        peers.begin_to_import()
 
     def keep() -> None:
         if save:
             bench.save("model", machine, "draftwood " + " ".join(sys.argv[1:]), rows)
 
     with err.status("making weights, compiling") as status:
-        for row in model.entries(setting, _numbers(contexts), _numbers(budgets), replays, jobs=jobs):
+        later = _numbers(further) if further else ()
+        for row in model.entries(setting, _numbers(contexts), _numbers(budgets), later, replays, jobs=jobs):
             rows.append(row)
+            keep()
             status.update(f"{row['case']['step']} at {row['case']['context']}: {row['ms']['p50']} ms")
-        keep()
         if beside:
             status.update("making transformers' weights")
             torch.cuda.empty_cache()
@@ -231,6 +249,7 @@ def generate(
 
     # without a GPU the references run: the kernels' interpreter is for checking them
     interpret_without_gpu()
+    let_memory_grow()
     import torch
 
     from ..models import api, shipped

@@ -340,7 +340,6 @@ def _tune(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Resul
         known_bad={problem.name: atlas.known_bad(problem) for problem in problems},
     )
     tried: set[str] = set()
-    begun = time.monotonic()
     for settled in drive.run(plan, lambda event: tried.add(event.case) if event.kind == "trial" else None):
         problem, verdict = settled.problem, settled.verdict
         if settled.entry:
@@ -352,8 +351,6 @@ def _tune(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Resul
             yield (problem.op_name, problem.case.id), found
         if not order.rehearsed:
             atlas.add([problem], "", settled.facts["machine"])
-        if time.monotonic() - begun > seconds:
-            return
 
 
 def _moved(_order: Order, done: Journal) -> list[Part]:

@@ -1,6 +1,7 @@
 """A step taken apart: the kernels of one replay in order, as ops, as phases, and the time in which none ran."""
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -14,13 +15,23 @@ PHASES = ("draft", "tree", "verify", "choose", "commit")
 
 @functools.cache
 def kernel_ops() -> dict[str, str]:
-    """The op that launches each kernel, by the kernel's name."""
-    found = {}
+    """The op that launches each kernel, by the kernel's name: those of its module, and of what that takes from `lib`;
+    of ops that share one, the first."""
+    found = dict[str, str]()
     for name in OPS:
-        for value in vars(Op(name).module("kernels")).values():
-            if hasattr(value, "arg_names") and hasattr(value, "__name__"):
-                found[value.__name__] = name
+        module = Op(name).module("kernels")
+        for value in vars(module).values():
+            home = value if inspect.ismodule(value) else inspect.getmodule(value) if inspect.isfunction(value) else None
+            if home is not None and home.__name__.startswith(f"{module.__package__}.lib."):
+                found = dict.fromkeys(filter(None, map(_kernel, vars(home).values())), name) | found
+            elif kernel := _kernel(value):
+                found.setdefault(kernel, name)
     return found
+
+
+def _kernel(value: object) -> str | None:
+    """The name of what Triton compiles."""
+    return getattr(value, "__name__", None) if hasattr(value, "arg_names") else None
 
 
 def profile(run: Callable[[], None], device: torch.device) -> tuple[list[tuple[str, float, float]], dict[str, int]]:

@@ -268,6 +268,7 @@ SPEC = Spec(
             _SMALL.but(T=5, D=256, H=1, Hkv=1, context=3, tree="forest", format_k="tq3_0", format_v="f16"),
             _SMALL.but(T=5, D=128, H=2, context=9, gate=True, tree="binary", format_k="f16", format_v="tq3_0"),
             _SMALL.but(T=34, H=2, Hkv=1, context=200, tree="padded", dtype="bf16", format_k="q4_0", format_v="q4_0"),
+            _SMALL.but(T=34, H=2, Hkv=1, context=300, tree="star", scores="sharp", dtype="bf16", gate=True),
             _SMALL.but(T=3, context=130, tree="star", scores="flat"),
             _SMALL.but(T=3, context=130, tree="star", scores="sharp"),
         ),

@@ -1,10 +1,12 @@
 """The benchmark of whole steps: what it replays, what it holds a step against, and how it takes one apart."""
 
+import os
+
 import pytest
 import torch
 from draftwood.models import qwen35
 from draftwood.models.decode import Plan, chain
-from draftwood.perf import model, waterfall
+from draftwood.perf import model, model_cli, waterfall
 
 CPU = torch.device("cpu")
 TINY = qwen35.Config(4, 256, 256, 512, 4, 1, 4, False, qwen35.alternate(4), D=64, Hk=2, K=64, V=64, rotary=16)
@@ -28,6 +30,12 @@ def test_every_kernel_has_its_op():
     assert ops["_tree_gdn_wy"] == "tree_gdn" and ops["tiled"] == "dequant_matmul" and ops["_rms_norm"] == "rms_norm"
 
 
+def test_a_kernel_that_an_op_takes_from_elsewhere_is_the_ops_own():
+    ops = waterfall.kernel_ops()
+    expected = {"plain_rows": "dequant_matmul", "_factors": "tree_gdn", "keys_left": "tree_attention"}
+    assert ops | expected == ops
+
+
 def test_a_waterfall_adds_up_to_its_step():
     order = ["embed", "dequant_matmul", "topk_logprobs", "ddtree", "embed", "tree_gdn", "topk_logprobs", "ddtree_walk"]
     order += ["gdn_commit", "torch"]
@@ -46,10 +54,11 @@ def test_a_kernel_that_begins_early_counts_from_the_end_of_the_one_before():
 
 def test_a_tiny_model_is_timed_from_end_to_end():
     setting = model.Setting(TINY, CPU, kv=("f16", "f16"), impl="reference")
-    rows = list(model.entries(setting, (8,), (3,), replays=1))
-    assert [row["case"]["step"] for row in rows] == ["ar", "draft", "tree 3", "chain 15"]
+    rows = list(model.entries(setting, (8, 9), (3, 5), further=(3,), replays=1))
+    first, second = (["ar", "draft", *trees, "chain 15"] for trees in (("tree 3", "tree 5"), ("tree 3",)))
+    assert [row["case"]["step"] for row in rows] == first + second
     assert all(row["ms"]["p50"] > 0 and row["floor_ms"] > 0 for row in rows)
-    ar, draft, tree, _ = (row["floor_ms"] for row in rows)
+    ar, draft, tree, *_ = (row["floor_ms"] for row in rows)
     assert ar < tree and draft < tree
 
 
@@ -68,3 +77,16 @@ def test_a_step_with_replayed_lengths_commits_that_many_rows():
         before = int(held.start)
         model.decode.speculate(bench.model, act, held, plan, choose)
         assert int(held.start) - before == wanted[step]
+
+
+def test_memory_grows_unless_the_user_has_said_how_it_is_to_be_taken(monkeypatch):
+    monkeypatch.setenv("PYTORCH_ALLOC_CONF", "backend:native")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF", raising=False)
+    model_cli.let_memory_grow()
+    assert "PYTORCH_CUDA_ALLOC_CONF" not in os.environ
+    monkeypatch.delenv("PYTORCH_ALLOC_CONF")
+    # restored after the test
+    monkeypatch.setenv("PYTORCH_CUDA_ALLOC_CONF", "")
+    monkeypatch.delenv("PYTORCH_CUDA_ALLOC_CONF")
+    model_cli.let_memory_grow()
+    assert os.environ["PYTORCH_CUDA_ALLOC_CONF"] == "expandable_segments:True"

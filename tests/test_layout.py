@@ -20,8 +20,9 @@ ARROW = {
 }
 # what `autotune` holds besides a space per op
 TUNER = {
-    "ahead", "atlas", "budget", "drive", "elsewhere", "foresight", "gpu", "landscape", "neighbours", "outcome", "race",
-    "report", "sampler", "simulate", "space", "storage", "surrogate", "timer", "trials", "tuner", "winners", "worker",
+    "ahead", "atlas", "binary", "budget", "drive", "effort", "elsewhere", "foresight", "gpu", "landscape", "neighbours",
+    "outcome", "race", "report", "sampler", "simulate", "space", "storage", "surrogate", "timer", "trials", "tuner",
+    "winners", "worker",
 }  # fmt: skip
 FOREIGN = {
     "reference": {"triton", "optuna", "hypothesis", "gguf"},

@@ -20,6 +20,7 @@ from draftwood.autotune.outcome import Outcome, Verdict
 from draftwood.autotune.race import LOOKS, race
 from draftwood.autotune.space import Problem, _bare, code
 from draftwood.autotune.timer import Machine
+from draftwood.kernels import config
 from draftwood.reference.ops import registered
 from draftwood.reference.spec import case
 
@@ -98,8 +99,8 @@ def test_configs_that_are_fastest_and_faulty_are_each_refused_with_their_reason_
 def test_the_command_of_a_refused_config_shows_it_again():
     argv = ["check", "double_rows", "--case", "M=4,N=40", "--oracle", "numeric", "--ops", FAULTS, "--json"]
     settings = {**os.environ, "PYTHONPATH": str(ROOT / ".typings")}
-    run = lambda config: subprocess.run(
-        [sys.executable, "-m", "draftwood.perf.cli", *argv, "--config", json.dumps(config)],
+    run = lambda chosen: subprocess.run(
+        [sys.executable, "-m", "draftwood.perf.cli", *argv, "--config", json.dumps(chosen)],
         capture_output=True,
         text=True,
         env=settings,
@@ -352,6 +353,25 @@ def test_the_kernel_hash_covers_what_the_kernel_imports_from_its_folder():
     assert {"topk_logprobs.py", "lib/order.py"} <= files and "config.py" not in files
 
 
+def test_a_kernel_hash_covers_what_is_used_beside_it_and_no_more(tmp_path):
+    def written(folder: str, unused: str = "1", used: str = "2", constant: str = "3") -> dict[str, str]:
+        root = tmp_path / folder
+        (root / "lib").mkdir(parents=True)
+        (root / "op.py").write_text("from .lib.near import f as g\n\n\ndef op():\n    return g()\n")
+        other = f"\n\n\ndef other():\n    return {unused}\n"
+        near = f"from .far import h\n\nC = {constant}\n\n\ndef f():\n    return h() + C{other}"
+        (root / "lib" / "near.py").write_text(near)
+        (root / "lib" / "far.py").write_text(
+            f"@once\ndef h():\n    return {used}\n\n\ndef other():\n    return {unused}\n"
+        )
+        return code(root, "op")
+
+    plain = written("plain")
+    assert set(plain) == {"op.py", "lib/near.py", "lib/far.py"} and "@once" in plain["lib/far.py"]
+    assert written("unused", unused="9") == plain
+    assert written("used", used="9") != plain and written("constant", constant="9") != plain
+
+
 def test_points_skip_only_what_legal_refuses():
     for one in registered()["dequant_matmul"].spec.cases["smoke"][:4]:
         problem = Problem("dequant_matmul", one, "sm90-h200")
@@ -391,6 +411,20 @@ def test_committed_configs_are_stamped_and_stale_once_anything_changes(tmp_path)
     held["stamp"]["kernel"] = "other"
     assert winners.stale(held, problem, MACHINE) == ["the kernel's code has changed"]
     assert winners.stale({"case": {}}, problem, MACHINE) == ["no stamp"]
+
+
+def test_a_config_serves_no_launch_that_it_is_not_legal_for():
+    op = registered()["tree_conv"]
+    one = next(case for case in op.spec.cases["perf"] if case["T"] == 9)
+    problem, asked = Problem("tree_conv", one, "sm90-h200"), {name: one[name] for name in ("B", "T", "C", "W")}
+    wide = {"BLOCK_T": 16, "BLOCK_C": 64, "num_warps": 1}
+    assert winners.within(problem, asked, wide) == {"T": [9, None]}
+    assert winners.within(problem, asked, {**wide, "BLOCK_T": 1}) == {}
+    entry = {"case": one.as_dict(), "config": wide, "within": {"T": [9, None]}}
+    assert config.nearest([entry], {**asked, "T": 18}) and config.nearest([entry], {**asked, "T": 8}) is None
+    assert config.nearest([entry], {"C": one["C"]}) == entry
+    # more than twice as many were not measured
+    assert config.nearest([entry], {**asked, "T": 19}) is None
 
 
 def test_every_committed_config_is_legal_and_of_a_known_case():
@@ -495,3 +529,63 @@ print([len(ahead.compile_one(problem, None, point).launches) for point in proble
     first, second, third = run.stdout.splitlines()
     assert first == "['', '']" and "num_warps" in second and third == "[1, 1]", run.stderr
     assert len(list(tmp_path.rglob("*.cubin"))) == 2
+
+
+DRIVE = """
+import sys
+from draftwood.autotune import drive
+from draftwood.autotune.outcome import Found, Outcome
+from draftwood.autotune.race import race
+from draftwood.autotune.space import Problem
+from draftwood.autotune.timer import Machine
+from draftwood.kernels import config
+from draftwood.reference.ops import registered
+
+class Clock:
+    # the more warps, the faster; what the gate was asked, and at which case
+    asked = []
+    def __init__(self, problem, post):
+        self.load(problem)
+    def load(self, problem):
+        self.problem = problem
+        machine = Machine("sm90-h200", "NVIDIA H200", "2.11", "3.6", "3.12", "580", "1980", "2026-11-20")
+        self.facts = {"default": problem.defaults, "machine": machine, "read_gb_s": 4500.0, "asked": {}, "shapes": None}
+    def us(self, point):
+        return 8.0 / {**self.problem.defaults, **point}["num_warps"]
+    def attempt(self, point, rival):
+        us = self.us(point)
+        return Found(Outcome("ok", us=us, spread=(us, us)), self.ask("duel", rival, point) if rival else None)
+    def ask(self, verb, *rest):
+        if verb == "gate":
+            Clock.asked.append((rest[0].case.id, self.problem.case.id))
+            return Found(Outcome("wrong" if len(Clock.asked) == 1 else "ok", "numeric"))
+        return race(lambda: self.us(rest[0]), lambda: self.us(rest[1]))
+    def command(self, point):
+        return ""
+    def close(self):
+        pass
+
+if __name__ == "__main__":
+    drive.Isolated = Clock
+    cases = registered()["advance"].spec.cases["perf"]
+    plan = drive.Plan(tuple(Problem("advance", case, "sm90-h200") for case in cases), "cuda:0", seconds=200.0,
+                      storage=sys.argv[1], compilers=2, target=("cuda", 90, 32))
+    for settled in drive.run(plan, lambda event: None):
+        print(settled.problem.case["T"], settled.verdict.winner, settled.verdict.tried, settled.entry["default_us"])
+    print(len(Clock.asked))
+"""
+
+
+def test_cases_are_tuned_in_turn_and_a_winner_that_the_gate_refuses_makes_way(tmp_path):
+    script = tmp_path / "drive.py"
+    script.write_text(DRIVE)
+    env = {**os.environ, "PYTHONPATH": str(ROOT / ".typings"), "TRITON_CACHE_DIR": str(tmp_path / "cache")}
+    env.pop("TRITON_INTERPRET", None)
+    command = [sys.executable, str(script), str(tmp_path / "journal")]
+    run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=tmp_path)
+    *lines, asked = run.stdout.splitlines()
+    warps = registered()["advance"].module("autotune").SPACE["num_warps"]
+    # the fastest config was refused, once for both cases: they are looked up by the same names
+    second = {"num_warps": sorted(warps)[-2]}
+    assert [line.split(" ", 1)[1].startswith(f"{second} {len(warps)} ") for line in lines] == [True, True], run.stderr
+    assert asked == "2"

@@ -20,7 +20,7 @@ from ...reference.quantisers import TQ3_CODES
 from .cache_rows import SIZES
 
 # $0..$7: nibbles of $8 and $9, each less 8, times the pair of scales $10
-_Q4_0 = tl.constexpr(
+Q4_0 = tl.constexpr(
     """
 {
 .reg .b32 a, b, t;
@@ -47,7 +47,7 @@ lop3.b32 $7, t, 0x00f000f0, 0x64006400, 0xEA;
     + "}"
 )
 # $0..$3: signed bytes of $4 and $5 times the pair of scales $6
-_Q8_0 = tl.constexpr(
+Q8_0 = tl.constexpr(
     """
 {
 .reg .b32 a, b, one;
@@ -75,7 +75,7 @@ def _bytes(shift: int, first: int) -> str:
 
 # the codebook's f16 as bytes: codes 0..3 and 4..7, high bytes and low bytes; $0..$7: codes of low pairs $8 and high
 # bits $9, each of E and O in its halves, looked up and multiplied with the pair of scales $10
-_TQ3_0 = tl.constexpr(
+TQ3_0 = tl.constexpr(
     f"""
 {{
 .reg .b32 z, y, t, u, even, odd, h0, h1, l0, l1;
@@ -135,7 +135,7 @@ def unpack8(b_w, b_h, b_d, FORMAT: tl.constexpr, ASM: tl.constexpr):
     if FORMAT == "q4_0":
         if ASM:
             o = tl.inline_asm_elementwise(
-                _Q4_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d],
+                Q4_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d],
                 (tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
                 is_pure=True, pack=2,
             )  # fmt: skip
@@ -152,7 +152,7 @@ def unpack8(b_w, b_h, b_d, FORMAT: tl.constexpr, ASM: tl.constexpr):
     else:
         if ASM:
             o = tl.inline_asm_elementwise(
-                _TQ3_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [b_w, b_h, b_d],
+                TQ3_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [b_w, b_h, b_d],
                 (tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16, tl.float16),
                 is_pure=True, pack=2,
             )  # fmt: skip
@@ -175,7 +175,7 @@ def unpack4(b_w, b_d, ASM: tl.constexpr):
     """Words [.., 2] of q8_0 -> [.., 2, j0, j1]."""
     if ASM:
         o0, o1, o2, o3 = tl.inline_asm_elementwise(
-            _Q8_0, "=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d], (tl.float16, tl.float16, tl.float16, tl.float16),
+            Q8_0, "=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d], (tl.float16, tl.float16, tl.float16, tl.float16),
             is_pure=True, pack=2,
         )  # fmt: skip
     else:

@@ -10,7 +10,7 @@ import triton.language as tl
 
 from .cache_rows import columns, load_rows
 from .fwht import rotate
-from .share import again, mask, mean, seen, share, top
+from .share import ABOVE, mask, mean, passed, seen, share, top
 from .softmax import LOWEST, attend
 
 
@@ -18,6 +18,24 @@ from .softmax import LOWEST, attend
 def _lanes(b_x):
     """[BM, BS] -> [BM, BS / 8, 4, 2]: what a lane holds of a row lies along the second and the last."""
     return tl.reshape(b_x, (b_x.shape[0], b_x.shape[1] // 8, 4, 2))
+
+
+@triton.jit
+def _walk(begin, end, p_k, s_k: tl.constexpr, p_v, s_v: tl.constexpr, b_q, scale, b_m, b_lanes, b_peak, b_acc,
+          BS: tl.constexpr, FORMAT_K: tl.constexpr, FORMAT_V: tl.constexpr, D: tl.constexpr, TYPE_K: tl.constexpr,
+          TYPE_V: tl.constexpr, STAGES: tl.constexpr):  # fmt: skip
+    """Tiles begin .. end - 1 under a maximum that stands: the sums of the weights, the highest score above it, p v."""
+    o_s = tl.arange(0, BS)
+    for i_s in tl.range(begin, end, BS, num_stages=STAGES):
+        o_row = i_s + o_s
+        b_k = load_rows(p_k + o_row.to(tl.int64) * s_k, None, FORMAT_K, D, TYPE_K)
+        b_v = load_rows(p_v + o_row.to(tl.int64) * s_v, None, FORMAT_V, D, TYPE_V)
+        b_x = tl.dot(b_q, tl.trans(b_k)) * scale - b_m[:, None]
+        b_peak = tl.maximum(b_peak, tl.max(tl.max(_lanes(b_x), 3), 1))
+        b_p = tl.exp2(b_x)
+        b_lanes += tl.sum(tl.sum(_lanes(b_p), 3), 1)
+        b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc)
+    return b_lanes, b_peak, b_acc
 
 
 @triton.jit
@@ -65,20 +83,23 @@ def rows_left(
         end = tl.where(i_split == splits, first + T, rest)
     else:
         b_k = load_rows(p_k + (begin + o_s).to(tl.int64) * s_k_s, begin + o_s < end, FORMAT_K, D, TYPE_K)
-        b_m = top(tl.dot(b_q, tl.trans(b_k)), scale, 1)
+        b_m = top(tl.dot(b_q, tl.trans(b_k)), scale, 1) + ABOVE
         b_lanes, b_peak = tl.zeros((BM, 4), tl.float32), tl.zeros((BM, 4), tl.float32)
-        for i_s in tl.range(begin, end, BS, num_stages=STAGES):
-            o_row = i_s + o_s
-            b_k = load_rows(p_k + o_row.to(tl.int64) * s_k_s, None, FORMAT_K, D, TYPE_K)
-            b_v = load_rows(p_v + o_row.to(tl.int64) * s_v_s, None, FORMAT_V, D, TYPE_V)
-            b_x = tl.dot(b_q, tl.trans(b_k)) * scale - b_m[:, None]
-            b_peak = tl.maximum(b_peak, tl.max(tl.max(_lanes(b_x), 3), 1))
-            b_p = tl.exp2(b_x)
-            b_lanes += tl.sum(tl.sum(_lanes(b_p), 3), 1)
-            b_acc = tl.dot(b_p.to(b_v.dtype), b_v, b_acc)
-        redo, begin, end = again(b_peak, i_split, splits, first, T, begin, end, rest)
-        b_m, b_l = tl.where(redo, LOWEST, b_m), tl.where(redo, 0.0, tl.sum(b_lanes, 1))
-        b_acc = tl.where(redo, 0.0, b_acc)
+        b_lanes, b_peak, b_acc = _walk(
+            begin, end, p_k, s_k_s, p_v, s_v_s, b_q, scale, b_m, b_lanes, b_peak, b_acc, BS, FORMAT_K, FORMAT_V, D,
+            TYPE_K, TYPE_V, STAGES,
+        )  # fmt: skip
+        # too far above: once more, from the highest score of all
+        again = passed(b_peak)
+        b_m = tl.where(again, b_m + tl.max(b_peak, 1), b_m)
+        b_lanes, b_acc = tl.where(again, 0.0, b_lanes), tl.where(again, 0.0, b_acc)
+        b_lanes, b_peak, b_acc = _walk(
+            tl.where(again, begin, end), end, p_k, s_k_s, p_v, s_v_s, b_q, scale, b_m, b_lanes, b_peak, b_acc, BS,
+            FORMAT_K, FORMAT_V, D, TYPE_K, TYPE_V, STAGES,
+        )  # fmt: skip
+        b_m, b_l = tl.where(i_split == splits, LOWEST, b_m), tl.sum(b_lanes, 1)
+        begin = rest
+        end = tl.where(i_split == splits, first + T, rest)
     for i_s in tl.range(begin, end, BS, num_stages=1):
         o_row = i_s + o_s
         m_s = seen(o_row, first, T, ancestors)

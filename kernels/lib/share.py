@@ -1,7 +1,7 @@
 """Which rows of the cache a program of tree_attention walks, what its queries see, and how it weighs them.
 
-The first tile of a share sets the maximum of each query, and nothing is rescaled: weights up to 2^15 fit f16. A share
-in which a later score exceeds that is walked again with a maximum that rises, as are the rows under the mask.
+The first tile of a share sets the maximum of each query, 2^6 above its own, and nothing is rescaled: weights up to 2^15
+fit f16. A share in which a later score makes a larger one is walked again from the highest score that was found.
 """
 
 import triton
@@ -9,7 +9,8 @@ import triton.language as tl
 
 from .softmax import LOWEST
 
-# a score this far above the maximum of the first tile, in units of log 2, ends the walk without a maximum
+# in units of log 2: the first tile's maximum is taken for so much more, and weights are numbers of f16 up to MOST
+ABOVE = tl.constexpr(6.0)
 MOST = tl.constexpr(15.0)
 
 
@@ -44,11 +45,9 @@ def mask(o_row, first, o_m, rows, T, ancestors, G: tl.constexpr):
 
 
 @triton.jit
-def again(b_peak, i_split, splits, first, T, begin, end, rest):
-    """Whether the share is walked from the start with a maximum that rises, and over which rows."""
-    last = i_split == splits
-    redo = last | (tl.max(b_peak) > MOST)
-    return redo, tl.where(last, rest, begin), tl.where(last, first + T, tl.where(redo, end, begin))
+def passed(b_peak):
+    """Whether a score, in units of log 2 above the maximum, makes a weight that f16 does not hold."""
+    return tl.max(b_peak) > MOST
 
 
 @triton.jit

@@ -119,14 +119,68 @@ MUTANTS = (
     Mutant(
         name="tree_attention-never-again",
         op="tree_attention",
-        bug="a share whose scores pass the maximum of its first tile by more than 2^15 is kept as it is",
-        changes=((SHARE, "redo = last | (tl.max(b_peak) > MOST)", "redo = last"),),
+        bug="a share whose scores make weights that f16 does not hold is kept as it is",
+        changes=((QUERIES, "again = passed(b_peak)", "again = passed(b_peak) & (i_split > splits)"),),
     ),
     Mutant(
         name="tree_attention-queries-sums-kept",
         op="tree_attention",
         bug="queries left: a share that is walked again adds to the sums of the first walk",
-        changes=((QUERIES, "tl.where(redo, 0.0, tl.sum(b_lanes, 1))", "tl.sum(b_lanes, 1)"),),
+        changes=((QUERIES, "tl.where(again, 0.0, b_lanes), tl.where(again, 0.0, b_acc)", "b_lanes, b_acc"),),
+    ),
+    Mutant(
+        name="tree_attention-second-walk-of-old",
+        op="tree_attention",
+        bug="queries left: the second walk has the maximum of the first",
+        changes=((QUERIES, "tl.where(again, b_m + tl.max(b_peak, 1), b_m)", "b_m"),),
+    ),
+    Mutant(
+        name="tree_attention-second-walk-short",
+        op="tree_attention",
+        bug="queries left: the second walk leaves out the first tile",
+        changes=((QUERIES, "tl.where(again, begin, end), end, p_k", "tl.where(again, begin + BS, end), end, p_k"),),
+    ),
+    Mutant(
+        name="tree_attention-second-walk-of-least",
+        op="tree_attention",
+        bug="queries left: the second walk starts from the least of what a query's lanes found",
+        changes=((QUERIES, "b_m + tl.max(b_peak, 1)", "b_m + tl.min(b_peak, 1)"),),
+    ),
+    Mutant(
+        name="tree_attention-peak-of-the-last-tile",
+        op="tree_attention",
+        bug="queries left: the highest score is that of the last tile",
+        changes=(
+            (
+                QUERIES,
+                "b_peak = tl.maximum(b_peak, tl.max(tl.max(_lanes(b_x), 3), 1))",
+                "b_peak = tl.max(tl.max(_lanes(b_x), 3), 1)",
+            ),
+        ),
+    ),
+    Mutant(
+        name="tree_attention-passed-late",
+        op="tree_attention",
+        bug="a share is walked again when f16 has lost its weights long ago",
+        changes=((SHARE, "MOST = tl.constexpr(15.0)", "MOST = tl.constexpr(60.0)"),),
+    ),
+    Mutant(
+        name="tree_attention-lanes-half-summed",
+        op="tree_attention",
+        bug="queries left: half the weights of a tile are missing from their sum",
+        changes=((QUERIES, "tl.sum(tl.sum(_lanes(b_p), 3), 1)", "tl.sum(tl.max(_lanes(b_p), 3), 1)"),),
+    ),
+    Mutant(
+        name="tree_attention-nodes-under-nothing",
+        op="tree_attention",
+        bug="queries left: the nodes' share starts from the maximum of rows that it does not have",
+        changes=(
+            (
+                QUERIES,
+                "tl.where(i_split == splits, LOWEST, b_m), tl.sum",
+                "b_m + 100.0 * (i_split == splits), tl.sum",
+            ),
+        ),
     ),
     Mutant(
         name="tree_attention-parts-unweighed",
