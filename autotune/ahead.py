@@ -9,8 +9,8 @@ by the process that runs it, and costs time there.
 import os
 import signal
 from collections import deque
-from collections.abc import Iterable
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, TimeoutError, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -20,6 +20,7 @@ import torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 
+from ..kernels import config
 from ..lab.check import end_with_parent
 from ..reference.spec import Case
 from .effort import Launch, launch
@@ -75,9 +76,35 @@ def _outline(problem: Problem) -> Any:
     return _outlines[key]
 
 
-def compile_default(problem: Problem) -> str | None:
-    """Compile what a case launches with the op's default config; why it could not be done, or None."""
-    return compile_one(problem, None, None).why or None
+def compile_picked(problem: Problem) -> str | None:
+    """Compile what a case launches with the default config and with what is picked there; why not, or None."""
+    default = compile_one(problem, None, None).why
+    with config.compiling_for(problem.gpu):
+        return compile_one(problem, None, None).why or default or None
+
+
+def compile_all(
+    problems: Iterable[Problem], target: GPUTarget, workers: int = 0, patience_s: float | None = None
+) -> Iterator[tuple[Problem, str | None]]:
+    """Compile what each case launches, on all cores; the cases as they end, and why one could not be.
+
+    What takes longer than `patience_s`, and what is left when a compiler dies, is compiled where it is run.
+    """
+    pool = ProcessPoolExecutor(
+        workers or len(os.sched_getaffinity(0)), get_context("spawn"), initializer=prepare, initargs=(target,)
+    )
+    # compilers do not interpret, though their parent may: what they see is the environment of the moment they start in
+    interpreting = os.environ.pop("TRITON_INTERPRET", None)
+    try:
+        waiting = {pool.submit(compile_picked, problem): problem for problem in problems}
+        if interpreting:
+            os.environ["TRITON_INTERPRET"] = interpreting
+        for future in as_completed(waiting, patience_s):
+            yield waiting[future], future.result()
+    except (TimeoutError, BrokenProcessPool):
+        return
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Ahead:

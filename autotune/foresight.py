@@ -15,6 +15,7 @@ from typing import Any
 
 from ..kernels.dequant_matmul import MOST_ROWS
 from ..kernels.gdn_prefill import CHUNKED_FROM
+from ..kernels.lib.ring_exact import stages
 from ..reference.cache import QUANTISED, row_size
 from ..reference.ops import Op
 from ..reference.spec import Case
@@ -41,6 +42,14 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
     precision = config.get("precision", "ieee")
     if _blocks(op, case) and precision == "tf32x3" and arch.backend == "hip":
         return f"Triton has no tf32x3 for {arch.name}"
+    if op == "dequant_matmul" and _exact_tiles(case) and config["algorithm"] == "ring":
+        if arch.name != "sm90":
+            return f"the ring's four warps multiply together, as those of sm90 do and of {arch.name} do not"
+        if case["M"] > MOST_ROWS:
+            return f"the ring takes {MOST_ROWS} rows of x, not {case['M']}"
+        resident, swiglu = config["resident"], case["epilogue"] == "swiglu"
+        if stages(case["format"], case["M"], max(8 if swiglu else 4, config["warps"]), resident, swiglu) < 2:
+            return f"no room for {resident} programs of the ring, with two records each"
     gguf = op == "dequant_matmul" and case["layout"] == "gguf" and case["precision"] == "int8" and case["M"] > 1
     if gguf and config["int8_dot"] and "i8" in arch.refused:
         return f"Triton has no integer dot for {arch.name}"
@@ -70,12 +79,12 @@ def _delta_rule(config: dict[str, Any], case: Case, arch: Arch) -> int:
     if not _blocks(op, case):
         return 0
     BT = min(config["BLOCK_T"], _up(case["T"], 16))
-    BK, BV = min(config["BLOCK_K"], case["K"]), min(config["BLOCK_V"], case["V"])
+    BK, BV = min(config.get("BLOCK_K", case["K"]), case["K"]), min(config["BLOCK_V"], case["V"])
     size = 4 if case["dtype"] == "f32" else 2
     tokens, state, square = BT * BK, BK * BV, BT * BT
     if arch.backend == "hip":
         return 4 * max(tokens, state, square)
-    waiting = max(0, config["num_stages"] - 1) if arch.dot else 0
+    waiting = max(0, config.get("num_stages", 1) - 1) if arch.dot else 0
     if config["precision"] == "bf16":
         # without tensor cores the three parts are f32 again
         parts = 6 if arch.dot else 12
@@ -117,6 +126,10 @@ def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int
     return max(2 * query, query + matrix, query + 2 * tile + raw * ahead)
 
 
+def _exact_tiles(case: Case) -> bool:
+    return case["layout"] == "tiles" and case["precision"] == "exact"
+
+
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 # bytes a row of 256 weights is read in: codes once for each group that shares their bytes, scales, minimums
@@ -128,6 +141,13 @@ def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
     M, size = case["M"], 4 if case["dtype"] == "f32" else 2
     ahead, pair = max(0, config["num_stages"] - 1), 2 if case["epilogue"] == "swiglu" else 1
     column = 256 * (size if arch.dot else 4)
+    if _exact_tiles(case) and config["algorithm"] in ("ring", "rows"):
+        # the ring asks for what there is
+        return 0
+    if _exact_tiles(case) and config["algorithm"] == "wide":
+        rows = min(config["tile_m"], _up(M, 16))
+        exchange = 832 * rows * (config["warps"] // 4) if pair > 1 else 0
+        return 512 * rows * max(1, config["num_stages"] if arch.backend == "cuda" else ahead) + exchange
     if case["layout"] == "gguf":
         if M == 1:
             return 512 * config["block_n"]

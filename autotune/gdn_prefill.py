@@ -30,7 +30,7 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         return f"a dot is at least 16 wide, BLOCK_V is {width}"
     if tokens > 16 and tokens >= 2 * case["T"]:
         return f"BLOCK_T {tokens} runs as a smaller chunk on {case['T']} tokens"
-    if tokens < 32 and case["T"] >= 64:
+    if tokens < 32 and case["T"] >= 64 and gpu.startswith("sm90"):
         return "chunks of 16 tokens leave tensor cores idle where there are many"
     if config["segment"] * tokens >= case["T"]:
         return f"{case['T']} tokens are fewer than {config['segment']} chunks of {tokens}"
@@ -39,4 +39,4 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     held = config["num_stages"] * tokens * (2 * case["K"] * half + planes * tokens + width * half)
     if gpu.startswith("sm90") and held > 227 << 10:
         return f"{config['num_stages']} stages hold {held >> 10} KiB, sm90 has 227"
-    return crowded(width, case["K"], warps)
+    return crowded(width, case["K"], warps, gpu)

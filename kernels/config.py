@@ -40,7 +40,8 @@ CONFIGS = Path(__file__).resolve().parent.parent / "autotune" / "configs"
 
 def pick(op: str, default: C, device: torch.device, **dims: int | str) -> C:
     """The tuned config of the nearest case on this GPU, else `default`."""
-    chosen = default if device.type != "cuda" or _untuned else _tuned(op, default, folder(device), tuple(dims.items()))
+    gpu = folder(device) if device.type == "cuda" else _elsewhere
+    chosen = _tuned(op, default, gpu, tuple(dims.items())) if gpu and not _untuned else default
     if _record is not None:
         _record[op] = dict(vars(chosen))
         _asked[op] = dict(dims)
@@ -50,6 +51,19 @@ def pick(op: str, default: C, device: torch.device, **dims: int | str) -> C:
 _record: dict[str, dict[str, Any]] | None = None
 _asked: dict[str, dict[str, int | str]] = {}
 _untuned = False
+# the folder of a GPU that is compiled for and is not here
+_elsewhere = ""
+
+
+@contextmanager
+def compiling_for(gpu: str) -> Iterator[None]:
+    """Inside, tensors without memory get the configs of that GPU."""
+    global _elsewhere
+    outer, _elsewhere = _elsewhere, gpu
+    try:
+        yield
+    finally:
+        _elsewhere = outer
 
 
 @contextmanager

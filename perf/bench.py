@@ -5,14 +5,11 @@ Results go to perf/results/<gpu>/<op>.json, one entry a line, sorted by case:
 `roof` is the share of the device's measured read bandwidth that the op's least bytes would need in the time it took.
 """
 
-import contextlib
 import functools
 import json
-import os
 import statistics
+import time
 from collections.abc import Callable, Iterable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +18,16 @@ from triton.runtime import driver
 
 from ..autotune import ahead, timer
 from ..autotune.race import race
+from ..autotune.space import Problem
 from ..kernels import config
-from ..lab.oracles import draw
-from ..reference.ops import Op, registered
-from ..reference.spec import Case, Inputs, map_tensors
+from ..kernels.lib.device import folder
+from ..reference.ops import Op
+from ..reference.spec import Case, Inputs
 
 RESULTS = Path(__file__).resolve().parent / "results"
+# sets of operands that a baseline is timed on, at most, and what all of them together may take, about; from so many
+# seconds a call on, one is enough
+RIVALS, SLOW_S, SLOWEST_S = 8, 0.05, 0.5
 
 
 def calls(
@@ -38,31 +39,14 @@ def calls(
     return [functools.partial(function, **inputs, **extra) for inputs in sets], sets
 
 
-def _compile(job: tuple[str, Case, str]) -> None:
-    """In a process that only compiles: run the launcher on tensors without memory, with the default config and with
-    the one that `gpu` would pick."""
-    name, case, gpu = job
-    op = registered()[name]
-    inputs = map_tensors(draw(op.spec, case, 0, torch.device("cpu")), lambda tensor: tensor.to("meta"))
-    # what cannot be run so is compiled when it is timed
-    with contextlib.suppress(Exception):
-        with config.recording():
-            op.function("kernels")(**inputs)
-        if choice := config.choose(name, gpu, config.asked(name)):
-            op.function("kernels")(**inputs, config=op.module("kernels").Config(**choice.entry["config"]))
-
-
-def precompile(jobs: list[tuple[str, Case]], gpu: str) -> None:
-    """Compile the kernels of many cases, with default and tuned configs, by all cores at once: Triton's cache
-    on disk hands them to this process."""
-    workers = min(len(jobs), 16, len(os.sched_getaffinity(0)))
-    if workers < 2:
-        return
-    context = get_context("forkserver")
-    context.set_forkserver_preload(list(ahead.PRELOAD))
-    target = driver.active.get_current_target()
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=ahead.prepare, initargs=(target,)) as pool:
-        list(pool.map(_compile, [(name, case, gpu) for name, case in jobs]))
+def precompile(jobs: list[tuple[str, Case]], sources: tuple[str, ...] = ()) -> None:
+    """Compile the kernels of many cases, with the configs they would get, by all cores at once: Triton's cache on disk
+    hands them to this process."""
+    gpu = folder(torch.device("cuda"))
+    problems = [Problem(name, case, gpu, sources) for name, case in jobs]
+    # one is compiled here as fast
+    for _ in ahead.compile_all(problems, driver.active.get_current_target()) if len(problems) > 1 else ():
+        pass
 
 
 def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device) -> dict[str, Any]:
@@ -77,9 +61,15 @@ def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device)
 
 
 def entry(
-    op: Op, case: Case, device: torch.device, impl: str = "kernels", baselines: bool = True, against: bool = False
+    op: Op,
+    case: Case,
+    device: torch.device,
+    impl: str = "kernels",
+    baselines: bool = True,
+    against: bool = False,
+    peers: bool = True,
 ) -> dict[str, Any]:
-    """Time one op on one case; with `against`, its default config too."""
+    """Time one op on one case; with `against`, its default config too. Without `peers`, only torch beside it."""
     spec = op.spec
     runs, sets = calls(op, case, device, impl)
     with config.recording() as picked:
@@ -102,16 +92,40 @@ def entry(
         row["default"] = against_default(op, runs, device)
     if baselines:
         for name, prepare in spec.baselines.items():
+            if not peers and name != "torch":
+                continue
             try:
-                others = [run for inputs in sets[:8] if (run := prepare(inputs)) is not None]
+                others, seconds = rivals(prepare, sets, device)
             except ImportError:
                 # a peer that is not installed is no baseline here
                 continue
-            if not others:
-                continue
-            timed = timer.measure_baseline(others, device)
-            row["baselines"][f"{name} (eager)" if timed.mode == "cuda-eager" else name] = round(timed.p50, 3)
+            if seconds > SLOWEST_S:
+                row["baselines"][f"{name} (eager)"] = round(seconds * 1e6, 3)
+            elif others:
+                timed = timer.measure_baseline(others, device)
+                row["baselines"][f"{name} (eager)" if timed.mode == "cuda-eager" else name] = round(timed.p50, 3)
     return row
+
+
+def rivals(
+    prepare: Callable[[Inputs], Callable[[], Any] | None], sets: list[Inputs], device: torch.device
+) -> tuple[list[Callable[[], Any]], float]:
+    """A baseline on as many sets of operands as drive each other out of the L2, fewer where each is large or slow; and
+    the seconds of a call."""
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else 0
+    run = prepare(sets[0])
+    if run is None or device.type != "cuda":
+        return [run] if run else [], 0.0
+    held = torch.cuda.memory_allocated() - before
+    run()
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    run()
+    torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    most = min(RIVALS, max(1, int(SLOW_S / seconds)), timer.copies(held))
+    others = (prepare(inputs) for inputs in sets[1:most])
+    return [run, *(other for other in others if other)], seconds
 
 
 def _key(row: dict[str, Any]) -> str:
@@ -133,7 +147,13 @@ def load(file: Path) -> dict[str, Any]:
 def save(op: str, machine: timer.Machine, command: str, rows: Iterable[dict[str, Any]], home: Path = RESULTS) -> Path:
     """Write the rows into the op's result file for this GPU; rows of other cases that stand there stay."""
     file = home / machine.gpu / f"{op}.json"
-    merged = {_key(row): row for row in (*load(file)["entries"], *rows)}
+    held = load(file)
+    merged = {_key(row): row for row in held["entries"]}
+    # peers that were not timed again keep their times, if nothing they run on is another
+    alike = all(held.get("versions", {}).get(name) == getattr(machine, name) for name in ("name", "torch", "triton"))
+    for row in rows:
+        before = merged.get(_key(row), {}).get("baselines", {}) if alike else {}
+        merged[_key(row)] = {**row, "baselines": {**before, **row["baselines"]}}
     head = {"schema": 1, "op": op, "gpu": machine.gpu, "versions": machine.as_dict(), "command": command}
     lines = ",\n".join(json.dumps(row) for row in sorted(merged.values(), key=_order))
     file.parent.mkdir(parents=True, exist_ok=True)

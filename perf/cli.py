@@ -225,8 +225,8 @@ def bench(
         raise fail(str(error)) from error
     found = registered(sources)
     machine = timer.machine(device)
-    if device.type == "cuda" and impl is Impl.kernels and not sources:
-        benching.precompile([(job.op, job.case) for job in work if job.case], machine.gpu)
+    if device.type == "cuda" and impl is Impl.kernels:
+        benching.precompile([(job.op, job.case) for job in work if job.case], tuple(sources))
     rows: dict[str, list[dict[str, Any]]] = {}
     timed = (
         (job, benching.entry(found[job.op], job.case, device, impl.value, baselines, bool(against)))
@@ -352,6 +352,9 @@ def port(
     tune: Annotated[float, typer.Option(help="Seconds of tuning in all; 0 leaves it out.")] = 600.0,
     jobs: Annotated[int, typer.Option(help="Processes that check at the same time; their kernels share the GPU.")] = 6,
     compilers: Annotated[int, typer.Option(help="Processes that compile; 0 is one a core.")] = 0,
+    until: Annotated[
+        str, typer.Option(help="Stop after this step: doctor, compile, check, bench or tune.", show_default=False)
+    ] = "",
     fresh: Annotated[bool, typer.Option("--fresh", help="Do finished parts again.")] = False,
     to: Annotated[str, typer.Option(help="Where the report goes; perf/results/<gpu>/PORT.md by default.")] = "",
     rehearse: Annotated[
@@ -374,6 +377,9 @@ def port(
     from . import port as bringing
     from . import port_report
 
+    names = [step.name for step in bringing.STEPS]
+    if until and until not in names:
+        raise fail(f"no step named '{until}'; there are {', '.join(names)}")
     if tune and find_spec("optuna") is None:
         raise fail("tuning needs optuna; pip install 'draftwood[tune]', or leave it out: --tune 0")
     if rehearse:
@@ -397,7 +403,8 @@ def port(
     def report(finished: bool = False) -> None:
         file.write_text(port_report.report(order, done, finished))
 
-    finished = bringing.run(order, done, report=report)
+    steps = bringing.STEPS[: names.index(until) + 1] if until else bringing.STEPS
+    finished = bringing.run(order, done, steps, report) and steps == bringing.STEPS
     report(finished)
     out.print(f"{file}", highlight=False, soft_wrap=True)
     if not finished:

@@ -25,23 +25,24 @@ from ..autotune.space import Problem
 from ..kernels.config import CONFIGS
 from ..reference.ops import Op, registered
 from ..reference.spec import Case
+from .matrix import TIMED
 from .ports import Task, alone, compile_all, default
 
-TRIES = 12
-# defaults were timed here: what they spill is known to pay
-TIMED = ("sm90",)
+TRIES = 24
 
 
 def candidates(op: Op, case: Case, start: dict[str, Any], arch: str) -> list[dict[str, Any]]:
-    """Points with smaller tiles, fewer stages or more warps than `start`, the fewest and smallest changes first."""
+    """Points with smaller tiles, fewer stages, more warps or another way than `start`, the fewest and smallest changes
+    first."""
     module = op.module("autotune")
     space, knobs = module.SPACE, []
     for knob, values in space.items():
         held = start[knob]
         numbers = isinstance(held, int) and not isinstance(held, bool)
         more = knob.endswith("warps")
-        others = [value for value in values if numbers and (value > held if more else value < held)]
-        knobs.append([(0, held), *((abs(values.index(value) - _near(values, held)), value) for value in others)])
+        others = [v for v in values if ((v > held if more else v < held) if numbers else v != held)]
+        at = _near(values, held) if numbers else values.index(held)
+        knobs.append([(0, held), *((abs(values.index(value) - at), value) for value in others)])
     points = []
     for choice in itertools.product(*knobs):
         steps = [step for step, _ in choice]
@@ -57,7 +58,8 @@ def _near(values: tuple[Any, ...], held: Any) -> int:
 
 
 def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], tries: int) -> dict[str, Any]:
-    """The entry of one case: its default where that does not spill, else the first point that does not, or the best."""
+    """The entry of one case: its default where that does not spill, else the first point found that does not, or the
+    best."""
     op = registered(sources)[op_name]
     case = next(case for case in op.spec.cases["perf"] if case.id == case_id)
     start = default(op, case, arch)
@@ -68,8 +70,11 @@ def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], trie
         return sum(bool(build.error) for build in builds), sum(build.spills for build in builds)
 
     before = best = cost(start)
-    chosen = start
-    for point in candidates(op, case, start, arch)[:tries] if best > (0, 0) else ():
+    chosen, left = start, candidates(op, case, start, arch) if best > (0, 0) else []
+    for _ in range(min(tries, len(left))):
+        # one step from the best so far, the fewest changes of the default first
+        point = min(left, key=lambda point: sum(point[knob] != chosen[knob] for knob in point))
+        left.remove(point)
         if (found := cost(point)) < best:
             best, chosen = found, point
         if best == (0, 0):
@@ -80,7 +85,8 @@ def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], trie
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
     spills = {"spills": best[1], "default_spills": before[1]}
-    return {"case": case.as_dict(), "config": chosen, **spills, "changed": chosen != start, "stamp": stamp}
+    changes = {knob: value for knob, value in chosen.items() if value != start[knob]}
+    return {"case": case.as_dict(), "config": chosen, **spills, "changes": changes, "stamp": stamp}
 
 
 def fit(work: list[tuple[str, str]], sources: tuple[str, ...], workers: int) -> Iterator[tuple[str, str, Any]]:
@@ -101,20 +107,24 @@ def fit(work: list[tuple[str, str]], sources: tuple[str, ...], workers: int) -> 
 
 
 def save(op: str, arch: str, entries: list[dict[str, Any]], home: Path = CONFIGS) -> Path | None:
-    """Write what was found, unless the defaults serve every case."""
+    """Write what was found, unless the defaults serve every case or are known to pay."""
     file = home / f"{arch}-fitted" / f"{op}.json"
-    if not any(entry["changed"] for entry in entries):
+    if arch in TIMED or not any(entry["changes"] for entry in entries):
         file.unlink(missing_ok=True)
         return None
     head = {"schema": 2, "op": op, "gpu": f"{arch}-fitted"}
-    rows = [{key: value for key, value in entry.items() if key != "changed"} for entry in entries]
+    rows = [{key: value for key, value in entry.items() if key != "changes"} for entry in entries]
     lines = ",\n".join(sorted(json.dumps(row) for row in rows))
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
     return file
 
 
-def spilling(builds: list[Any]) -> list[tuple[str, str]]:
-    """The ops and architectures whose default configs spill or fail, and were not timed there."""
-    pairs = {(b.op, b.arch) for b in builds if (b.spills or b.error) and not b.config and b.arch not in TIMED}
-    return sorted(pairs)
+def rows(op: str, arch: str, entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What PORTS.md says of the cases whose defaults do not serve."""
+    return [
+        {"op": op, "arch": arch, "case": Case(tuple(entry["case"].items())).id}
+        | {key: entry[key] for key in ("changes", "spills", "default_spills")}
+        for entry in entries
+        if entry["changes"] or entry["spills"]
+    ]

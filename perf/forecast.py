@@ -1,4 +1,5 @@
-"""How well `autotune/foresight.py` knows what will not run where: a seeded sample of the whole space, really compiled.
+"""How well `autotune/foresight.py` knows what will not run where: edges and a seeded sample of the whole space, really
+compiled.
 
                       runs            does not run
     foreseen to run   right           missed            <- what a port stumbles over
@@ -9,6 +10,7 @@ tuner would leave out is left out here.
 """
 
 import dataclasses
+import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -34,6 +36,7 @@ class Point:
     # what the compiler or the launcher said, or nothing
     found: str
     spills: int = 0
+    shared: int = 0
 
     @property
     def cell(self) -> str:
@@ -43,28 +46,32 @@ class Point:
 
 
 def draw(op: Op, arch: str, count: int) -> list[tuple[str, str]]:
-    """Cases and configs, evenly from all cases and all values of every knob; the same for the same op."""
+    """Cases and configs: both ends of every knob, the others at their defaults, and `count` points of the whole space,
+    evenly from all cases and all values of every knob; the same for the same op."""
     if not op.has("autotune"):
         return []
     generator = random.Random(f"{SEED} {op.name} {arch}")
     space = op.module("autotune").SPACE
     default = dataclasses.asdict(op.module("kernels").Config())
     cases = list(dict.fromkeys(case.id for group in ("perf", "qwen35") for case in op.spec.cases.get(group, ())))
-    found = []
-    for _ in range(count):
-        point = {knob: generator.choice(values) for knob, values in space.items()}
-        found.append((generator.choice(cases), json.dumps({**default, **point}, sort_keys=True)))
+    points = [{knob: end} for knob, values in space.items() for end in (values[0], values[-1])]
+    points += [{knob: generator.choice(values) for knob, values in space.items()} for _ in range(count)]
+    found = [(generator.choice(cases), json.dumps({**default, **point}, sort_keys=True)) for point in points]
     return list(dict.fromkeys(found))
 
 
 def work(ops: list[str], archs: list[str], count: int, sources: list[str]) -> list[Task]:
+    """One task a point, in turns of an op and an architecture each: what is done of them at any time is a sample."""
     known = registered(sources)
-    return [
-        Task(name, arch, (case,), "points", tuple(sources), (config,))
+    columns = [
+        [
+            Task(name, arch, (case,), "points", tuple(sources), (config,))
+            for case, config in draw(known[name], arch, count)
+        ]
         for name in ops
         for arch in archs
-        for case, config in draw(known[name], arch, count)
     ]
+    return [task for row in itertools.zip_longest(*columns) for task in row if task]
 
 
 def judged(task: Task, builds: list[Build]) -> Point:
@@ -72,8 +79,8 @@ def judged(task: Task, builds: list[Build]) -> Point:
     case = next(c for group in op.spec.cases.values() for c in group if c.id == task.cases[0])
     foreseen = foresee(op, case, json.loads(task.points[0]), ARCHS[task.arch])
     found = next((build.error for build in builds if build.error), "")
-    spills = max((build.spills for build in builds), default=0)
-    return Point(task.op, task.arch, case.id, task.points[0], foreseen or "", found, spills)
+    spills, shared = (max((getattr(b, fact) for b in builds), default=0) for fact in ("spills", "shared"))
+    return Point(task.op, task.arch, case.id, task.points[0], foreseen or "", found, spills, shared)
 
 
 def sample(tasks: list[Task], workers: int) -> Iterator[Point]:

@@ -14,19 +14,37 @@ from .ports import Build
 COMMITTED = Path(__file__).resolve().parent / "results" / "ports.json"
 PAGE = COMMITTED.parent.parent.parent / "PORTS.md"
 SCHEMA = 2
+# defaults were timed here: what they spill is known to pay, and nothing else is picked for it
+TIMED = ("sm90",)
 AGAIN = "draftwood ports {op} --save writes perf/results/ports.json anew, if this is meant"
 
 
-def save(builds: list[Build], forecast: dict[str, Any] | None = None, file: Path = COMMITTED) -> dict[str, Any]:
-    """Write the Builds; what is committed of other ops and architectures stays, unless another Triton compiled it."""
+def save(
+    builds: list[Build],
+    forecast: dict[str, Any] | None = None,
+    file: Path = COMMITTED,
+    fitted: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """Write the Builds, and what `--fit` found where they spill; what is committed of other ops and architectures
+    stays, unless another Triton compiled it."""
     old = load(file)
     fresh = {(build.op, build.arch) for build in builds}
     kept = [build for build in held(old) if (build.op, build.arch) not in fresh]
-    if old.get("triton") != triton.__version__:
+    if builds and old.get("triton") != triton.__version__:
         kept = []
-    report = {"schema": SCHEMA, "triton": triton.__version__, "forecast": forecast or old.get("forecast")}
+    # of what serves now, no other config is of interest
+    wanted = {
+        (build.op, build.arch) for build in (*kept, *builds) if (build.spills or build.error) and not build.config
+    }
+    wanted -= {(row["op"], row["arch"]) for row in fitted or ()}
+    others = [row for row in old.get("fitted", []) if (row["op"], row["arch"]) in wanted]
+    version = triton.__version__ if builds else old.get("triton")
+    report = {"schema": SCHEMA, "triton": version, "forecast": forecast or old.get("forecast")}
+    spilled = sorted(json.dumps(row) for row in (*others, *(fitted or ())))
     rows = [json.dumps(_row(build)) for build in sorted([*kept, *builds], key=lambda build: build.key)]
-    file.write_text(json.dumps(report)[:-1] + ', "builds": [\n' + ",\n".join(rows) + "\n]}\n")
+    parts = {"fitted": spilled, "builds": rows}
+    text = ", ".join(f'"{name}": [\n' + ",\n".join(lines) + "\n]" for name, lines in parts.items())
+    file.write_text(f"{json.dumps(report)[:-1]}, {text}}}\n")
     return load(file)
 
 
@@ -92,7 +110,11 @@ def page(report: dict[str, Any]) -> str:
         lines += ["", "## What does not compile", "", *_head("op", "architecture", "kernel", "case", "config", "why")]
         lines += [_line(b.op, b.arch, b.kernel, f"`{b.case}`", b.config or "default", b.error) for b in failed]
     lines += ["", *_forecast(report.get("forecast"))]
-    lines += ["## What spills", "", *_spilling([build for build in builds if build.spills]), ""]
+    lines += ["## What spills", "", *_spilling([build for build in builds if build.spills and not build.config]), ""]
+    lines += _fitted(report.get("fitted", []))
+    looked = {(row["op"], row["arch"]) for row in report.get("fitted", [])}
+    if unknown := [pair for pair in spilling(builds) if pair not in looked]:
+        lines += ["Not looked for yet: " + ", ".join(f"{op} on {arch}" for op, arch in unknown) + ".", ""]
     lines += [
         "## What they take",
         "",
@@ -124,6 +146,16 @@ def _taken(arch: str, builds: list[Build]) -> str:
     )
 
 
+def spilling(builds: list[Build]) -> list[tuple[str, str]]:
+    """The ops and architectures whose default configs spill or fail; where they were timed, in every case."""
+    cases: dict[tuple[str, str], dict[str, bool]] = {}
+    for build in builds:
+        if not build.config:
+            of = cases.setdefault((build.op, build.arch), {})
+            of[build.case] = of.get(build.case, False) or bool(build.spills or build.error)
+    return sorted(pair for pair, of in cases.items() if (all if pair[1] in TIMED else any)(of.values()))
+
+
 def _spilling(builds: list[Build]) -> list[str]:
     if not builds:
         return ["Nothing."]
@@ -131,11 +163,33 @@ def _spilling(builds: list[Build]) -> list[str]:
     for build in builds:
         counts = worst.setdefault((build.op, build.kernel), Counter())
         counts[build.arch] = max(counts[build.arch], build.spills)
-    lines = _head("op", "kernel", "spills of its worst case, by architecture")
+    lines = _head("op", "kernel", "spills of its worst case with its default config, by architecture")
     return lines + [
         _line(op, kernel, ", ".join(f"{arch} {counts[arch]}" for arch in ARCHS if counts[arch]))
         for (op, kernel), counts in sorted(worst.items())
     ]
+
+
+def _fitted(rows: list[dict[str, Any]]) -> list[str]:
+    """What `draftwood ports --fit` found for cases whose default config spills."""
+    if not rows:
+        return []
+    lines = [
+        "`draftwood ports --fit` looked for other configs for these cases, nearest to the default first:",
+        "",
+        *_head(
+            "op", "architecture", "cases that spill", "with another config", "the nearest of them", "spilling least"
+        ),
+    ]
+    by: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        by.setdefault((row["op"], row["arch"]), []).append(row)
+    for (op, arch), found in sorted(by.items(), key=lambda pair: (pair[0][0], list(ARCHS).index(pair[0][1]))):
+        free = [row for row in found if not row["spills"]]
+        first = " ".join(f"{knob}={value}" for knob, value in free[0]["changes"].items()) if free else "–"
+        rest = max((row["spills"] for row in found), default=0)
+        lines.append(_line(op, arch, len(found), f"{len(found) - len(free)} spill", first, rest or "–"))
+    return [*lines, ""]
 
 
 def _forecast(forecast: dict[str, Any] | None) -> list[str]:
@@ -147,10 +201,12 @@ def _forecast(forecast: dict[str, Any] | None) -> list[str]:
     lines = [
         "## What was foreseen",
         "",
-        f"`draftwood ports --foresee {forecast['count']}`: {sum(every.values())} points of the ops' whole spaces,",
-        f"cases and architectures (seed {forecast['seed']}), each foreseen from spec and config alone",
-        "(`autotune/foresight.py`) and "
-        f"then really compiled. {failed} did not run; {every['missed']} of these were not foreseen.",
+        f"`draftwood ports --foresee {forecast['count']}` with triton {forecast.get('triton', '?')}: "
+        f"{sum(every.values())} points of the ops' whole spaces,",
+        f"both ends of every knob and {forecast['count']} points an op and architecture drawn at random (seed "
+        f"{forecast['seed']}),",
+        "each foreseen from spec and config alone (`autotune/foresight.py`) and then really compiled.",
+        f"{failed} did not run; {every['missed']} of these were not foreseen ({every['missed'] / max(1, failed):.1%}).",
         "",
         *_head("op", "runs, as foreseen", "refused, and fails", "missed", "refused needlessly"),
     ]

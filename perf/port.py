@@ -19,8 +19,9 @@ import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Generator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures import TimeoutError as TooLong
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -203,28 +204,14 @@ def _doctor(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> R
 def _compile(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Results:
     from triton.backends.compiler import GPUTarget
 
-    from ..autotune.ahead import compile_default, prepare
+    from ..autotune.ahead import compile_all
     from ..autotune.space import Problem
 
+    problems = [Problem(op, _case(order, op, case), order.gpu, order.sources) for op, case in parts]
+    patience = None if clock.left == float("inf") else max(1.0, clock.left)
     target = GPUTarget(*done.of("doctor")["machine",]["target"])
-    cores = order.compilers or len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(cores, get_context("spawn"), prepare, (target,))
-    # a rehearsal interprets, its compilers do not: they see the environment of the moment they start in
-    interpreting = os.environ.pop("TRITON_INTERPRET", None)
-    try:
-        waiting = {
-            pool.submit(compile_default, Problem(op, _case(order, op, case), order.gpu, order.sources)): (op, case)
-            for op, case in parts
-        }
-        if interpreting:
-            os.environ["TRITON_INTERPRET"] = interpreting
-        for future in as_completed(waiting, None if clock.left == float("inf") else max(1.0, clock.left)):
-            yield waiting[future], future.result()
-    except (TooLong, BrokenProcessPool) as error:
-        # what is not compiled ahead is compiled where it is needed
-        say(f"compile: given up on the rest ({type(error).__name__})")
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    for problem, why in compile_all(problems, target, order.compilers, patience):
+        yield (problem.op_name, problem.case.id), why
 
 
 def _case(order: Order, op: str, case: str) -> Case:
@@ -269,7 +256,15 @@ def _part(job: lab.Job) -> Part:
     return job.op, job.case.id
 
 
-def _time(sources: tuple[str, ...], device: str, op: str, case: str) -> dict[str, Any]:
+def _to_time(order: Order, _done: Journal) -> list[Part]:
+    """Ops without results here first, those with the most cases last: what time is left for is most of the ops."""
+    parts = list(order.only) or _cases(order, (order.timed,))
+    count = Counter(op for op, _ in parts)
+    known = {op for op in count if (order.results / order.gpu / f"{op}.json").exists()}
+    return sorted(parts, key=lambda part: (part[0] in known, count[part[0]], order.names().index(part[0])))
+
+
+def _time(sources: tuple[str, ...], device: str, op: str, case: str, baselines: bool) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ..autotune import timer
@@ -277,19 +272,22 @@ def _time(sources: tuple[str, ...], device: str, op: str, case: str) -> dict[str
 
     where = torch.device(device)
     impl = "reference" if where.type == "cpu" else "kernels"
-    row = bench.entry(registered(sources)[op], lab.parse_case(op, case, sources), where, impl)
+    # peers that compile for themselves are for `draftwood bench`
+    row = bench.entry(registered(sources)[op], lab.parse_case(op, case, sources), where, impl, baselines, peers=False)
     return {"row": row, "machine": asdict(timer.machine(where))}
 
 
-def _bench(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> Results:
+def _bench(order: Order, done: Journal, parts: list[Part], _clock: Clock) -> Results:
     from ..autotune.timer import Machine
     from . import bench
 
     pool = _apart(order)
     try:
         for op, case in parts:
+            # a config changes nothing for its rivals
+            rivals = done.of("bench").get((op, case), {}).get("baselines")
             try:
-                found = pool.submit(_time, order.sources, order.device, op, case).result(HUNG_S)
+                found = pool.submit(_time, order.sources, order.device, op, case, rivals is None).result(HUNG_S)
             except Exception as error:  # one case that cannot be timed is a finding
                 text = f"{type(error).__name__}: {str(error)[:200]}"
                 if isinstance(error, (BrokenProcessPool, TooLong)) or any(word in text for word in LOST):
@@ -297,6 +295,7 @@ def _bench(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> Re
                     pool = _apart(order)
                 yield (op, case), {"error": text}
                 continue
+            found["row"]["baselines"] = rivals or found["row"]["baselines"]
             bench.save(op, Machine(**found["machine"]), "draftwood port", [found["row"]], order.results)
             yield (op, case), found["row"]
     finally:
@@ -362,7 +361,7 @@ STEPS = (
     Step("doctor", lambda _order, _done: [("machine",)], _doctor),
     Step("compile", lambda order, _done: _cases(order, (*order.check, order.timed)), _compile),
     Step("check", lambda order, _done: _cases(order, order.check), _check),
-    Step("bench", lambda order, _done: list(order.only) or _cases(order, (order.timed,)), _bench),
+    Step("bench", _to_time, _bench),
     Step("tune", _turns, _tune),
     Step("again", _moved, _bench),
 )

@@ -15,6 +15,8 @@ import json
 import multiprocessing
 import os
 import pickle
+import resource
+import signal
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -25,7 +27,10 @@ from typing import Any
 
 import torch
 import triton
+import triton.language as tl
 from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITCallable
 
 from ..autotune import elsewhere
 from ..autotune.binary import measure
@@ -40,7 +45,10 @@ from ..reference.spec import Case
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "draftwood" / "ports"
 KINDS = ("default", "tuned", "edge")
 # of the cached reports: raise it when what a Build holds changes
-SCHEMA = 2
+SCHEMA = 4
+# of a core, to compile one kernel
+LIMIT_S = 60
+TOO_LONG = "TooLong"
 
 
 @dataclass(frozen=True)
@@ -124,15 +132,14 @@ def default(op: Op, case: Case, arch_name: str) -> dict[str, Any]:
 
 def _tuned(op: Op, arch: str, launch: Any) -> list[Any]:
     """What a GPU of this architecture that nobody tuned for would be given: a relative's config, if any."""
-    with picking.recording() as picked:
-        launch(None)
-    found = picking.choose(op.name, f"{arch}-unknown", picking.asked(op.name))
-    if found is None:
+    gpu = f"{arch}-unknown"
+    if not any(picking.entries(op.name, home) for home, _ in picking.homes(gpu)):
         return []
-    kernel = op.module("kernels")
-    known = {field.name for field in dataclasses.fields(kernel.Config)}
-    mine = {name: value for name, value in found.entry["config"].items() if name in known}
-    return [kernel.Config(**{**picked.get(op.name, {}), **mine})]
+    with picking.compiling_for(gpu), picking.recording() as picked:
+        launch(None)
+    if picking.choose(op.name, gpu, picking.asked(op.name)) is None:
+        return []
+    return [op.module("kernels").Config(**picked[op.name])]
 
 
 # -- compiling ---------------------------------------------------------------------------------------------------------
@@ -148,7 +155,11 @@ def compile_all(task: Task) -> list[Build]:
         name = _digest(src.hash(), str(target), _plain(options), triton.__version__, SCHEMA)
         return SimpleNamespace(name=src.name, hash=name, facts=_built(name, src, target, options, arch))
 
-    elsewhere.claim(GPUTarget(arch.backend, arch.number, arch.warp), compiler)
+    target = GPUTarget(arch.backend, arch.number, arch.warp)
+    _warm(target)
+    elsewhere.claim(target, compiler)
+    # a line above a kernel does not change it; Triton's hash says so, for the sake of debuggers
+    JITCallable.starting_line_number = property(lambda _: 1, lambda *_: None)
     for case in (by_id[name] for name in task.cases):
         inputs = elsewhere.hollow(shapes(op, case))
 
@@ -159,28 +170,68 @@ def compile_all(task: Task) -> list[Build]:
             row = functools.partial(Build, op.name, arch.name, case.id, dict(vars(config)) if config else {})
             try:
                 for kernel in elsewhere.launches(functools.partial(launch, config)):
-                    builds.setdefault(kernel.hash, row(kernel.name, **kernel.facts))
+                    facts = {key: value for key, value in kernel.facts.items() if key != "limit"}
+                    builds.setdefault(kernel.hash, row(kernel.name, **facts))
             except Exception as raised:  # a launcher that refuses is a finding
                 builds.setdefault(sentence(raised), row("", error=sentence(raised)))
     return list(builds.values())
 
 
+@triton.jit
+def _nothing(x):
+    tl.store(x, 0.0)
+
+
+@functools.cache
+def _warm(target: GPUTarget) -> None:
+    """Compile nothing, so that what a compiler does once a process, a third of a second, is done before it forks."""
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["TRITON_CACHE_DIR"] = scratch
+        elsewhere.compile_here(ASTSource(_nothing, {"x": "*fp32"}, {}), target=target)
+
+
 def _built(name: str, src: Any, target: Any, options: Any, arch: Arch) -> dict[str, Any]:
     """Compile one kernel and measure it; or read what was found before."""
     file = CACHE / "kernels" / name[:2] / f"{name}.json"
-    if file.exists():
-        return json.loads(file.read_text())
+    if file.exists() and (facts := json.loads(file.read_text())).get("limit", LIMIT_S) >= LIMIT_S:
+        return facts
+    # a process of its own: a compiler that crashes or takes for ever ends alone; the binary is measured and not kept
+    with tempfile.TemporaryDirectory() as scratch:
+        child = os.fork()
+        if not child:
+            os.environ["TRITON_CACHE_DIR"] = scratch
+            _compile_and_leave(file, src, target, options, arch)
+        _, status, used = os.wait4(child, 0)
+    if status:
+        ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an exit"
+        # the signal comes a little early
+        seconds = LIMIT_S if ended == "SIGXCPU" else round(used.ru_utime + used.ru_stime, 2)
+        _write(file, json.dumps(_failed(f"CompilerDied: ended by {ended}", seconds)).encode())
+    return json.loads(file.read_text())
+
+
+def _compile_and_leave(file: Path, src: Any, target: Any, options: Any, arch: Arch) -> None:
+    """Write what one kernel's binary says of itself and end this process, after LIMIT_S of a core at the latest."""
+    end_with_parent()
+    # ptxas is given as much: a process inherits the limit
+    resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S + 5))
+    # Triton prints what ptxas refuses
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     started = _seconds()
     try:
-        # the binary is measured and not kept
-        with tempfile.TemporaryDirectory() as scratch:
-            os.environ["TRITON_CACHE_DIR"] = scratch
-            kernel = elsewhere.compile_here(src, target=target, options=options)
-            facts = {**measure(kernel, arch), "seconds": round(_seconds() - started, 2)}
+        kernel = elsewhere.compile_here(src, target=target, options=options)
+        facts = {**measure(kernel, arch), "seconds": round(_seconds() - started, 2)}
     except Exception as raised:  # whatever the compiler throws is the finding
-        facts = {"error": sentence(raised), "seconds": round(_seconds() - started, 2)}
+        facts = _failed(sentence(raised), round(_seconds() - started, 2))
     _write(file, json.dumps(facts).encode())
-    return facts
+    os._exit(0)
+
+
+def _failed(why: str, seconds: float) -> dict[str, Any]:
+    """A failure; one of its own kind where it is the time that ran out."""
+    if seconds < LIMIT_S:
+        return {"error": why, "seconds": seconds}
+    return {"error": f"{TOO_LONG}: not compiled in {LIMIT_S} s of a core", "seconds": seconds, "limit": LIMIT_S}
 
 
 def _seconds() -> float:
@@ -242,7 +293,7 @@ def _fingerprint(task: Task) -> str:
         parts["space"] = (roots["kernels"].parent / "autotune" / f"{op.name}.py").read_text()
     if task.kind == "tuned":
         parts["tuned"] = [file.read_text() for file in sorted(CONFIGS.glob(f"*/{op.name}.json"))]
-    return _digest(parts, dataclasses.astuple(task), triton.__version__, SCHEMA, str(ARCHS[task.arch]))
+    return _digest(parts, dataclasses.astuple(task), triton.__version__, SCHEMA, LIMIT_S, str(ARCHS[task.arch]))
 
 
 def run(work: list[Task], workers: int) -> Iterator[tuple[Task, list[Build]]]:

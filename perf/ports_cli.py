@@ -61,7 +61,7 @@ def foresee(
     points = [point for _, point in tables.progress(sampled, len(work), "foreseeing", None if as_json else err)]
     rows = forecast.table(points)
     if save:
-        report = {"count": count, "seed": forecast.SEED, "rows": rows}
+        report = {"count": count, "seed": forecast.SEED, "triton": porting.triton.__version__, "rows": rows}
         matrix.PAGE.write_text(matrix.page(matrix.save([], report)))
     if as_json:
         print(json.dumps({"rows": rows, "points": [asdict(point) for point in points]}, indent=0))
@@ -87,10 +87,11 @@ def fit(ops: list[str], archs: list[str], workers: int, sources: list[str], as_j
     for _, found in tables.progress(porting.run(work, workers), len(work), "compiling", None if as_json else err):
         builds += found
     rows = []
-    for op, arch, entries in fitting.fit(fitting.spilling(builds), tuple(sources), workers):
+    for op, arch, entries in fitting.fit(matrix.spilling(builds), tuple(sources), workers):
         file = fitting.save(op, arch, entries)
         still = [entry for entry in entries if entry["spills"]]
-        row = {"op": op, "arch": arch, "changed": sum(entry["changed"] for entry in entries), "still": len(still)}
+        matrix.PAGE.write_text(matrix.page(matrix.save([], fitted=fitting.rows(op, arch, entries))))
+        row = {"op": op, "arch": arch, "changed": sum(bool(entry["changes"]) for entry in entries), "still": len(still)}
         rows.append(row)
         if not as_json:
             text = f"{op} on {arch}: {row['changed']} of {len(entries)} cases get another config than the default, "

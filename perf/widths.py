@@ -100,8 +100,7 @@ def main() -> None:
     if on_gpu:
         widths = sorted({1, *range(2, most + 1, 8), most})
         pairs = [(shape, precision) for shape in shapes for precision in args.precision.split(",")]
-        gpu = timer.machine(device).gpu
-        bench.precompile([("dequant_matmul", case_of(M, *pair)) for pair in pairs for M in widths], gpu)
+        bench.precompile([("dequant_matmul", case_of(M, *pair)) for pair in pairs for M in widths])
     rows = []
     for K, N, format in shapes:
         for precision in args.precision.split(","):

@@ -1,7 +1,7 @@
 """Result files, comparison with committed results, and the choice of configs."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -46,6 +46,16 @@ def test_a_result_file_has_the_schema_one_entry_a_line_sorted(tmp_path):
     lines = file.read_text().splitlines()
     assert len(lines) == 2 + len(held["entries"])
     assert all(json.loads(line.rstrip(",")) in held["entries"] for line in lines[1:-1])
+
+
+def test_peers_that_were_not_timed_again_keep_their_times_unless_versions_changed(tmp_path):
+    first = {**row(1, 2.0), "baselines": {"torch": 5.0, "peer": 4.0}}
+    again = {**row(1, 1.0), "baselines": {"torch": 6.0}}
+    bench.save("rms_norm", MACHINE, "", [first], tmp_path)
+    file = bench.save("rms_norm", MACHINE, "", [again], tmp_path)
+    assert json.loads(file.read_text())["entries"][0]["baselines"] == {"torch": 6.0, "peer": 4.0}
+    bench.save("rms_norm", replace(MACHINE, triton="3.7"), "", [again], tmp_path)
+    assert json.loads(file.read_text())["entries"][0]["baselines"] == {"torch": 6.0}
 
 
 def test_only_a_slowdown_beyond_slack_and_spread_is_named(tmp_path):

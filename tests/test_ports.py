@@ -1,7 +1,9 @@
 """Facts of GPUs, compiling for GPUs that are not here, golden bundles."""
 
 import json
+import os
 import re
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,7 +92,19 @@ def test_a_saved_report_is_read_back_and_a_part_of_it_replaced(tmp_path):
     rows = {"all": {"right passes": 9, "missed": 1, "needless": 2, "right refusals": 3}}
     report = matrix.save([replace(GOOD, registers=65)], {"count": 15, "seed": 0, "rows": rows}, file)
     assert {build.registers for build in matrix.held(report) if build.arch == "sm90"} == {65}
-    assert len(report["builds"]) == 3 and "4 did not run; 1 of these were not foreseen" in matrix.page(report)
+    assert len(report["builds"]) == 3 and "4 did not run; 1 of these were not foreseen (25.0%)" in matrix.page(report)
+
+
+def test_what_spills_by_default_is_shown_beside_what_does_not(tmp_path):
+    file = tmp_path / "ports.json"
+    entry = {"case": {"T": 1}, "config": {}, "changes": {"num_warps": 8}, "spills": 0, "default_spills": 9}
+    rest = {**entry, "case": {"T": 2}, "changes": {}, "spills": 7}
+    spilled = fit.rows("op", "sm75", [entry, rest, {**rest, "spills": 0}])
+    report = matrix.save([replace(GOOD, arch="sm75", spills=9), GOOD], None, file, spilled)
+    assert "| op | sm75 | 2 | 1 spill | num_warps=8 | 7 |" in matrix.page(report)
+    # what serves again needs no other
+    report = matrix.save([replace(GOOD, arch="sm75")], None, file)
+    assert not report["fitted"] and "--fit" not in matrix.page(report)
 
 
 def test_occupancy_is_bound_by_what_runs_out_first():
@@ -113,6 +127,22 @@ def test_every_default_of_the_committed_matrix_compiles_everywhere():
         assert matrix.PAGE.read_text() == matrix.page(matrix.load()), "write it anew: draftwood ports --save"
 
 
+# every config that was tried spills something: a head of 256 with tiles of 16
+SPILLING = {("prefill_attention", "gfx1100")}
+
+
+def test_where_another_config_was_looked_for_there_is_one_that_spills_nothing_but_where_none_was_found():
+    report, known = matrix.load(), registered()
+    by: dict[tuple[str, str], list[int]] = {}
+    for row in report.get("fitted", []):
+        by.setdefault((row["op"], row["arch"]), []).append(row["spills"])
+    # a case that is no row spills nothing with its default
+    found = {
+        pair for pair, spills in by.items() if all(spills) and len(spills) == len(known[pair[0]].spec.cases["perf"])
+    }
+    assert found == SPILLING
+
+
 @pytest.mark.parametrize("op", OPS)
 def test_a_launcher_asks_what_is_compiled_for_and_not_what_is_here(op):
     # elsewhere its tensors are on no GPU: asking theirs would compile another path than the one launched there
@@ -130,6 +160,34 @@ def test_an_op_is_compiled_for_gpus_that_are_not_here_and_read_from_the_cache_af
     assert all(build["registers"] and build["code"] and not build["error"] for build in builds)
     assert json.loads(runs[1].stdout) == builds
     assert list(Path(tmp_path).rglob("runs/*.json")) and list(Path(tmp_path).rglob("kernels/*/*.json"))
+
+
+@pytest.mark.parametrize(
+    ("compiler", "error"),
+    [
+        ("while True: pass", "TooLong: not compiled in 1 s of a core"),
+        ("os.kill(os.getpid(), signal.SIGTERM)", "CompilerDied: ended by SIGTERM"),
+        ("raise RuntimeError('line\\nno such thing')", "RuntimeError: no such thing"),
+    ],
+)
+def test_a_compiler_that_hangs_dies_or_refuses_costs_one_kernel_and_says_so(compiler, error, tmp_path, monkeypatch):
+    calls = tmp_path / "calls"
+
+    def compile_here(*_args, **_kwargs):
+        with calls.open("a") as file:
+            file.write("x")
+        exec(compiler, {"os": os, "signal": signal})
+
+    monkeypatch.setattr(ports, "CACHE", tmp_path)
+    monkeypatch.setattr(ports, "LIMIT_S", 1)
+    monkeypatch.setattr(ports.elsewhere, "compile_here", compile_here)
+    for _ in range(2):
+        assert ports._built("name", None, None, {}, gpu.ARCHS["sm90"])["error"] == error
+    assert calls.read_text() == "x"
+    # more time may be enough where time was what it lacked
+    monkeypatch.setattr(ports, "LIMIT_S", 2)
+    ports._built("name", None, None, {}, gpu.ARCHS["sm90"])
+    assert calls.read_text() == ("xx" if error.startswith("TooLong") else "x")
 
 
 def test_where_defaults_spill_there_are_configs_to_try_smaller_ones_first_and_legal_ones_alone():
@@ -274,6 +332,18 @@ def test_a_bring_up_with_no_time_left_says_what_is_left(tmp_path, monkeypatch, c
     limited = order(tmp_path, limit_s=1e-9)
     assert not port.run(limited, port.journal(limited), steps(performed))
     assert not performed and "no time left for 3 of 3" in capsys.readouterr().err
+
+
+def test_what_has_no_result_here_is_timed_first_and_what_has_the_most_cases_last(tmp_path):
+    several = replace(order(tmp_path), ops=("dequant_matmul", "swiglu", "rms_norm"))
+    (tmp_path / "sm90-h200").mkdir()
+    (tmp_path / "sm90-h200" / "swiglu.json").touch()
+    timed = dict.fromkeys(op for op, _ in port._to_time(several, port.Journal(tmp_path / "j.jsonl")))
+    assert list(timed) == ["rms_norm", "dequant_matmul", "swiglu"]
+
+
+def test_a_bring_up_can_end_after_any_step():
+    assert "no step named 'benches'; there are doctor, compile, check" in draftwood("port", "--until", "benches").stderr
 
 
 def test_what_is_tuned_first_is_spread_over_the_ops(tmp_path):
