@@ -153,7 +153,9 @@ def save(op: str, machine: timer.Machine, command: str, rows: Iterable[dict[str,
     alike = all(held.get("versions", {}).get(name) == getattr(machine, name) for name in ("name", "torch", "triton"))
     for row in rows:
         before = merged.get(_key(row), {}).get("baselines", {}) if alike else {}
-        merged[_key(row)] = {**row, "baselines": {**before, **row["baselines"]}}
+        # rows of a model's steps have no peers
+        peers = {"baselines": {**before, **row.get("baselines", {})}} if "baselines" in row else {}
+        merged[_key(row)] = {**row, **peers}
     head = {"schema": 1, "op": op, "gpu": machine.gpu, "versions": machine.as_dict(), "command": command}
     lines = ",\n".join(json.dumps(row) for row in sorted(merged.values(), key=_order))
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -4,9 +4,10 @@ import os
 
 import pytest
 import torch
+from draftwood.autotune import timer
 from draftwood.models import qwen35
 from draftwood.models.decode import Plan, chain
-from draftwood.perf import model, model_cli, waterfall
+from draftwood.perf import bench, model, model_cli, waterfall
 
 CPU = torch.device("cpu")
 TINY = qwen35.Config(4, 256, 256, 512, 4, 1, 4, False, qwen35.alternate(4), D=64, Hk=2, K=64, V=64, rotary=16)
@@ -52,12 +53,16 @@ def test_a_kernel_that_begins_early_counts_from_the_end_of_the_one_before():
     assert fall["explained"] == 1.0 and fall["idle_us"] == 0
 
 
-def test_a_tiny_model_is_timed_from_end_to_end():
+def test_a_tiny_model_is_timed_from_end_to_end_and_kept(tmp_path):
     setting = model.Setting(TINY, CPU, kv=("f16", "f16"), impl="reference")
     rows = list(model.entries(setting, (8, 9), (3, 5), further=(3,), replays=1))
     first, second = (["ar", "draft", *trees, "chain 15"] for trees in (("tree 3", "tree 5"), ("tree 3",)))
     assert [row["case"]["step"] for row in rows] == first + second
     assert all(row["ms"]["p50"] > 0 and row["floor_ms"] > 0 for row in rows)
+    # twice, as a run does that saves after every row
+    for kept in (rows[:2], rows):
+        file = bench.save("model", timer.machine(CPU), "", kept, tmp_path)
+    assert len(bench.load(file)["entries"]) == len(rows)
     ar, draft, tree, *_ = (row["floor_ms"] for row in rows)
     assert ar < tree and draft < tree
 

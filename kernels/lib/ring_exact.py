@@ -24,6 +24,8 @@ from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from .rows_exact import (
     _BIASED,
+    _BY_8,
+    _BY_16,
     _Q4_00,
     _Q4_01,
     _Q4_K0,
@@ -35,7 +37,6 @@ from .rows_exact import (
     _Q8_00,
     _Q8_01,
     _TO_BF16,
-    _UNSIGNED,
 )  # fmt: skip
 from .tiles import HIGH
 
@@ -150,8 +151,10 @@ def _row_word(memory, W: gl.constexpr, G: gl.constexpr):
 
 @gluon.jit
 def _decoded(w, d, odd, C: gl.constexpr, FORMAT: gl.constexpr):
-    """A row's scales of groups 2 C and 2 C + 1 in a pair, and their minimums with a minus; q6_k: scales of the groups'
-    first 16 columns, and of the others. odd: which half of q6_k's d is the row's."""
+    """A row's scales of groups 2 C and 2 C + 1 in a pair, and what is added: the codes' middle less the minimum.
+
+    q6_k: scales of the groups' first 16 columns, and of the others. odd: which half of its d is the row's.
+    """
     if FORMAT == "q4_0" or FORMAT == "q8_0":
         pairs = (w[C], w[C])
     else:
@@ -160,7 +163,7 @@ def _decoded(w, d, odd, C: gl.constexpr, FORMAT: gl.constexpr):
             low = (d >> (16 * odd)) & 0xFFFF
             TEXT: gl.constexpr = _BIASED
         else:
-            TEXT: gl.constexpr = _UNSIGNED
+            TEXT: gl.constexpr = _BY_16 if FORMAT == "q5_k" else _BY_8
         low = low | (low << 16)
         less = low
         if FORMAT == "q4_k" or FORMAT == "q5_k":

@@ -19,9 +19,10 @@ from .imma import bits_above, four, lanes
 from .rows_int8 import fetch_all, place, record, store
 from .tiles import halves
 
-# f16 pairs of 1024 + n, and of -(64 + n), for what a format takes off its codes
-_LESS = {"q4_k": (0x64006400, 0xD400D400), "q4_0": (0x64086408, 0xD480D480), "q6_k": (0x64206420, 0xD600D600)}
-_LESS["q5_k"] = _LESS["q4_k"]
+# f16 pairs of 1024 + n, and of -(64 + n), for what a format takes off its codes. Those of q4_k and q5_k are around 0,
+# too: a scale's rounding counts half as often, and the middle is part of the minimum
+_LESS = {"q4_0": (0x64086408, 0xD480D480), "q5_k": (0x64106410, 0xD500D500), "q6_k": (0x64206420, 0xD600D600)}
+_LESS["q4_k"] = _LESS["q4_0"]
 
 
 def _weight(format: str, p: int) -> str:
@@ -59,7 +60,7 @@ _Q5_K0, _Q5_K1 = (tl.constexpr(_weight("q5_k", p)) for p in (0, 1))
 _Q6_K0, _Q6_K1 = (tl.constexpr(_weight("q6_k", p)) for p in (0, 1))
 _Q8_00, _Q8_01 = (tl.constexpr(_weight("q8_0", p)) for p in (0, 1))
 _Q4_00, _Q4_01 = (tl.constexpr(_weight("q4_0", p)) for p in (0, 1))
-# bytes 0 and 2 of a word, less {less}, times $3, and bytes 1 and 3 times $4
+# bytes 0 and 2 of a word, less {less}, times $3, and bytes 1 and 3 times $4 {more}
 _SCALES = """{{
 .reg .b32 t, u, c, e;
 mov.b32 c, 0x64006400;
@@ -70,9 +71,15 @@ lop3.b32 t, t, 0x00ff00ff, c, 0xEA;
 sub.f16x2 u, u, e;
 sub.f16x2 t, t, e;
 mul.f16x2 $0, u, $3;
-mul.f16x2 $1, t, $4;
+mul.f16x2 t, t, $4;
+{more}
 }}"""
-_UNSIGNED, _BIASED = tl.constexpr(_SCALES.format(less="0x64006400")), tl.constexpr(_SCALES.format(less="0x64806480"))
+_BIASED = tl.constexpr(_SCALES.format(less="0x64806480", more="mov.b32 $1, t;"))
+# and 8 or 16 times the first product, not rounded before it is added
+_MIDDLE = "mov.b32 c, {};\nmul.f16x2 e, $3, c;\nfma.rn.f16x2 $1, u, e, t;"
+_BY_8, _BY_16 = (
+    tl.constexpr(_SCALES.format(less="0x64006400", more=_MIDDLE.format(n))) for n in ("0x48004800", "0x4C004C00")
+)
 _MMA = (
     "mma.sync.aligned.m16n8k16.row.col.f32.{0}.{0}.f32 {{$0, $1, $2, $3}}, {{$4, $5, $6, $7}}, {{$8, $9}}, "
     "{{$10, $11, $12, $13}};"
@@ -169,10 +176,10 @@ def _plain_weight(w, above, s, m, P: tl.constexpr, FORMAT: tl.constexpr):
     else:
         q = (w >> (4 * P)) & 15
         if FORMAT == "q5_k":
-            q += (above >> (4 * P)) & 16
+            q += ((above >> (4 * P)) & 16) - 16
         if FORMAT == "q6_k":
             q += ((above >> (4 * P)) & 48) - 32
-        if FORMAT == "q4_0":
+        if FORMAT == "q4_k" or FORMAT == "q4_0":
             q -= 8
     y = q.to(tl.float32) * halves(s)[P].to(tl.float32)
     if FORMAT == "q4_k" or FORMAT == "q5_k":
@@ -181,24 +188,29 @@ def _plain_weight(w, above, s, m, P: tl.constexpr, FORMAT: tl.constexpr):
 
 
 @triton.jit
-def _scales(w, d, less, BIASED: tl.constexpr, ASM: tl.constexpr):
-    """Bytes of w in f16: 0 and 2 times d, 1 and 3 times `less`."""
+def _scales(w, d, less, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """Bytes of w in f16: 0 and 2 times d, 1 and 3 times `less`, with the middle of codes that begin at 0."""
     if ASM:
-        TEXT: tl.constexpr = _BIASED if BIASED else _UNSIGNED
+        TEXT: tl.constexpr = _BIASED if FORMAT == "q6_k" else (_BY_16 if FORMAT == "q5_k" else _BY_8)
         s, m = tl.inline_asm_elementwise(
             TEXT, "=&r,=&r,r,r,r", [w, d, less], (tl.int32, tl.int32), is_pure=True, pack=1
         )
     else:
-        OFF: tl.constexpr = 128 if BIASED else 0
+        OFF: tl.constexpr = 128 if FORMAT == "q6_k" else 0
         d, less = halves(d)[0], halves(less)[0]
-        s = _pair(((w & 255) - OFF).to(tl.float16) * d, (((w >> 16) & 255) - OFF).to(tl.float16) * d)
-        m = _pair((((w >> 8) & 255) - OFF).to(tl.float16) * less, (((w >> 24) & 255) - OFF).to(tl.float16) * less)
+        s0, s1 = ((w & 255) - OFF).to(tl.float16), (((w >> 16) & 255) - OFF).to(tl.float16)
+        m0, m1 = (((w >> 8) & 255) - OFF).to(tl.float16) * less, (((w >> 24) & 255) - OFF).to(tl.float16) * less
+        if FORMAT != "q6_k":
+            middle = (16.0 if FORMAT == "q5_k" else 8.0) * d.to(tl.float32)
+            m0 = (s0.to(tl.float32) * middle + m0.to(tl.float32)).to(tl.float16)
+            m1 = (s1.to(tl.float32) * middle + m1.to(tl.float32)).to(tl.float16)
+        s, m = _pair(s0 * d, s1 * d), _pair(m0, m1)
     return s, m
 
 
 @triton.jit
 def _decoded(loaded, R0: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """Of a lane's row g + 8 R0, for c = 0..3: scales of groups 2c and 2c + 1 in a pair, and their minimums.
+    """Of a lane's row g + 8 R0, for c = 0..3: scales of groups 2c and 2c + 1 in a pair, and what else is added.
 
     For q6_k scales of their first 16 columns, and of the others.
     """
@@ -208,12 +220,12 @@ def _decoded(loaded, R0: tl.constexpr, FORMAT: tl.constexpr, ASM: tl.constexpr):
         low, up = halves(loaded[2 + R0])
         d, less = _pair(low, low), _pair(-up, -up)
         for c in tl.static_range(4):
-            s = s + (_scales(w[c], d, less, False, ASM),)
+            s = s + (_scales(w[c], d, less, FORMAT, ASM),)
     elif FORMAT == "q6_k":
         low, _ = halves(loaded[2 + R0])
         d = _pair(low, low)
         for c in tl.static_range(4):
-            s = s + (_scales(w[c], d, d, True, ASM),)
+            s = s + (_scales(w[c], d, d, FORMAT, ASM),)
     else:
         for c in tl.static_range(4):
             s = s + ((w[c], w[c]),)
