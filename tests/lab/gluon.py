@@ -316,8 +316,8 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
             "async_copy": types.SimpleNamespace(
                 commit_group=lambda: machine.groups.append([]), wait_group=machine.wait_group
             ),
-            "_copy": machine.copy,
-            "_barrier": _nothing,
+            "copy": machine.copy,
+            "barrier": _nothing,
         }
         return mine
 
