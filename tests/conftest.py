@@ -5,6 +5,8 @@ import os
 import sys
 from pathlib import Path
 
+# before numpy is there: products of tiles take its threads a hundred times as long to share as to do
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -12,6 +12,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_async_shared, mbarrier
 
+from .newer import copy
 from .operands import Q4_0, Q8_0, TQ3_0
 
 
@@ -246,10 +247,10 @@ def _copy(tile, p, j, row, last, end, T, ancestors, s: gl.constexpr):
     if last:
         for i in gl.static_range(8):
             m = _seen(row + j * 64 + i * 8, end, T, ancestors)
-            async_copy.async_copy_global_to_shared(tile.slice(i * 8, 8), p + i * 8 * s, mask=m)
+            copy(tile.slice(i * 8, 8), p + i * 8 * s, mask=m)
     else:
         for i in gl.static_range(8):
-            async_copy.async_copy_global_to_shared(tile.slice(i * 8, 8), p + i * 8 * s)
+            copy(tile.slice(i * 8, 8), p + i * 8 * s)
     async_copy.commit_group()
 
 

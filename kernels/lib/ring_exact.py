@@ -22,6 +22,7 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
+from .newer import barrier, copy
 from .rows_exact import (
     _BIASED,
     _BY_8,
@@ -41,9 +42,6 @@ from .rows_exact import (
 from .tiles import HIGH
 
 _HIGH = gl.constexpr(HIGH)
-# what newer Tritons call otherwise
-_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
-_copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 # bytes that a program of sm90 may have
 SHARED = 232448
 # pieces of 2 KiB a 64 rows: codes, and the bits above them
@@ -438,7 +436,7 @@ def ring_exact(
             if BM2:
                 gl.store(p_part + flat_2, acc_2)
     # arrivals come last: nothing of this program's stream waits for a fence
-    _barrier()
+    barrier()
     for i_n in range(first // records, (last - 1) // records + 1):
         begin_p, end_p = _owner(i_n * records, share, more), _owner((i_n + 1) * records - 1, share, more)
         if begin_p != end_p:  # noqa: SIM102
@@ -519,17 +517,17 @@ def _spread(W: gl.constexpr, G: gl.constexpr, E: gl.constexpr, TILES: gl.constex
 def _fetch_w(codes, bits, scales, ds, base, slot, at, at_h, at_s, at_d, FORMAT: gl.constexpr):
     """A record into a slot of the ring. A copy for each piece of shared memory: between two into one there would be a
     barrier."""
-    _copy(codes.index(slot), base + at)
+    copy(codes.index(slot), base + at)
     if FORMAT == "q5_k" or FORMAT == "q6_k":
-        _copy(bits.index(slot), base + at_h)
-    _copy(scales.index(slot), base + at_s)
+        copy(bits.index(slot), base + at_h)
+    copy(scales.index(slot), base + at_s)
     if FORMAT != "q4_0" and FORMAT != "q8_0":
-        _copy(ds.index(slot), base + at_d)
+        copy(ds.index(slot), base + at_d)
 
 
 @gluon.jit
 def _fetch_x(xs, xs_2, p_x, p_x2, m_x, m_x2, slot, BM2: gl.constexpr):
     for c in gl.static_range(4):
-        _copy(xs[c].index(slot), p_x + c * 64, mask=m_x)
+        copy(xs[c].index(slot), p_x + c * 64, mask=m_x)
         if BM2:
-            _copy(xs_2[c].index(slot), p_x2 + c * 64, mask=m_x2)
+            copy(xs_2[c].index(slot), p_x2 + c * 64, mask=m_x2)

@@ -1,12 +1,14 @@
 """Gluon kernels without a GPU: a program at a time, in numpy. Triton's own interpreter does not know Gluon.
 
-Layouts say where numbers lie, not what they are: they are ignored. What is copied asynchronously arrives at once, or
-only when it is waited for (`late`): a kernel that reads too early, or overwrites what it still needs, gives other
-numbers in one of the two. Inline PTX is executed from its text.
+Layouts say where numbers lie, not what they are: they are ignored. What is asynchronous, copies and products, happens
+at once, or only when it is waited for (`late`): a kernel that reads too early, or overwrites what it still needs, gives
+other numbers in one of the two. Parts of a program that run side by side take turns, at their barriers: of those that
+can go on it is the first in `order`. Inline PTX is executed from its text.
 """
 
+import functools
 import operator
-import re
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +17,8 @@ import numpy as np
 import torch
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.language import constexpr
+
+from . import ptx
 
 _KINDS = {
     "int16": np.int16,
@@ -82,6 +86,16 @@ class Pointer:
     def __add__(self, other: Any) -> "Pointer":
         return Pointer(self.memory, self.at + _of(other))
 
+    def __getitem__(self, at: Any) -> "Pointer":
+        return Pointer(self.memory, self.at[at])
+
+    def to(self, kind: type) -> "Pointer":
+        size, before = np.dtype(kind).itemsize, self.memory.itemsize
+        if (self.at * before % size).any():
+            raise ValueError(f"a pointer to {size} bytes begins at a multiple of them")
+        whole = self.memory[: len(self.memory) * before // size * size // before]
+        return Pointer(whole.view(kind), self.at * before // size)
+
     def read(self, mask: Any = None, other: Any = 0) -> np.ndarray:
         m = np.broadcast_to(True if mask is None else _of(mask), self.at.shape)
         if not ((self.at[m] >= 0) & (self.at[m] < len(self.memory))).all():
@@ -113,18 +127,80 @@ class Shared:
     def load(self, _layout: Any) -> Value:
         return Value(self.a.copy())
 
+    def store(self, value: Value) -> None:
+        if self.a.shape != value.shape:
+            raise ValueError(f"{value.shape} stored to {self.a.shape}")
+        self.a[...] = value.a
+
+
+class Barrier:
+    """An mbarrier: so many arrivals end a round."""
+
+    def __init__(self, count: int) -> None:
+        self.count, self.arrived, self.round = count, 0, 0
+
+    def arrive(self, count: int) -> None:
+        self.arrived += count
+        if self.arrived == self.count:
+            self.arrived, self.round = 0, self.round + 1
+
+
+class Role:
+    """Warps that run one function, and what they have under way. In a thread of its own, one of which runs at a time,
+    where a program has several."""
+
+    def __init__(self, run: Callable[[], None] = lambda: None) -> None:
+        self.copies: list[list[Callable[[], None]]] = [[]]
+        self.products: list[Callable[[], None]] = []
+        self.ready: Callable[[], bool] = lambda: True
+        self.run, self.done, self.given_up = run, False, False
+        self.mine, self.others = threading.Semaphore(0), threading.Semaphore(0)
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.error: BaseException | None = None
+
+    def _run(self) -> None:
+        self.mine.acquire()
+        try:
+            if not self.given_up:
+                # what a bug reads of poisoned memory may be anything
+                with np.errstate(all="ignore"):
+                    self.run()
+        except BaseException as error:
+            self.error = error
+        self.done = True
+        self.others.release()
+
+    def go_on(self) -> None:
+        """Until it pauses or ends."""
+        self.mine.release()
+        self.others.acquire()
+
+    def pause(self, ready: Callable[[], bool]) -> None:
+        self.ready = ready
+        self.others.release()
+        self.mine.acquire()
+        if self.given_up:
+            raise SystemExit
+
 
 class Machine:
     """What `gl`, `hopper` and `async_copy` are while a program runs."""
 
-    def __init__(self, late: bool) -> None:
-        self.late = late
-        self.groups: list[list[Callable[[], None]]] = [[]]
+    def __init__(self, late: bool, order: tuple[int, ...]) -> None:
+        self.late, self.order = late, order
+        self.role = Role()
+        self.barriers: dict[int, Barrier] = {}
         self.at: tuple[int, ...] = (0,)
         self.programs: tuple[int, ...] = (1,)
 
     def language(self) -> types.SimpleNamespace:
-        each = {name: _elementwise(getattr(np, name)) for name in ("minimum", "maximum", "where", "exp")}
+        each = {name: _elementwise(getattr(np, name)) for name in ("where", "exp", "exp2", "ravel")}
+        # of a number and none, the number
+        each |= {"minimum": _elementwise(np.fmin), "maximum": _elementwise(np.fmax)}
+        layouts = (
+            "BlockedLayout", "SliceLayout", "DotOperandLayout", "NVMMASharedLayout", "NVMMADistributedLayout",
+            "SwizzledSharedLayout",
+        )  # fmt: skip
         return types.SimpleNamespace(
             **_KINDS,
             **each,
@@ -133,7 +209,14 @@ class Machine:
             num_programs=lambda axis: Value(np.int32(self.programs[axis])),
             static_range=range,
             arange=lambda start, end, layout=None: Value(np.arange(start, end, dtype=np.int32)),
-            full=lambda shape, value, kind, layout=None: Value(np.full(shape, value, kind)),
+            full=lambda shape, value, kind, layout=None: Value(np.full(shape, _of(value), kind)),
+            zeros=lambda shape, kind, layout=None: Value(np.zeros(shape, kind)),
+            sum=lambda v, axis: Value(v.a.sum(axis, dtype=v.a.dtype)),
+            max=lambda v, axis: Value(np.fmax.reduce(v.a, axis)),
+            broadcast=lambda v, w: tuple(map(Value, np.broadcast_arrays(v.a, w.a))),
+            num_warps=lambda: 4,
+            pointer_type=lambda kind: kind,
+            warp_specialize=self.side_by_side,
             reshape=lambda v, shape: Value(v.a.reshape(shape)),
             permute=lambda v, order: Value(v.a.transpose(order)),
             split=lambda v: (Value(v.a[..., 0]), Value(v.a[..., 1])),
@@ -145,7 +228,7 @@ class Machine:
             load=lambda p, mask=None, other=0, cache_modifier="": Value(p.read(mask, other)),
             store=lambda p, value, mask=None: p.write(value, mask),
             atomic_add=self.atomic_add,
-            **dict.fromkeys(("BlockedLayout", "SliceLayout", "DotOperandLayout", "NVMMASharedLayout"), _nothing),
+            **dict.fromkeys(layouts, _nothing),
         )
 
     def atomic_add(self, p: Pointer, value: int, sem: str) -> Value:
@@ -163,13 +246,66 @@ class Machine:
 
         if not (p.at.reshape(-1)[:1] * size % 4 == 0).all():
             raise ValueError("an asynchronous copy begins at a multiple of four bytes")
-        self.groups[-1].append(arrive) if self.late else arrive()
+        self.role.copies[-1].append(arrive) if self.late else arrive()
 
     def wait_group(self, left: int) -> None:
-        done, self.groups = self.groups[: len(self.groups) - 1 - left], self.groups[len(self.groups) - 1 - left :]
-        for group in done:
+        groups = self.role.copies
+        for group in groups[: len(groups) - 1 - left]:
             for arrive in group:
                 arrive()
+        del groups[: len(groups) - 1 - left]
+
+    def product(self, a: Any, b: Shared, acc: Value, use_acc: Any = True, is_async: bool = False) -> Value:
+        result, started = Value(np.full(acc.shape, np.nan, np.float32)), acc
+
+        def multiply() -> None:
+            y = a.a.astype(np.float32) @ b.a.astype(np.float32)
+            result.a = started.a + y if use_acc else y
+
+        self.role.products.append(multiply)
+        if not (self.late and is_async):
+            self.wait_product(0)
+        return result
+
+    def wait_product(self, left: int, deps: tuple[Value, ...] | list[Value] = ()) -> Any:
+        products = self.role.products
+        while len(products) > left:
+            products.pop(0)()
+        return deps[0] if len(deps) == 1 else tuple(deps)
+
+    # -- parts of a program, side by side ------------------------------------------------------------------------------
+
+    def init(self, memory: Shared, count: int) -> None:
+        self.barriers[memory.a.ctypes.data] = Barrier(count)
+
+    def arrive(self, memory: Shared, count: int) -> None:
+        self.barriers[memory.a.ctypes.data].arrive(count)
+        self.role.pause(lambda: True)
+
+    def wait(self, memory: Shared, parity: Any) -> None:
+        barrier = self.barriers[memory.a.ctypes.data]
+        self.role.pause(lambda: barrier.round % 2 != int(parity))
+
+    def side_by_side(self, parts: list[tuple[Callable[..., None], tuple[Any, ...]]], *_warps: Any) -> None:
+        whole = self.role
+        roles = [Role(functools.partial(parts[i][0], *parts[i][1])) for i in self.order]
+        for role in roles:
+            role.thread.start()
+        try:
+            while left := [role for role in roles if not role.done]:
+                ready = [role for role in left if role.ready()]
+                if not ready:
+                    raise RuntimeError(f"each of {len(left)} parts of the program waits for another")
+                self.role = ready[0]
+                self.role.go_on()
+                if self.role.error:
+                    raise self.role.error
+        finally:
+            self.role = whole
+            for role in roles:
+                if not role.done:
+                    role.given_up = True
+                    role.go_on()
 
 
 def _nothing(*_args: Any, **_more: Any) -> None:
@@ -185,97 +321,32 @@ def _poison(kind: Any, shape: Any) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 255, size, dtype=np.uint8).view(kind).reshape(shape)
 
 
-def _product(a: Value, b: Shared, acc: Value, is_async: bool = False) -> Value:
-    return Value(acc.a + a.a.astype(np.float32) @ b.a.astype(np.float32))
-
-
-def _waited(_left: int, deps: list[Value]) -> Any:
-    return deps[0] if len(deps) == 1 else tuple(deps)
-
-
-# -- inline PTX --------------------------------------------------------------------------------------------------------
-
-
 def _ptx(text: Any, constraints: str, args: list[Value], dtype: Any, is_pure: bool, pack: int) -> Any:
-    """The few instructions that the kernels use, on words."""
     kinds = dtype if isinstance(dtype, tuple) else (dtype,)
-    shape = np.broadcast_shapes(*(v.shape for v in args))
-    registers: dict[str, Any] = {
-        f"${len(kinds) + i}": np.ascontiguousarray(np.broadcast_to(v.a, shape)).view(np.uint32)
-        for i, v in enumerate(args)
-    }
-    for line in str(getattr(text, "value", text)).strip(" {}\n").split(";"):
-        if (words := line.strip(" {\n")) and not words.startswith("."):
-            _execute(words, registers)
-    made = [Value(registers[f"${i}"].astype(np.uint32).view(np.int32) if _is_word(kind)
-                  else registers[f"${i}"].astype(np.uint16).view(kind)) for i, kind in enumerate(kinds)]  # fmt: skip
-    return tuple(made) if isinstance(dtype, tuple) else made[0]
-
-
-def _is_word(kind: Any) -> bool:
-    return np.dtype(kind).itemsize == 4
-
-
-def _halves(w: Any) -> np.ndarray:
-    w = np.asarray(w, np.uint32)
-    return np.stack([w & 0xFFFF, w >> 16], -1).astype(np.uint16).view(np.float16).astype(np.float64)
-
-
-def _word(halves: np.ndarray) -> np.ndarray:
-    bits = halves.astype(np.float16).view(np.uint16).astype(np.uint32)
-    return bits[..., 0] | bits[..., 1] << 16
-
-
-def _execute(words: str, registers: dict[str, Any]) -> None:
-    name, rest = words.split(None, 1)
-    into, *given = re.findall(r"\{[^}]*\}|[^,\s]+", rest)
-
-    def value(part: str) -> Any:
-        if part.startswith("{"):
-            low, high = (value(p.strip()) for p in part.strip("{}").split(","))
-            return np.asarray(low, np.uint32) | np.asarray(high, np.uint32) << 16
-        return registers[part] if part in registers else np.uint32(int(part, 0))
-
-    y = [value(part) for part in given]
-    if name == "mov.b32" and into.startswith("{"):
-        low, high = (part.strip() for part in into.strip("{}").split(","))
-        registers[low], registers[high] = y[0] & np.uint32(0xFFFF), y[0] >> np.uint32(16)
-        return
-    match name:
-        case "mov.b32":
-            result = y[0]
-        case "lop3.b32":
-            a, b, c, table = (np.asarray(v, np.uint32) for v in y)
-            result = np.uint32(0)
-            for i in range(8):
-                if int(table) >> i & 1:
-                    result = result | (a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c)
-        case "shr.u32":
-            result = y[0] >> np.uint32(y[1])
-        case "sub.f16x2":
-            result = _word(_halves(y[0]) - _halves(y[1]))
-        case "mul.f16x2":
-            result = _word(_halves(y[0]) * _halves(y[1]))
-        case "fma.rn.f16x2":
-            result = _word(_halves(y[0]) * _halves(y[1]) + _halves(y[2]))
-        case _:
-            raise NotImplementedError(f"PTX that is not known here: {words}")
-    registers[into] = result
+    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), [v.a for v in args], kinds, pack)))
+    return made if isinstance(dtype, tuple) else made[0]
 
 
 # -- a launch ----------------------------------------------------------------------------------------------------------
 
 
-def launch(kernel: GluonJITFunction, grid: tuple[int, ...], args: tuple[Any, ...], late: bool, **more: Any) -> None:
+def launch(
+    kernel: GluonJITFunction,
+    grid: tuple[int, ...],
+    args: tuple[Any, ...],
+    late: bool,
+    order: tuple[int, ...] = (0, 1, 2),
+    **more: Any,
+) -> None:
     """The programs of a grid, the last one first: whoever shares sums must not count on an order."""
-    machine = Machine(late)
+    machine = Machine(late, order)
     run = _plain(kernel.fn, machine)
     names = kernel.arg_names
     given = dict(zip(names, args, strict=False)) | {name: v for name, v in more.items() if name in names}
     given = {name: _argument(v) for name, v in given.items()}
     machine.programs = grid
     for at in reversed(list(np.ndindex(*grid))):
-        machine.at, machine.groups = at, [[]]
+        machine.at, machine.role = at, Role()
         # what a bug reads of poisoned memory may be anything
         with np.errstate(all="ignore"):
             run(**given)
@@ -284,7 +355,12 @@ def launch(kernel: GluonJITFunction, grid: tuple[int, ...], args: tuple[Any, ...
 def _argument(v: Any) -> Any:
     if isinstance(v, torch.Tensor):
         whole = torch.as_strided(v, (v.untyped_storage().size() // v.element_size() - v.storage_offset(),), (1,))
-        return Pointer(whole.numpy())
+        if v.dtype != torch.bfloat16:
+            return Pointer(whole.numpy())
+        # numpy has none: what it holds is the same in f32, to read
+        wide = whole.float().numpy()
+        wide.flags.writeable = False
+        return Pointer(wide)
     return v
 
 
@@ -303,21 +379,27 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
                 mine[name] = _nothing
             elif isinstance(v, constexpr):
                 mine[name] = v.value
-        mine |= {
+        hopper = {
+            "warpgroup_mma": machine.product,
+            "warpgroup_mma_wait": machine.wait_product,
+            "fence_async_shared": _nothing,
+            "mbarrier": types.SimpleNamespace(
+                init=machine.init, arrive=machine.arrive, wait=machine.wait, MBarrierLayout=_nothing
+            ),
+        }
+        mine |= hopper | {
             "gl": machine.language(),
             "tl": types.SimpleNamespace(
                 extra=types.SimpleNamespace(
                     cuda=types.SimpleNamespace(gdc_wait=_nothing, gdc_launch_dependents=_nothing)
                 )
             ),
-            "hopper": types.SimpleNamespace(
-                warpgroup_mma=_product, warpgroup_mma_wait=_waited, fence_async_shared=_nothing
-            ),
+            "hopper": types.SimpleNamespace(**hopper),
             "async_copy": types.SimpleNamespace(
-                commit_group=lambda: machine.groups.append([]), wait_group=machine.wait_group
+                commit_group=lambda: machine.role.copies.append([]), wait_group=machine.wait_group
             ),
-            "_copy": machine.copy,
-            "_barrier": _nothing,
+            "copy": machine.copy,
+            "barrier": _nothing,
         }
         return mine
 

@@ -1,0 +1,7 @@
+"""What Gluon calls otherwise from one version of Triton to the next, under one name."""
+
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+
+barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+copy = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared

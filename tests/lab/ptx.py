@@ -1,0 +1,116 @@
+"""Inline PTX from its text: the few instructions that the kernels use, on words, in numpy.
+
+pack = 2    neighbours of the last axis: halves of one register, or a register each
+lanes       of a value that moves between them: 4 g .. 4 g + 3 hold row g of the last axis but one
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+
+def run(text: str, given: Sequence[np.ndarray], kinds: Sequence[Any], pack: int) -> list[np.ndarray]:
+    """What the text leaves in $0, $1 .., one of each kind, of what the registers after them hold."""
+    shape = np.broadcast_shapes(*(a.shape for a in given))
+    words = [word for a in given for word in _words(np.ascontiguousarray(np.broadcast_to(a, shape)), pack)]
+    counts = [max(1, pack * np.dtype(kind).itemsize // 4) for kind in kinds]
+    registers: dict[str, Any] = {f"${sum(counts) + i}": word for i, word in enumerate(words)}
+    if "%laneid" in text:
+        registers["%laneid"] = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
+    for line in text.strip(" {}\n").split(";"):
+        if (instruction := line.strip(" {\n")) and not instruction.startswith("."):
+            _execute(instruction, registers)
+    made, at = [], 0
+    for kind, count in zip(kinds, counts, strict=True):
+        made.append(_value([registers[f"${at + i}"].astype(np.uint32) for i in range(count)], kind, pack))
+        at += count
+    return made
+
+
+def _words(a: np.ndarray, pack: int) -> list[np.ndarray]:
+    if a.itemsize * pack == 4:
+        return [a.view(np.uint32)]
+    return [a.view(np.uint32)[..., i::pack] for i in range(pack)]
+
+
+def _value(words: list[np.ndarray], kind: Any, pack: int) -> np.ndarray:
+    if np.dtype(kind).itemsize * pack < 4:
+        return words[0].astype(np.uint16).view(kind)
+    whole = np.stack(words, -1)
+    return whole.reshape(*whole.shape[:-2], -1).view(kind)
+
+
+def _halves(w: Any) -> np.ndarray:
+    w = np.asarray(w, np.uint32)
+    return np.stack([w & 0xFFFF, w >> 16], -1).astype(np.uint16).view(np.float16).astype(np.float64)
+
+
+def _word(halves: np.ndarray) -> np.ndarray:
+    bits = halves.astype(np.float16).view(np.uint16).astype(np.uint32)
+    return bits[..., 0] | bits[..., 1] << 16
+
+
+def _permuted(a: np.ndarray, b: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """prmt: four of the eight bytes that b and a are; the sign alone where a nibble says so."""
+    both = np.asarray(a, np.uint64) | np.asarray(b, np.uint64) << np.uint64(32)
+    result = np.zeros((), np.uint32)
+    for i in range(4):
+        nibble = np.asarray(chosen, np.uint64) >> np.uint64(4 * i) & np.uint64(15)
+        byte = both >> (nibble & np.uint64(7)) * np.uint64(8) & np.uint64(255)
+        byte = np.where(nibble & np.uint64(8), (byte >> np.uint64(7)) * np.uint64(255), byte)
+        result = np.asarray(result | byte.astype(np.uint32) << np.uint32(8 * i))
+    return result
+
+
+def _execute(words: str, registers: dict[str, Any]) -> None:
+    name, rest = words.split(None, 1)
+    into, *given = re.findall(r"\{[^}]*\}|[^,\s]+", rest)
+
+    def value(part: str) -> Any:
+        if part.startswith("{"):
+            low, high = (value(p.strip()) for p in part.strip("{}").split(","))
+            return np.asarray(low, np.uint32) | np.asarray(high, np.uint32) << 16
+        return registers[part] if part in registers else np.uint32(int(part, 0))
+
+    y = [value(part) for part in given]
+    if name == "mov.b32" and into.startswith("{"):
+        low, high = (part.strip() for part in into.strip("{}").split(","))
+        registers[low], registers[high] = y[0] & np.uint32(0xFFFF), y[0] >> np.uint32(16)
+        return
+    match name:
+        case "mov.b32" | "mov.u32":
+            result = y[0]
+        case "and.b32":
+            result = y[0] & y[1]
+        case "lop3.b32":
+            a, b, c, table = (np.asarray(v, np.uint32) for v in y)
+            result = np.uint32(0)
+            for i in range(8):
+                if int(table) >> i & 1:
+                    result = result | (a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c)
+        case "shr.u32":
+            result = y[0] >> np.uint32(y[1])
+        case "shl.b32":
+            result = y[0] << np.uint32(y[1])
+        case "prmt.b32":
+            result = _permuted(*y)
+        case "setp.ne.u32":
+            result = y[0] != y[1]
+        case "selp.b32":
+            result = np.where(y[2], y[0], y[1])
+        case "shfl.sync.bfly.b32":
+            # lanes 4 g on are one row: the distance is a multiple of four
+            result = y[0][..., np.arange(8) ^ int(y[1]) // 4, :]
+        case "add.f32":
+            result = (y[0].view(np.float32) + y[1].view(np.float32)).view(np.uint32)
+        case "sub.f16x2":
+            result = _word(_halves(y[0]) - _halves(y[1]))
+        case "mul.f16x2" | "mul.rn.f16x2":
+            result = _word(_halves(y[0]) * _halves(y[1]))
+        case "fma.rn.f16x2":
+            result = _word(_halves(y[0]) * _halves(y[1]) + _halves(y[2]))
+        case _:
+            raise NotImplementedError(f"PTX that is not known here: {words}")
+    registers[into] = result
