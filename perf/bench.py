@@ -152,10 +152,11 @@ def save(op: str, machine: timer.Machine, command: str, rows: Iterable[dict[str,
     # peers that were not timed again keep their times, if nothing they run on is another
     alike = all(held.get("versions", {}).get(name) == getattr(machine, name) for name in ("name", "torch", "triton"))
     for row in rows:
-        before = merged.get(_key(row), {}).get("baselines", {}) if alike else {}
         # rows of a model's steps have no peers
-        peers = {"baselines": {**before, **row.get("baselines", {})}} if "baselines" in row else {}
-        merged[_key(row)] = {**row, **peers}
+        if alike and "baselines" in row:
+            before = merged.get(_key(row), {}).get("baselines", {})
+            row = {**row, "baselines": {**before, **row["baselines"]}}
+        merged[_key(row)] = row
     head = {"schema": 1, "op": op, "gpu": machine.gpu, "versions": machine.as_dict(), "command": command}
     lines = ",\n".join(json.dumps(row) for row in sorted(merged.values(), key=_order))
     file.parent.mkdir(parents=True, exist_ok=True)

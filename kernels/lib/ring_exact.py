@@ -23,6 +23,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.ampere import async_copy
 
 from .newer import barrier, copy
+
+# Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
 from .rows_exact import (
     _BIASED,
     _BY_8,
