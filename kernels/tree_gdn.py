@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.device import has_pdl, multiply
+from .lib.device import compiled_for, has_pdl, multiply
 from .lib.early import wait
 from .lib.factors import GATES, factors, outputs, through_p, through_x
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
@@ -252,6 +252,15 @@ def _tree_gdn_store(
         b_q, b_k, b_v, b_a, b_b, parent = n_q, n_k, n_v, n_a, n_b, n_parent
 
 
+def _default(strategy: str, T: int, V: int, K: int, device: torch.device) -> Config:
+    """From 33 nodes on the factors wait for their own instructions, and eight warps have a third fewer of them."""
+    if strategy.startswith("store") or not 16 < T <= ONE_BLOCK:
+        return Config()
+    if T <= 32 and V == K == 128 and compiled_for(device) == "sm90":
+        return Config(BLOCK_V=128, num_warps=8)
+    return Config(factor_warps=8)
+
+
 def tree_gdn(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -274,7 +283,7 @@ def tree_gdn(
         trees = f"parents {tuple(parents.shape)}, ancestors {tuple(ancestors.shape)}"
         raise ValueError(f"tree_gdn knows {', '.join(STRATEGIES)} over trees of [B, T], not '{strategy}', {trees}")
     sizes = {"B": B, "T": T, "Hk": Hk, "Hv": Hv, "K": K}
-    default = Config(factor_warps=8 if 16 < T <= 32 else 4)
+    default = _default(strategy, T, V, K, v.device)
     config = config or pick("tree_gdn", default, v.device, **sizes, V=V, strategy=strategy)
     row = {name: rows("tree_gdn", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
