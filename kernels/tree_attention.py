@@ -116,9 +116,7 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
 
 
 def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: str) -> bool:
-    plain = (format_k == "f16") + (format_v == "f16")
-    quantised = (format_k in QUANTISED) + (format_v in QUANTISED)
-    suits = q.dtype != torch.float32 and D == 256 and T <= 64 and 2 in (plain, quantised)
+    suits = q.dtype != torch.float32 and D == 256 and T <= 64 and {format_k, format_v} <= set(QUANTISED)
     return suits and compiled_for(q.device) == "sm90"
 
 
@@ -195,7 +193,7 @@ def tree_attention(
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
     if whole:
-        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS[format_k], num_warps=8)
+        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS, num_warps=8)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, ASM=has_ptx(q.device))
     else:
