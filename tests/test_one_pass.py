@@ -1,5 +1,5 @@
-"""Laws of one pass (kernels/lib/one_pass.py, feed.py). Only sm90 runs it: elsewhere `lab/gluon.py` does, from its
-text."""
+"""Laws of one pass (kernels/lib/one_pass.py, feed.py, fragments.py). Only sm90 runs it: elsewhere `lab/gluon.py` does,
+from its text."""
 
 import importlib
 import linecache
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from draftwood.kernels.lib import feed, one_pass
+from draftwood.kernels.lib import feed, fragments, one_pass
 from draftwood.kernels.tree_attention import Config
 from draftwood.lab import gluon
 from draftwood.lab.oracles import Subject, Trial
@@ -18,13 +18,14 @@ from draftwood.reference.ops import find
 from draftwood.reference.tree_attention import SPEC
 
 module = importlib.import_module("draftwood.kernels.tree_attention")
-FORMATS = ("q4_0", "q8_0", "tq3_0", "f16")
+FORMATS = ("q4_0", "q8_0", "tq3_0")
 BASE = SPEC.cases["edge"][0].but(
     T=23, H=6, Hkv=1, D=256, context=300, spare=3, window=0, tree="random", scores="normal", dtype="bf16", gate=False
 )
 # values, scores and the copy of the cache: who goes on first
 ORDERS = ((0, 1, 2), (2, 1, 0), (2, 0, 1))
-SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in (("one_pass", one_pass), ("feed", feed))}
+PARTS = {"fragments": fragments, "feed": feed, "one_pass": one_pass}
+SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in PARTS.items()}
 orders = pytest.mark.parametrize("order", ORDERS, ids=str)
 copies = pytest.mark.parametrize("late", [False, True])
 
@@ -138,54 +139,63 @@ def test_what_is_no_number_stays_in_its_query(format, monkeypatch):
 
 BUGS = {
     # who waits for whom
-    "a tile of K is overwritten while it is read": ("feed", "mbarrier.wait(free.index(slot), round ^ 1)", "pass"),
-    "a tile of V is overwritten while it is read": ("feed", "mbarrier.wait(v_free.index(slot), round ^ 1)", "pass"),
-    "plain V is told of before it has come": (
+    "a tile of K is overwritten before it is read": ("feed", "mbarrier.wait(k_free.index(slot), round ^ 1)", "pass"),
+    "a tile of V is overwritten before it is read": ("feed", "mbarrier.wait(v_free.index(slot), round ^ 1)", "pass"),
+    "a tile is told of before it has come": ("feed", "async_copy.wait_group(1)", "async_copy.wait_group(2)"),
+    "scales of V come after it is told of": (
         "feed",
-        "                        async_copy.wait_group(1)\n                    else:",
-        "                        async_copy.wait_group(2)\n                    else:",
+        """                    _in_pairs(v_scales.index(slot), b_s)
+                    mbarrier.arrive(v_full.index(slot), count=1)
+""",
+        """                    mbarrier.arrive(v_full.index(slot), count=1)
+                    _in_pairs(v_scales.index(slot), b_s)
+""",
     ),
-    "plain K is told of before it has come": (
-        "feed",
-        "                    async_copy.wait_group(1)\n                    fence",
-        "                    async_copy.wait_group(2)\n                    fence",
-    ),
-    "weights are overwritten while they are read": (
-        "one_pass",
-        "mbarrier.wait(p_free.index(slot_p), round_p ^ 1)",
-        "pass",
-    ),
+    "weights are overwritten while they are read": ("one_pass", "mbarrier.wait(p_free.index(slot), round ^ 1)", "pass"),
+    "weights are read before they are there": ("one_pass", "mbarrier.wait(p_full.index(slot_p), round_p)", "pass"),
     "the last sums are taken before they are there": ("one_pass", "    mbarrier.wait(summed, 0)\n", ""),
-    "K is given up while its last product runs": (
+    "K is given up before it is in registers": (
         "one_pass",
-        """                    b, c = warpgroup_mma_wait(0, deps=[b, c])
-                    mbarrier.arrive(k_free.index(slot), count=1)
-""",
-        """                    mbarrier.arrive(k_free.index(slot), count=1)
-                    b, c = warpgroup_mma_wait(0, deps=[b, c])
+        "            words = key_words(codes.index(slot), high.index(slot), scales.index(slot), FORMAT)\n",
+        """            mbarrier.arrive(k_free.index(slot), count=1 if phase else 0)
+            words = key_words(codes.index(slot), high.index(slot), scales.index(slot), FORMAT)
+            if phase:
+                done += 1
+                phase = -phase
 """,
     ),
-    "V is given up while its product runs": (
+    "V is given up before it is in registers": (
         "one_pass",
-        """            a, b = warpgroup_mma_wait(0, deps=[a, b])
+        "            for c in gl.static_range(4):\n",
+        "            mbarrier.arrive(v_free.index(slot), count=1)\n            for c in gl.static_range(4):\n",
+    ),
+    "weights are given up while their product runs": (
+        "one_pass",
+        """            b1, b2 = warpgroup_mma_wait(0, deps=[b1, b2])
             mbarrier.arrive(v_free.index(slot), count=1)
+            mbarrier.arrive(p_free.index(slot_p), count=1)
 """,
         """            mbarrier.arrive(v_free.index(slot), count=1)
-            a, b = warpgroup_mma_wait(0, deps=[a, b])
+            mbarrier.arrive(p_free.index(slot_p), count=1)
+            b1, b2 = warpgroup_mma_wait(0, deps=[b1, b2])
 """,
     ),
+    "scores are weighed while their product runs": ("one_pass", "0 if c == 15 else 2", "2"),
     "nobody says that V is free": ("one_pass", "            mbarrier.arrive(v_free.index(slot), count=1)\n", ""),
+    "the first tile is given up though it is needed again": ("one_pass", "if phase > 0:", "if phase >= 0:"),
     "the second walk counts K's tiles anew": (
         "one_pass",
-        "    for i_walk in range(2):\n        if walk > 0:\n",
-        "    for i_walk in range(2):\n        done = 0\n        if walk > 0:\n",
+        "    for phase in range(4):\n",
+        "    for phase in range(4):\n        done = 0\n",
     ),
-    "the second walk adds to the first": ("one_pass", "use_acc=j > 0", "use_acc=j + i_walk > 0"),
+    "the second walk adds to the first": ("one_pass", "use = (j > 0)", "use = (j + i_walk > 0)"),
     "no share is walked again": ("one_pass", "gl.where(most > MOST, 1, 0)", "gl.where(most > MOST, 0, 0)"),
-    "the second walk has the first tile's maximum": (
+    "a walk that is none leaves no sums": ("one_pass", "if weigh & (walk > 0):", "if weigh:"),
+    "the second walk has the last tile's maximum": ("one_pass", "gl.where(j > 0, tops.load(L), LOWEST)", "LOWEST"),
+    "a share without rows leaves its maximum unset": (
         "one_pass",
-        "gl.where(i_walk == 0, gl.minimum(1, tiles), tiles)",
-        "gl.minimum(1, tiles)",
+        "            tops.store(gl.full([256], LOWEST, gl.float32, B))\n",
+        "            pass\n",
     ),
     # what is where
     "the other half of the lanes keeps the other half of the columns": (
@@ -194,48 +204,59 @@ BUGS = {
         "selp.b32 $0, $1, $2, upper",
     ),
     "a lane adds its neighbour's columns": ("one_pass", "bfly.b32 other, other, 16", "bfly.b32 other, other, 8"),
-    "q4_0's nibbles of the upper rows change places": (
-        "one_pass",
-        "(c >> 1 & 1) << 4 | (c >> 4 & 1) << 3",
-        "(c >> 1 & 1) << 3 | (c >> 4 & 1) << 4",
+    "queries of q4_0 have their halves of a block exchanged": (
+        "fragments",
+        "(2, 4, 6, 0, 3, 1, 5))\n    elif",
+        "(2, 4, 3, 0, 6, 1, 5))\n    elif",
     ),
+    "queries of q8_0 have their pairs exchanged": ("fragments", "(1, 3, 0, 5, 2, 4)", "(1, 3, 0, 4, 2, 5)"),
+    "queries of tq3_0 have two columns exchanged": (
+        "fragments",
+        "(2, 4, 6, 0, 5, 1, 3))\n    return",
+        "(2, 4, 5, 0, 6, 1, 3))\n    return",
+    ),
+    "values of q8_0 are in the order of tq3_0": ("fragments", "(3, 0, 2, 4, 1)", "(3, 0, 2, 1, 4)"),
+    "values of q4_0 are in the order of tq3_0": ("fragments", "(3, 0, 1, 2, 4)", "(3, 0, 2, 1, 4)"),
+    "the other half of a word": ("fragments", "g % 2 == 1, 0x7632, 0x5410", "g % 2 == 0, 0x7632, 0x5410"),
+    "the other nibble of high bits": ("fragments", "[above, g % 2 * 4]", "[above, g % 2 * 4 ^ 4]"),
+    "the wrong byte of low pairs": ("fragments", "byte = g % 4 * 17 + 64", "byte = g // 2 * 17 + 64"),
+    "scales of the other block": ("fragments", "scales = s[c // 8 * 2 + r]", "scales = s[2 - c // 8 * 2 + r]"),
+    "scales of q8_0 are neighbours'": ("fragments", "t % 2 == 1, 0x3232", "t % 2 == 0, 0x3232"),
+    "scales of the row eight on": ("fragments", "_unpacked(TEXT, w[1], s[1])", "_unpacked(TEXT, w[1], s[0])"),
+    "scales of two blocks change places": ("feed", "gl.join(even, odd)", "gl.join(odd, even)"),
     "the last 16 queries are the first": (
         "one_pass",
         "_queries(q, s_q_t, s_q_h, i_kv, first + 128",
         "_queries(q, s_q_t, s_q_h, i_kv, first",
     ),
     "the third 32 rows see what the first do": ("one_pass", "bits.index(2 * j + 1)", "bits.index(2 * j)"),
-    "a padded slot is read": ("feed", "(o_row < end) | (b_a != 0)", "(o_row < end) | (b_a == b_a)"),
+    "a padded slot is read": ("feed", "(o_j < 0) | (b_a != 0)", "(o_j < T)"),
     "the window begins a row late": ("one_pass", "gl.maximum(end - window, 0)", "gl.maximum(end - window + 1, 0)"),
     "a share leaves out its last tile": (
         "one_pass",
         "(i_split + 1) * whole // splits - begin)",
         "((i_split + 1) * whole - 1) // splits - begin)",
     ),
-    "the lower pieces of a tile are the upper": ("feed", "i // 2 * 32 * s // UNIT", "i // 2 * 0 * s // UNIT"),
-    "the scales are those of the piece before": ("feed", "i // 2 * 16 * s + i % 2 * 4", "i // 2 * 16 * s"),
-    "the fourth piece of V comes a tile late": (
-        "feed",
-        "v3 = _read(vw, vd, vh, 3, None, s_v, FORMAT_V)\n                    else",
-        "v3 = v2\n                    else",
-    ),
+    "a row beyond the last is read": ("feed", "bound = 0, 0, 1, end + T", "bound = 0, 0, 1, end + T + 64"),
 }
 DRAWN = (
     of("q4_0", context=500, window=450, scores="sharp"),
-    of("f16", context=300, tree="padded"),
+    of("tq3_0", context=300, tree="padded"),
     of("q8_0", context=300, window=170),
+    of("q4_0", context=60, spare=0),
 )
 
 
 def broken(monkeypatch, part, old, new):
-    """The kernel with a bug in one of its two files."""
+    """The kernel with a bug in one of its files."""
     assert old in SOURCES[part], f"the text that this changes is gone: {old}"
     texts = {**SOURCES, part: SOURCES[part].replace(old, new)}
-    for name in ("feed", "one_pass"):
+    for name in PARTS:
         made = types.ModuleType(f"draftwood.kernels.lib.{name}_broken")
         made.__package__, made.__file__ = "draftwood.kernels.lib", f"{made.__name__}.py"
         monkeypatch.setitem(sys.modules, made.__name__, made)
         text = texts[name].replace("from .feed import", "from .feed_broken import")
+        text = text.replace("from .fragments import", "from .fragments_broken import")
         # Triton asks for the lines of what it decorates
         lines = text.splitlines(keepends=True)
         monkeypatch.setitem(linecache.cache, made.__file__, (len(text), None, lines, made.__file__))

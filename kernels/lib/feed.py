@@ -30,10 +30,9 @@ def told(again, verdict):
 
 
 @gluon.constexpr_function
-def _copied(N, TYPE):
-    """[64, N], 16 bytes a lane."""
-    each = 8 if TYPE == gl.float16 else 4
-    return gl.BlockedLayout([1, each], [32 * each // N, N // each], [4, 1], [1, 0])
+def _copied(N):
+    """[64, N] words, four a lane."""
+    return gl.BlockedLayout([1, 4], [128 // N, N // 4], [4, 1], [1, 0])
 
 
 @gluon.constexpr_function
@@ -45,20 +44,20 @@ def _paired():
 
 
 @gluon.jit
-def _bytes(memory, p, row, bound, s: gl.constexpr, AT: gl.constexpr, TYPE: gl.constexpr):
-    """What lies from byte AT of 64 rows on, the first of which is `row`, on its way."""
+def _words(memory, p, row, bound, s: gl.constexpr, AT: gl.constexpr):
+    """Words from byte AT of 64 rows on, the first of which is `row`, on their way."""
     N: gl.constexpr = memory.shape[1]
-    L: gl.constexpr = _copied(N, TYPE)
+    L: gl.constexpr = _copied(N)
     o_r = gl.arange(0, 64, gl.SliceLayout(1, L))[:, None]
-    p = (p + (o_r * s + AT)).to(gl.pointer_type(TYPE)) + gl.arange(0, N, gl.SliceLayout(0, L))[None, :]
+    p = (p + (o_r * s + AT)).to(gl.pointer_type(gl.int32)) + gl.arange(0, N, gl.SliceLayout(0, L))[None, :]
     copy(memory, p, mask=row + o_r < bound)
 
 
 @gluon.jit
 def _codes(codes, high, p, row, bound, s: gl.constexpr, FORMAT: gl.constexpr):
-    _bytes(codes, p, row, bound, s, 16, gl.int32)
+    _words(codes, p, row, bound, s, 16)
     if FORMAT == "tq3_0":
-        _bytes(high, p, row, bound, s, 80, gl.int32)
+        _words(high, p, row, bound, s, 80)
 
 
 @gluon.jit
@@ -103,7 +102,7 @@ def fed(
                 mbarrier.wait(k_free.index(slot), round ^ 1)
                 p = p_k + j * (64 * s_k)
                 _codes(k_codes.index(slot), k_high.index(slot), p, row, bound, s_k, FORMAT_K)
-                _bytes(k_scales.index(slot), p, row, bound, s_k, 0, gl.float16)
+                _words(k_scales.index(slot), p, row, bound, s_k, 0)
                 if both:
                     slot, round = turn(given + j, VS)
                     mbarrier.wait(v_free.index(slot), round ^ 1)

@@ -80,7 +80,9 @@ lop3.b32 $0, t, u, 0x00ff00ff, 0xA8;
 }
 """
 )
-_TWICE = gl.constexpr("mov.b32 $0, {$1, $1};")
+# the lower or upper half of a word in both
+_TWICE_0 = gl.constexpr("{\n.reg .b16 l, h;\nmov.b32 {l, h}, $1;\nmov.b32 $0, {l, l};\n}")
+_TWICE_1 = gl.constexpr("{\n.reg .b16 l, h;\nmov.b32 {l, h}, $1;\nmov.b32 $0, {h, h};\n}")
 _SPLIT = gl.constexpr("mov.b32 {$0, $1}, $2;")
 # bytes 0 and 1, or 2 and 3, one in each half
 _LOWER = gl.constexpr("prmt.b32 $0, $1, 0, 0x4140;")
@@ -94,23 +96,25 @@ def _lanes(W):
 
 
 @gluon.constexpr_function
-def _bits(N, row, dim=1, rank=2):
-    found = []
-    for i in range(N.bit_length() - 1):
-        base = [0] * rank
-        base[dim] = row << i
-        found.append(base)
-    return found
+def _bits(N):
+    return [[0, 1 << i] for i in range(N.bit_length() - 1)]
 
 
 @gluon.constexpr_function
-def _of_keys(N, apart=False):
-    """[64, N]: a lane's N / 4 neighbours, or every fourth, of its two rows."""
-    own = [[0, 4]] if apart else _bits(N // 4, 1)
-    four = [[0, 1], [0, 2]] if apart else [[0, N // 4], [0, N // 2]]
-    return gl.DistributedLinearLayout(
-        own + [[8, 0]], four + [[1, 0], [2, 0], [4, 0]], [[16, 0], [32, 0]], [], [64, N]
+def _of_keys(N):
+    """[64, N]: a lane's N / 4 neighbours of its two rows."""
+    lanes = [[0, N // 4], [0, N // 2], [1, 0], [2, 0], [4, 0]]
+    return gl.DistributedLinearLayout(_bits(N // 4) + [[8, 0]], lanes, [[16, 0], [32, 0]], [], [64, N])
+
+
+@gluon.constexpr_function
+def _of_halves():
+    """[64, 4 words], less the lanes t that share them: blocks t and t + 4 of two rows."""
+    P = gl.DistributedLinearLayout(
+        [[0, 2, 0], [8, 0, 0]], [[0, 0, 1], [0, 1, 0], [1, 0, 0], [2, 0, 0], [4, 0, 0]], [[16, 0, 0], [32, 0, 0]], [],
+        [64, 4, 2],
     )  # fmt: skip
+    return gl.SliceLayout(2, P)
 
 
 @gluon.constexpr_function
@@ -177,25 +181,43 @@ def _sixteen(x, W: gl.constexpr):
 
 
 @gluon.jit
-def _rows(memory, apart: gl.constexpr = False):
+def _rows(memory):
     """[64, N] -> [4, 32 lanes, N / 4 of row g and of row g + 8 by turns]."""
     N: gl.constexpr = memory.shape[1]
-    x = memory.load(_of_keys(N, apart))
-    if apart:
-        x = gl.permute(gl.reshape(x, (4, 2, 8, 2, 4)), (0, 2, 4, 3, 1))
-    else:
-        x = gl.permute(gl.reshape(x, (4, 2, 8, 4, N // 4)), (0, 2, 3, 4, 1))
+    x = gl.permute(gl.reshape(memory.load(_of_keys(N)), (4, 2, 8, 4, N // 4)), (0, 2, 3, 4, 1))
     return gl.reshape(x, (4, 32, N // 2))
+
+
+@gluon.jit
+def _key_scales(memory, FORMAT: gl.constexpr):
+    """Of a lane's two blocks, of row g and row g + 8 by turns: twice in a word."""
+    if FORMAT == "q8_0":
+        L: gl.constexpr = _lanes(4)
+        t = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] + gl.zeros((4, 32), gl.int32, L)
+        half = gl.where(t % 2 == 1, 0x3232, 0x1010)
+        x = gl.expand_dims(memory.load(_of_halves()), 2).broadcast_to((64, 4, 2))
+        x = gl.permute(gl.reshape(x, (4, 2, 8, 2, 4)), (0, 2, 4, 3, 1))
+        x = _four(gl.reshape(x, (4, 32, 4)), 4)
+        s = (
+            gl.inline_asm_elementwise(_PICK, "=r,r,r,r", [x[0], x[0], half], gl.int32, is_pure=True, pack=1),
+            gl.inline_asm_elementwise(_PICK, "=r,r,r,r", [x[1], x[1], half], gl.int32, is_pure=True, pack=1),
+            gl.inline_asm_elementwise(_PICK, "=r,r,r,r", [x[2], x[2], half], gl.int32, is_pure=True, pack=1),
+            gl.inline_asm_elementwise(_PICK, "=r,r,r,r", [x[3], x[3], half], gl.int32, is_pure=True, pack=1),
+        )
+    else:
+        x = _two(_rows(memory), 4)
+        s = (
+            gl.inline_asm_elementwise(_TWICE_0, "=r,r", [x[0]], gl.int32, is_pure=True, pack=1),
+            gl.inline_asm_elementwise(_TWICE_0, "=r,r", [x[1]], gl.int32, is_pure=True, pack=1),
+            gl.inline_asm_elementwise(_TWICE_1, "=r,r", [x[0]], gl.int32, is_pure=True, pack=1),
+            gl.inline_asm_elementwise(_TWICE_1, "=r,r", [x[1]], gl.int32, is_pure=True, pack=1),
+        )
+    return s
 
 
 @gluon.jit
 def key_words(codes, high, scales, FORMAT: gl.constexpr):
     """A lane's words of a tile of K, its words of high bits, and scales of its two blocks of two rows, in pairs."""
-    s = _four(_rows(scales, FORMAT == "q8_0"), 4)
-    s0 = gl.inline_asm_elementwise(_TWICE, "=r,h", [s[0]], gl.int32, is_pure=True, pack=1)
-    s1 = gl.inline_asm_elementwise(_TWICE, "=r,h", [s[1]], gl.int32, is_pure=True, pack=1)
-    s2 = gl.inline_asm_elementwise(_TWICE, "=r,h", [s[2]], gl.int32, is_pure=True, pack=1)
-    s3 = gl.inline_asm_elementwise(_TWICE, "=r,h", [s[3]], gl.int32, is_pure=True, pack=1)
     w, h = (), ()
     if FORMAT == "tq3_0":
         w = _eight(_rows(codes), 4)
@@ -204,7 +226,7 @@ def key_words(codes, high, scales, FORMAT: gl.constexpr):
         w = _sixteen(_rows(codes), 4)
     else:
         w = _sixteen(_rows(codes.slice(0, 32, 1)), 4) + _sixteen(_rows(codes.slice(32, 32, 1)), 4)
-    return w, h, (s0, s1, s2, s3)
+    return w, h, _key_scales(scales, FORMAT)
 
 
 @gluon.jit
@@ -238,8 +260,8 @@ def _of_row(words, r: gl.constexpr, c: gl.constexpr, FORMAT: gl.constexpr):
         LIFT: gl.constexpr = _UPPER if c // 4 % 2 else _LOWER
         above = gl.inline_asm_elementwise(LIFT, "=r,r", [h[c // 8 * 2 + r]], gl.int32, is_pure=True, pack=1)
         chosen = _unpacked(_SELECTORS, w[c // 4 * 2 + r], above)
-        TEXT: gl.constexpr = _CODES_1 if c // 2 % 2 else _CODES_0
-        o = _unpacked(TEXT, chosen[c % 2], scales)
+        CODES: gl.constexpr = _CODES_1 if c // 2 % 2 else _CODES_0
+        o = _unpacked(CODES, chosen[c % 2], scales)
     return o
 
 
@@ -311,12 +333,12 @@ def values(words, r: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
         TEXT: gl.constexpr = _NIBBLES_1 if r else _NIBBLES_0
         a, b = _unpacked(TEXT, w[0], s[0]), _unpacked(TEXT, w[1], s[1])
     elif FORMAT == "q8_0":
-        TEXT: gl.constexpr = _BYTES_1 if r else _BYTES_0
+        BYTES: gl.constexpr = _BYTES_1 if r else _BYTES_0
         a = gl.inline_asm_elementwise(
-            TEXT, "=&r,=&r,r,r,r", [w[0], w[1], s[0]], (gl.int32, gl.int32), is_pure=True, pack=1
+            BYTES, "=&r,=&r,r,r,r", [w[0], w[1], s[0]], (gl.int32, gl.int32), is_pure=True, pack=1
         )
         b = gl.inline_asm_elementwise(
-            TEXT, "=&r,=&r,r,r,r", [w[2], w[3], s[1]], (gl.int32, gl.int32), is_pure=True, pack=1
+            BYTES, "=&r,=&r,r,r,r", [w[2], w[3], s[1]], (gl.int32, gl.int32), is_pure=True, pack=1
         )
     else:
         a, b = _unpacked(_CODES_0, w[r], s[0]), _unpacked(_CODES_1, w[r], s[1])

@@ -311,7 +311,7 @@ def one_pass(
         k_high = gl.allocate_shared_memory(gl.int32, [KS, 64, 8], F2)
     if V3:
         v_high = gl.allocate_shared_memory(gl.int32, [VS, 64, 8], F2)
-    k_scales = gl.allocate_shared_memory(gl.float16, [KS, 64, 8], F2)
+    k_scales = gl.allocate_shared_memory(gl.int32, [KS, 64, 4], F2)
     v_scales = gl.allocate_shared_memory(gl.int32, [VS, 8, 32], F2)
     p1 = gl.allocate_shared_memory(gl.float16, [PS, 64, 128], gl.NVMMASharedLayout(128, 16, 2))
     p2 = gl.allocate_shared_memory(gl.float16, [PS, 64, 16], gl.NVMMASharedLayout(32, 16, 2))
