@@ -189,7 +189,7 @@ def _rows(memory):
 
 
 @gluon.jit
-def _key_scales(memory, FORMAT: gl.constexpr):
+def key_scales(memory, FORMAT: gl.constexpr):
     """Of a lane's two blocks, of row g and row g + 8 by turns: twice in a word."""
     if FORMAT == "q8_0":
         L: gl.constexpr = _lanes(4)
@@ -216,17 +216,15 @@ def _key_scales(memory, FORMAT: gl.constexpr):
 
 
 @gluon.jit
-def key_words(codes, high, scales, FORMAT: gl.constexpr):
-    """A lane's words of a tile of K, its words of high bits, and scales of its two blocks of two rows, in pairs."""
+def key_words(codes, high, FORMAT: gl.constexpr):
+    """A lane's words of a tile of K, and of its high bits; of q8_0 those of half the columns."""
     w, h = (), ()
     if FORMAT == "tq3_0":
         w = _eight(_rows(codes), 4)
         h = _four(_rows(high), 4)
-    elif FORMAT == "q4_0":
-        w = _sixteen(_rows(codes), 4)
     else:
-        w = _sixteen(_rows(codes.slice(0, 32, 1)), 4) + _sixteen(_rows(codes.slice(32, 32, 1)), 4)
-    return w, h, _key_scales(scales, FORMAT)
+        w = _sixteen(_rows(codes), 4)
+    return w, h
 
 
 @gluon.jit
@@ -247,15 +245,15 @@ def _unpacked(TEXT: gl.constexpr, w, s):
 
 
 @gluon.jit
-def _of_row(words, r: gl.constexpr, c: gl.constexpr, FORMAT: gl.constexpr):
+def _of_row(words, s, r: gl.constexpr, c: gl.constexpr, FORMAT: gl.constexpr):
     """Two pairs of columns c of row g + 8 r."""
-    w, h, s = words
+    w, h = words
     scales = s[c // 8 * 2 + r]
     if FORMAT == "q4_0":
         TEXT: gl.constexpr = _NIBBLES_1 if c % 2 else _NIBBLES_0
         o = _unpacked(TEXT, w[c // 2 * 2 + r], scales)
     elif FORMAT == "q8_0":
-        o = _unpacked(_BYTES, w[2 * c + r], scales)
+        o = _unpacked(_BYTES, w[c % 8 * 2 + r], scales)
     else:
         LIFT: gl.constexpr = _UPPER if c // 4 % 2 else _LOWER
         above = gl.inline_asm_elementwise(LIFT, "=r,r", [h[c // 8 * 2 + r]], gl.int32, is_pure=True, pack=1)
@@ -266,10 +264,10 @@ def _of_row(words, r: gl.constexpr, c: gl.constexpr, FORMAT: gl.constexpr):
 
 
 @gluon.jit
-def keys(words, c: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
+def keys(words, s, c: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
     """Columns c of a tile, sixteen: [64, 16]."""
     # w g t p k h -> w h g, k t p
-    a = gl.permute(_assembled(_of_row(words, 0, c, FORMAT), _of_row(words, 1, c, FORMAT), 4), (0, 5, 1, 4, 2, 3))
+    a = gl.permute(_assembled(_of_row(words, s, 0, c, FORMAT), _of_row(words, s, 1, c, FORMAT), 4), (0, 5, 1, 4, 2, 3))
     return gl.convert_layout(gl.reshape(a, (64, 16)), gl.DotOperandLayout(0, keys_product(N), 2), assert_trivial=True)
 
 

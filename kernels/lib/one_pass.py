@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .feed import fed, told, turn
-from .fragments import in_order, key_words, keys, keys_product, queries_for, value_words, values, values_product
+from .fragments import in_order, key_scales, key_words, keys, keys_product, queries_for, value_words, values, values_product
 
 # queries of a program: columns of the two products that S^T and O^T are
 QUERIES = 128 + 16
@@ -132,16 +132,21 @@ def _scored(
         for j in range(steps):
             slot, round = turn(done, KS)
             mbarrier.wait(k_full.index(slot), round)
-            words = key_words(codes.index(slot), high.index(slot), scales.index(slot), FORMAT)
-            # the first tile is needed again
-            if phase > 0:
-                mbarrier.arrive(k_free.index(slot), count=1)
-                done += 1
+            k = codes.index(slot)
+            words = key_words(k.slice(0, 32, 1) if FORMAT == "q8_0" else k, high.index(slot), FORMAT)
+            of_blocks = key_scales(scales.index(slot), FORMAT)
             s1, s2 = z1, z2
             zero = _zero(j)
             qa, qb = q1.index(zero), q2.index(zero)
             for c in gl.static_range(16):
-                a = keys(words, c, 128, FORMAT)
+                if c == 8 and FORMAT == "q8_0":
+                    words = key_words(k.slice(32, 32, 1), high.index(slot), FORMAT)
+                # the first tile is needed again
+                if c == (8 if FORMAT == "q8_0" else 0):  # noqa: SIM102
+                    if phase > 0:
+                        mbarrier.arrive(k_free.index(slot), count=1)
+                        done += 1
+                a = keys(words, of_blocks, c, 128, FORMAT)
                 s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, use_acc=c > 0, is_async=True)
                 a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
                 s2 = warpgroup_mma(a, qb.slice(16 * c, 16).permute((1, 0)), s2, use_acc=c > 0, is_async=True)
