@@ -272,6 +272,17 @@ def keys(words, s, c: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
 
 
 @gluon.jit
+def offset(N: gl.constexpr):
+    """2^15, 2^4, 2^-6 and zeros in every row: [64, 16]."""
+    L: gl.constexpr = _lanes(4)
+    t = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] % 4 + gl.zeros((4, 32), gl.int32, L)
+    # pairs of f16: 2^15 and 2^4, 2^-6 and 0
+    x = gl.where(t == 0, 0x4C007800, gl.where(t == 1, 0x2400, 0))
+    a = gl.permute(_assembled((x, x * 0), (x, x * 0), 4), (0, 5, 1, 4, 2, 3))
+    return gl.convert_layout(gl.reshape(a, (64, 16)), gl.DotOperandLayout(0, keys_product(N), 2), assert_trivial=True)
+
+
+@gluon.jit
 def queries_for(x, FORMAT: gl.constexpr):
     """[N, 256 values] -> [16 N, 16]: a row for each query of columns 0, then of columns 1, as `keys` has them."""
     N: gl.constexpr = x.shape[0]

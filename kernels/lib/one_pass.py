@@ -23,7 +23,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .feed import fed, told, turn
-from .fragments import in_order, key_scales, key_words, keys, keys_product, queries_for, value_words, values, values_product
+from .fragments import in_order, key_scales, key_words, keys, keys_product, offset, queries_for, value_words, values, values_product
 
 # queries of a program: columns of the two products that S^T and O^T are
 QUERIES = 128 + 16
@@ -34,7 +34,8 @@ STAGES = (3, 3, 2)
 # the first tile's maximum is taken for this much more, in units of log 2, and f16 holds weights up to the other
 ABOVE = gl.constexpr(6.0)
 MOST = gl.constexpr(32768.0)
-LOWEST = gl.constexpr(-3.0e38)
+# a score that is greater is taken for this one
+MOST_SCORE = gl.constexpr(2.0e9)
 
 
 # a lane keeps $1 or $2, the one that stands for its half of the columns, and adds what the lane 16 on has of it
@@ -90,16 +91,33 @@ def _peaks(b_s):
 
 
 @gluon.jit
-def _reference(tops, b_s, scale, above, j):
-    """The greatest of a tile's scores and of those before it."""
-    L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    b_m = gl.maximum(gl.max(gl.max(_peaks(b_s), 1), 0) * scale, LOWEST) + above
-    tops.store(gl.maximum(gl.convert_layout(b_m, L), gl.where(j > 0, tops.load(L), LOWEST)))
+def _parts(x):
+    """[N, 16] f16 that `offset` multiplies and adds up to x [N]: to 30 bits, up to 2e9."""
+    N: gl.constexpr = x.shape[0]
+    B: gl.constexpr = gl.BlockedLayout([1, 16], [32, 1], [4, 1], [1, 0])
+    x = gl.convert_layout(x, gl.SliceLayout(1, B))
+    high = (x * 2.0**-15).to(gl.float16)
+    x -= high.to(gl.float32) * 2.0**15
+    middle = (x * 2.0**-4).to(gl.float16)
+    x -= middle.to(gl.float32) * 2.0**4
+    low = (x * 2.0**6).to(gl.float16)
+    o_c = gl.arange(0, 16, gl.SliceLayout(0, B))[None, :]
+    return gl.where(
+        o_c == 0, high[:, None], gl.where(o_c == 1, middle[:, None], gl.where(o_c == 2, low[:, None], 0.0))
+    ).to(gl.float16)
 
 
 @gluon.jit
-def _weigh(b_s, b_l, tops, scale, L: gl.constexpr):
-    b_p = gl.exp2(b_s * scale - tops.load(gl.SliceLayout(0, L))[None, :])
+def _reference(tops, b_s, above, j):
+    """The greatest of a tile's scores and of those before it."""
+    L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    b_m = gl.minimum(gl.maximum(gl.max(gl.max(_peaks(b_s), 1), 0) + above, -MOST_SCORE), MOST_SCORE)
+    tops.store(gl.maximum(gl.convert_layout(b_m, L), gl.where(j > 0, tops.load(L), -MOST_SCORE)))
+
+
+@gluon.jit
+def _weigh(b_s, b_l, scale):
+    b_p = gl.exp2(b_s * scale)
     return b_p.to(gl.float16), b_l + _folded(b_p)
 
 
@@ -111,7 +129,7 @@ def _zero(j):
 
 @gluon.jit
 def _scored(
-    q1, q2, codes, high, scales, p1, p2, tops, sums, last, bits, k_full, k_free, p_full, p_free, again, verdict, summed,
+    q1, q2, less1, less2, codes, high, scales, p1, p2, tops, sums, last, bits, k_full, k_free, p_full, p_free, again, verdict, summed,
     tiles, scale, part_m, part_l, o_first, first, T, H, rows, G: gl.constexpr, FORMAT: gl.constexpr, KS: gl.constexpr,
     PS: gl.constexpr,
 ):  # fmt: skip
@@ -125,9 +143,13 @@ def _scored(
     for phase in range(4):
         weigh = phase % 2 == 1
         steps = gl.where(phase == 0, gl.minimum(tiles, 1), tiles) * walk
-        above = gl.where(phase == 0, ABOVE, 0.0)
+        above = gl.where(phase == 0, ABOVE / scale, 0.0)
         if (phase == 0) & (tiles == 0):
-            tops.store(gl.full([256], LOWEST, gl.float32, B))
+            tops.store(gl.full([256], -MOST_SCORE, gl.float32, B))
+        # the maximum is subtracted by the product itself
+        less1.index(0).store(_parts(gl.where(weigh, -m1.load(B), 0.0)))
+        less2.index(0).store(_parts(gl.where(weigh, -m2.load(B), 0.0)))
+        fence_async_shared()
         l1, l2 = _folded(z1), _folded(z2)
         for j in range(steps):
             slot, round = turn(done, KS)
@@ -135,9 +157,12 @@ def _scored(
             k = codes.index(slot)
             words = key_words(k.slice(0, 32, 1) if FORMAT == "q8_0" else k, high.index(slot), FORMAT)
             of_blocks = key_scales(scales.index(slot), FORMAT)
-            s1, s2 = z1, z2
             zero = _zero(j)
             qa, qb = q1.index(zero), q2.index(zero)
+            a = offset(128)
+            s1 = warpgroup_mma(a, less1.index(zero).permute((1, 0)), z1, use_acc=False, is_async=True)
+            a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
+            s2 = warpgroup_mma(a, less2.index(zero).permute((1, 0)), z2, use_acc=False, is_async=True)
             for c in gl.static_range(16):
                 if c == 8 and FORMAT == "q8_0":
                     words = key_words(k.slice(32, 32, 1), high.index(slot), FORMAT)
@@ -147,25 +172,30 @@ def _scored(
                         mbarrier.arrive(k_free.index(slot), count=1)
                         done += 1
                 a = keys(words, of_blocks, c, 128, FORMAT)
-                s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, use_acc=c > 0, is_async=True)
+                s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, is_async=True)
                 a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
-                s2 = warpgroup_mma(a, qb.slice(16 * c, 16).permute((1, 0)), s2, use_acc=c > 0, is_async=True)
-                s1, s2 = warpgroup_mma_wait(0 if c == 15 else 2, deps=[s1, s2])
+                s2 = warpgroup_mma(a, qb.slice(16 * c, 16).permute((1, 0)), s2, is_async=True)
+                s1, s2 = warpgroup_mma_wait(0 if c == 15 else 4, deps=[s1, s2])
             if last:
                 s1, s2 = _masked(s1, bits, j, 0, L1), _masked(s2, bits, j, 128, L2)
             if weigh:
-                b_p1, l1 = _weigh(s1, l1, m1, scale, L1)
-                b_p2, l2 = _weigh(s2, l2, m2, scale, L2)
+                # weights are given away when the next scores are there: so one product runs beside the exponentials
+                if j > 0:
+                    fence_async_shared()
+                    mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
                 slot, round = turn(given, PS)
                 mbarrier.wait(p_free.index(slot), round ^ 1)
+                b_p1, l1 = _weigh(s1, l1, scale)
                 p1.index(slot).store(b_p1)
+                b_p2, l2 = _weigh(s2, l2, scale)
                 p2.index(slot).store(b_p2)
-                fence_async_shared()
-                mbarrier.arrive(p_full.index(slot), count=1)
                 given += 1
             else:
-                _reference(m1, s1, scale, above, j)
-                _reference(m2, s2, scale, above, j)
+                _reference(m1, s1, above, j)
+                _reference(m2, s2, above, j)
+        if weigh & (steps > 0):
+            fence_async_shared()
+            mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
         if weigh & (walk > 0):
             sums.slice(0, 128).store(_sums(l1))
             sums.slice(128, 16).store(_sums(l2))
@@ -179,7 +209,7 @@ def _scored(
     o_m = first + gl.arange(0, 256, B)
     o_part = o_first + o_m // G * H + o_m % G
     m = (o_m < rows) & (o_m < first + 144)
-    gl.store(part_m + o_part, tops.load(B), mask=m)
+    gl.store(part_m + o_part, tops.load(B) * scale, mask=m)
     gl.store(part_l + o_part, sums.load(B), mask=m)
 
 
@@ -305,6 +335,8 @@ def one_pass(
     M: gl.constexpr = mbarrier.MBarrierLayout()
     q1 = gl.allocate_shared_memory(gl.float16, [1, 16 * 128, 16], S)
     q2 = gl.allocate_shared_memory(gl.float16, [1, 16 * 16, 16], S)
+    less1 = gl.allocate_shared_memory(gl.float16, [1, 128, 16], S)
+    less2 = gl.allocate_shared_memory(gl.float16, [1, 16, 16], S)
     K3: gl.constexpr = FORMAT_K == "tq3_0"
     V3: gl.constexpr = FORMAT_V == "tq3_0"
     WK: gl.constexpr = 64 if FORMAT_K == "q8_0" else 32
@@ -355,7 +387,7 @@ def one_pass(
         [
             (_summed, (v_codes, v_high, v_scales, p1, p2, sums, q1.index(0), q2.index(0), v_full, v_free, p_full, p_free, again, verdict,
                        summed, tiles, part_o, o_first, first, T, H, rows, G, FORMAT_V, VS, PS)),
-            (_scored, (q1, q2, k_codes, k_high, k_scales, p1, p2, tops, sums, last, bits, k_full, k_free, p_full,
+            (_scored, (q1, q2, less1, less2, k_codes, k_high, k_scales, p1, p2, tops, sums, last, bits, k_full, k_free, p_full,
                        p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G,
                        FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
