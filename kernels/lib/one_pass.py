@@ -129,7 +129,7 @@ def _zero(j):
 
 @gluon.jit
 def _scored(
-    q1, q2, less1, less2, codes, high, scales, p1, p2, tops, sums, last, bits, k_full, k_free, p_full, p_free, again, verdict, summed,
+    q1, q2, less1, less2, asked, codes, high, scales, p1, p2, tops, sums, last, bits, k_full, k_free, p_full, p_free, again, verdict, summed,
     tiles, scale, part_m, part_l, o_first, first, T, H, rows, G: gl.constexpr, FORMAT: gl.constexpr, KS: gl.constexpr,
     PS: gl.constexpr,
 ):  # fmt: skip
@@ -139,6 +139,7 @@ def _scored(
     z1, z2 = gl.zeros((64, 128), gl.float32, L1), gl.zeros((64, 16), gl.float32, L2)
     m1, m2 = tops.slice(0, 128), tops.slice(128, 16)
     done, given, walk = 0, 0, 1
+    mbarrier.wait(asked, 0)
     # the first tile's maximum; weights; all of the share's maximum, and weights once more
     for phase in range(4):
         weigh = phase % 2 == 1
@@ -214,6 +215,29 @@ def _scored(
 
 
 @gluon.jit
+def _queries(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
+    """[16 N, 16] f16, columns as those of K's operand."""
+    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
+    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
+    o_m = first + gl.arange(0, N, gl.SliceLayout(1, B))
+    o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
+    b_q = gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0).to(gl.float16)
+    return queries_for(b_q, FORMAT)
+
+
+@gluon.jit
+def _ancestry(bits, begin, first, end, T, rows, ancestors, G: gl.constexpr):
+    """bits [4, 256]: which of 32 rows, from begin on, a query sees; four times."""
+    B: gl.constexpr = gl.BlockedLayout([1, 32], [32, 1], [8, 1], [1, 0])
+    o_m, o_s = first + gl.arange(0, 256, gl.SliceLayout(1, B))[:, None], gl.arange(0, 32, gl.SliceLayout(0, B))[None, :]
+    for i in gl.static_range(4):
+        o_j = begin + i * 32 + o_s - end
+        m = (o_j >= 0) & (o_j < T) & (o_m < rows)
+        b_a = gl.load(ancestors + o_m // G * T + o_j, mask=m, other=0) != 0
+        bits.index(i).store(gl.sum(((o_j < 0) | b_a).to(gl.int32) << o_s, 1))
+
+
+@gluon.jit
 def _put(part_o, o_first, held, b_o0, b_o1, o_m, rows, H, G: gl.constexpr, FORMAT: gl.constexpr):
     """Means of N queries, by way of shared memory: there they come into order."""
     N: gl.constexpr = b_o0.shape[1]
@@ -230,9 +254,17 @@ def _put(part_o, o_first, held, b_o0, b_o1, o_m, rows, H, G: gl.constexpr, FORMA
 
 @gluon.jit
 def _summed(
-    codes, high, scales, p1, p2, sums, o1, o2, v_full, v_free, p_full, p_free, again, verdict, summed, tiles, part_o,
-    o_first, first, T, H, rows, G: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
+    q, s_q_t, s_q_h, i_kv, begin, end, last, ancestors, q1, q2, bits, asked, codes, high, scales, p1, p2, sums, v_full,
+    v_free, p_full, p_free, again, verdict, summed, tiles, part_o, o_first, first, T, H, rows, G: gl.constexpr,
+    FORMAT_K: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
 ):  # fmt: skip
+    # while the first rows of the cache come
+    q1.store(_queries(q, s_q_t, s_q_h, i_kv, first, rows, G, 128, FORMAT_K))
+    q2.store(_queries(q, s_q_t, s_q_h, i_kv, first + 128, rows, G, 16, FORMAT_K))
+    if last:
+        _ancestry(bits, begin, first, end, T, rows, ancestors, G)
+    fence_async_shared()
+    mbarrier.arrive(asked, count=1)
     L1: gl.constexpr = values_product(128)
     L2: gl.constexpr = values_product(16)
     A2: gl.constexpr = gl.DotOperandLayout(0, L2, 2)
@@ -269,31 +301,8 @@ def _summed(
     mbarrier.wait(summed, 0)
     l1, l2 = sums.slice(0, 128).load(gl.SliceLayout(0, L1)), sums.slice(128, 16).load(gl.SliceLayout(0, L2))
     l1, l2 = gl.where(l1 > 0.0, 1.0 / l1, l1)[None, :], gl.where(l2 > 0.0, 1.0 / l2, l2)[None, :]
-    _put(part_o, o_first, o1, a1 * l1, b1 * l1, first, rows, H, G, FORMAT)
-    _put(part_o, o_first, o2, a2 * l2, b2 * l2, first + 128, rows, H, G, FORMAT)
-
-
-@gluon.jit
-def _queries(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
-    """[16 N, 16] f16, columns as those of K's operand."""
-    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
-    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
-    o_m = first + gl.arange(0, N, gl.SliceLayout(1, B))
-    o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
-    b_q = gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0).to(gl.float16)
-    return queries_for(b_q, FORMAT)
-
-
-@gluon.jit
-def _ancestry(bits, begin, first, end, T, rows, ancestors, G: gl.constexpr):
-    """bits [4, 256]: which of 32 rows, from begin on, a query sees; four times."""
-    B: gl.constexpr = gl.BlockedLayout([1, 32], [32, 1], [8, 1], [1, 0])
-    o_m, o_s = first + gl.arange(0, 256, gl.SliceLayout(1, B))[:, None], gl.arange(0, 32, gl.SliceLayout(0, B))[None, :]
-    for i in gl.static_range(4):
-        o_j = begin + i * 32 + o_s - end
-        m = (o_j >= 0) & (o_j < T) & (o_m < rows)
-        b_a = gl.load(ancestors + o_m // G * T + o_j, mask=m, other=0) != 0
-        bits.index(i).store(gl.sum(((o_j < 0) | b_a).to(gl.int32) << o_s, 1))
+    _put(part_o, o_first, q1, a1 * l1, b1 * l1, first, rows, H, G, FORMAT)
+    _put(part_o, o_first, q2, a2 * l2, b2 * l2, first + 128, rows, H, G, FORMAT)
 
 
 @gluon.jit
@@ -364,6 +373,7 @@ def one_pass(
     p_free = gl.allocate_shared_memory(gl.int64, [PS, 1], M)
     verdict = gl.allocate_shared_memory(gl.int64, [1], M)
     summed = gl.allocate_shared_memory(gl.int64, [1], M)
+    asked = gl.allocate_shared_memory(gl.int64, [1], M)
     for i in gl.static_range(KS):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(k_free.index(i), count=1)
@@ -375,21 +385,17 @@ def one_pass(
         mbarrier.init(p_free.index(i), count=1)
     mbarrier.init(verdict, count=1)
     mbarrier.init(summed, count=1)
-    q1.index(0).store(_queries(q, s_q_t, s_q_h, i_kv, first, rows, G, 128, FORMAT_K))
-    q2.index(0).store(_queries(q, s_q_t, s_q_h, i_kv, first + 128, rows, G, 16, FORMAT_K))
-    fence_async_shared()
-    if last:
-        _ancestry(bits, begin, first, end, T, rows, ancestors, G)
-
+    mbarrier.init(asked, count=1)
     p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
     o_first = i_split * T * H + i_kv * G
     gl.warp_specialize(
         [
-            (_summed, (v_codes, v_high, v_scales, p1, p2, sums, q1.index(0), q2.index(0), v_full, v_free, p_full, p_free, again, verdict,
-                       summed, tiles, part_o, o_first, first, T, H, rows, G, FORMAT_V, VS, PS)),
-            (_scored, (q1, q2, less1, less2, k_codes, k_high, k_scales, p1, p2, tops, sums, last, bits, k_full, k_free, p_full,
-                       p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G,
-                       FORMAT_K, KS, PS)),
+            (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, ancestors, q1.index(0), q2.index(0), bits, asked,
+                       v_codes, v_high, v_scales, p1, p2, sums, v_full, v_free, p_full, p_free, again, verdict, summed,
+                       tiles, part_o, o_first, first, T, H, rows, G, FORMAT_K, FORMAT_V, VS, PS)),
+            (_scored, (q1, q2, less1, less2, asked, k_codes, k_high, k_scales, p1, p2, tops, sums, last, bits, k_full,
+                       k_free, p_full, p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T,
+                       H, rows, G, FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
                    k_full, k_free, v_full, v_free, again, verdict, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS)),
         ],
