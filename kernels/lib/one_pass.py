@@ -38,38 +38,44 @@ MOST = gl.constexpr(32768.0)
 MOST_SCORE = gl.constexpr(2.0e9)
 
 
-# a lane keeps $1 or $2, the one that stands for its half of the columns, and adds what the lane 16 on has of it
-_EXCHANGE = gl.constexpr(
-    """
-{
+# a lane keeps $1 or $2, the one that stands for its half of the columns, and adds what the lane so far on has of it
+_EXCHANGE = """
+{{
 .reg .b32 lane, other;
 .reg .pred upper;
 mov.u32 lane, %laneid;
-and.b32 lane, lane, 16;
+and.b32 lane, lane, {far};
 setp.ne.u32 upper, lane, 0;
 selp.b32 other, $1, $2, upper;
 selp.b32 $0, $2, $1, upper;
-shfl.sync.bfly.b32 other, other, 16, 31, 0xffffffff;
+shfl.sync.bfly.b32 other, other, {far}, 31, 0xffffffff;
 add.f32 $0, $0, other;
-}
+}}
 """
-)
+_WITH_16, _WITH_8 = gl.constexpr(_EXCHANGE.format(far=16)), gl.constexpr(_EXCHANGE.format(far=8))
+
+
+@gluon.jit
+def _halved(b_p, TEXT: gl.constexpr):
+    """[4, 8, N] -> [4, 8, N / 2]: a lane's sums and those of the lane so far on, half the columns each."""
+    low, high = gl.split(gl.permute(gl.reshape(b_p, (4, 8, 2, b_p.shape[2] // 2)), (0, 1, 3, 2)))
+    return gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float32, is_pure=True, pack=1)
 
 
 @gluon.jit
 def _folded(b_p):
-    """[64, N] -> [4, 8, N / 2]: sums over the rows of a lane and of the lane 16 on, half the columns each."""
-    N: gl.constexpr = b_p.shape[1]
-    b_p = gl.reshape(gl.sum(gl.reshape(b_p, (4, 2, 8, N)), 1), (4, 8, 2, N // 2))
-    low, high = gl.split(gl.permute(b_p, (0, 1, 3, 2)))
-    return gl.inline_asm_elementwise(_EXCHANGE, "=&r,r,r", [low, high], gl.float32, is_pure=True, pack=1)
+    """[64, N] -> [4, 8, N / 2], or N / 4 if those are whole eights: sums over rows of two lanes or of four."""
+    b_l = _halved(gl.sum(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), 1), _WITH_16)
+    if b_p.shape[1] >= 32:
+        b_l = _halved(b_l, _WITH_8)
+    return b_l
 
 
 @gluon.jit
-def _sums(b_l):
+def _sums(b_l, N: gl.constexpr):
     """What `_folded` left -> [N]."""
     H: gl.constexpr = b_l.shape[2]
-    return gl.reshape(gl.sum(gl.sum(gl.reshape(b_l, (4, 2, 4, H)), 2), 0), (2 * H,))
+    return gl.reshape(gl.sum(gl.sum(gl.reshape(b_l, (4, N // H, 8 * H // N, H)), 2), 0), (N,))
 
 
 @gluon.jit
@@ -198,8 +204,8 @@ def _scored(
             fence_async_shared()
             mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
         if weigh & (walk > 0):
-            sums.slice(0, 128).store(_sums(l1))
-            sums.slice(128, 16).store(_sums(l2))
+            sums.slice(0, 128).store(_sums(l1, 128))
+            sums.slice(128, 16).store(_sums(l2, 16))
         if phase == 1:
             # a weight is at most the sum that it is part of
             most = gl.maximum(gl.max(gl.ravel(l1), 0), gl.max(gl.ravel(l2), 0))
