@@ -156,14 +156,19 @@ BUGS = {
     "the last sums are taken before they are there": ("one_pass", "    mbarrier.wait(summed, 0)\n", ""),
     "K is given up before it is in registers": (
         "one_pass",
-        "            words = key_words(codes.index(slot), high.index(slot), scales.index(slot), FORMAT)\n",
-        """            mbarrier.arrive(k_free.index(slot), count=1 if phase else 0)
-            words = key_words(codes.index(slot), high.index(slot), scales.index(slot), FORMAT)
-            if phase:
-                done += 1
-                phase = -phase
+        "            k = codes.index(slot)\n",
+        """            if phase > 0:
+                mbarrier.arrive(k_free.index(slot), count=1)
+            k = codes.index(slot)
 """,
     ),
+    "scores are taken before the queries are there": ("one_pass", "    mbarrier.wait(asked, 0)\n", ""),
+    "weights are given away before they are written": (
+        "one_pass",
+        "mbarrier.arrive(p_full.index((given - 1) % PS), count=1)\n                slot",
+        "mbarrier.arrive(p_full.index(given % PS), count=1)\n                slot",
+    ),
+    "the last weights are not given away": ("one_pass", "if weigh & (steps > 0):", "if weigh & (steps > 64):"),
     "V is given up before it is in registers": (
         "one_pass",
         "            for c in gl.static_range(4):\n",
@@ -191,19 +196,34 @@ BUGS = {
     "the second walk adds to the first": ("one_pass", "use = (j > 0)", "use = (j + i_walk > 0)"),
     "no share is walked again": ("one_pass", "gl.where(most > MOST, 1, 0)", "gl.where(most > MOST, 0, 0)"),
     "a walk that is none leaves no sums": ("one_pass", "if weigh & (walk > 0):", "if weigh:"),
-    "the second walk has the last tile's maximum": ("one_pass", "gl.where(j > 0, tops.load(L), LOWEST)", "LOWEST"),
+    "the second walk has the last tile's maximum": (
+        "one_pass",
+        "gl.where(j > 0, tops.load(L), -MOST_SCORE)",
+        "-MOST_SCORE",
+    ),
     "a share without rows leaves its maximum unset": (
         "one_pass",
-        "            tops.store(gl.full([256], LOWEST, gl.float32, B))\n",
+        "            tops.store(gl.full([256], -MOST_SCORE, gl.float32, B))\n",
         "            pass\n",
     ),
+    "the second walk's maximum is that above the first's": (
+        "one_pass",
+        "gl.where(weigh, -m1.load(B), 0.0)",
+        "-m1.load(B)",
+    ),
     # what is where
+    "the maximum loses its middle part": ("one_pass", "o_c == 1, middle", "o_c == 1, low"),
+    "the sums of four lanes change places": (
+        "one_pass",
+        "(4, N // H, 8 * H // N, H)), 2), 0)",
+        "(4, 8 * H // N, N // H, H)), 1), 0)",
+    ),
     "the other half of the lanes keeps the other half of the columns": (
         "one_pass",
         "selp.b32 $0, $2, $1, upper",
         "selp.b32 $0, $1, $2, upper",
     ),
-    "a lane adds its neighbour's columns": ("one_pass", "bfly.b32 other, other, 16", "bfly.b32 other, other, 8"),
+    "a lane adds its neighbour's columns": ("one_pass", "bfly.b32 other, other, {far}", "bfly.b32 other, other, 4"),
     "queries of q4_0 have their halves of a block exchanged": (
         "fragments",
         "(2, 4, 6, 0, 3, 1, 5))\n    elif",

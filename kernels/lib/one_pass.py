@@ -135,7 +135,7 @@ def _zero(j):
 
 @gluon.jit
 def _scored(
-    q1, q2, less1, less2, asked, codes, high, scales, p1, p2, tops, sums, last, bits, k_full, k_free, p_full, p_free, again, verdict, summed,
+    q1, q2, less1, less2, asked, codes, high, scales, p1, p2, tops, sums, seen, bits, k_full, k_free, p_full, p_free, again, verdict, summed,
     tiles, scale, part_m, part_l, o_first, first, T, H, rows, G: gl.constexpr, FORMAT: gl.constexpr, KS: gl.constexpr,
     PS: gl.constexpr,
 ):  # fmt: skip
@@ -173,18 +173,18 @@ def _scored(
             for c in gl.static_range(16):
                 if c == 8 and FORMAT == "q8_0":
                     words = key_words(k.slice(32, 32, 1), high.index(slot), FORMAT)
-                # the first tile is needed again
-                if c == (8 if FORMAT == "q8_0" else 0):  # noqa: SIM102
-                    if phase > 0:
-                        mbarrier.arrive(k_free.index(slot), count=1)
-                        done += 1
                 a = keys(words, of_blocks, c, 128, FORMAT)
                 s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, is_async=True)
                 a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
                 s2 = warpgroup_mma(a, qb.slice(16 * c, 16).permute((1, 0)), s2, is_async=True)
+                # all words are in registers; the first tile is needed again
+                if c == (8 if FORMAT == "q8_0" else 1):  # noqa: SIM102
+                    if phase > 0:
+                        mbarrier.arrive(k_free.index(slot), count=1)
+                        done += 1
                 s1, s2 = warpgroup_mma_wait(0 if c == 15 else 4, deps=[s1, s2])
-            if last:
-                s1, s2 = _masked(s1, bits, j, 0, L1), _masked(s2, bits, j, 128, L2)
+            if j >= seen:
+                s1, s2 = _masked(s1, bits, j - seen, 0, L1), _masked(s2, bits, j - seen, 128, L2)
             if weigh:
                 # weights are given away when the next scores are there: so one product runs beside the exponentials
                 if j > 0:
@@ -245,22 +245,22 @@ def _ancestry(bits, begin, first, end, T, rows, ancestors, G: gl.constexpr):
 
 @gluon.jit
 def _put(part_o, o_first, held, b_o0, b_o1, o_m, rows, H, G: gl.constexpr, FORMAT: gl.constexpr):
-    """Means of N queries, by way of shared memory: there they come into order."""
+    """Means of N queries, by way of the shared memory of q: there they come into order."""
     N: gl.constexpr = b_o0.shape[1]
-    B: gl.constexpr = gl.BlockedLayout([1, 8], [16, 2], [8, 1], [1, 0])
-    x = gl.permute(gl.reshape(in_order(b_o0.to(gl.float16), b_o1.to(gl.float16), FORMAT), (N, 16, 16)), (1, 0, 2))
-    held.store(gl.reshape(x, (16 * N, 16)))
-    o_d = gl.arange(0, 16, gl.SliceLayout(0, B))
+    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
+    held = held._reinterpret(gl.float16, [N, 256], gl.NVMMASharedLayout(128, 16, 2))
+    held.store(in_order(b_o0.to(gl.float16), b_o1.to(gl.float16), FORMAT))
+    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
     for i in gl.static_range(N // 16):
-        o_r = i * 256 + gl.arange(0, 256, gl.SliceLayout(1, B))
-        o_q = o_m + o_r % N
-        o_part = (o_first + o_q // G * H + o_q % G).to(gl.int64) * 256 + o_r // N * 16
-        gl.store(part_o + o_part[:, None] + o_d[None, :], held.slice(i * 256, 256).load(B), mask=(o_q < rows)[:, None])
+        o_q = o_m + i * 16 + gl.arange(0, 16, gl.SliceLayout(1, B))
+        o_part = (o_first + o_q // G * H + o_q % G).to(gl.int64) * 256
+        b_x = held.slice(i * 16, 16).load(B)
+        gl.store(part_o + o_part[:, None] + o_d[None, :], b_x, mask=(o_q < rows)[:, None])
 
 
 @gluon.jit
 def _summed(
-    q, s_q_t, s_q_h, i_kv, begin, end, last, ancestors, q1, q2, bits, asked, codes, high, scales, p1, p2, sums, v_full,
+    q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, q1, q2, bits, asked, codes, high, scales, p1, p2, sums, v_full,
     v_free, p_full, p_free, again, verdict, summed, tiles, part_o, o_first, first, T, H, rows, G: gl.constexpr,
     FORMAT_K: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
 ):  # fmt: skip
@@ -268,7 +268,7 @@ def _summed(
     q1.store(_queries(q, s_q_t, s_q_h, i_kv, first, rows, G, 128, FORMAT_K))
     q2.store(_queries(q, s_q_t, s_q_h, i_kv, first + 128, rows, G, 16, FORMAT_K))
     if last:
-        _ancestry(bits, begin, first, end, T, rows, ancestors, G)
+        _ancestry(bits, begin + seen * 64, first, end, T, rows, ancestors, G)
     fence_async_shared()
     mbarrier.arrive(asked, count=1)
     L1: gl.constexpr = values_product(128)
@@ -328,15 +328,18 @@ def one_pass(
     STAGES: gl.constexpr,
     REGISTERS: gl.constexpr,
 ):  # fmt: skip
-    """Programs (share, KV head, 144 queries). The last share, of the nodes and of rows that make no whole tile, has two
-    tiles at most: 64 nodes."""
+    """Programs (share, KV head, 144 queries). The last share ends with the rows that not all queries see: the nodes, and
+    what makes no whole tile before them, two tiles at most of 64 nodes."""
     i_split, i_kv, first, rows = gl.program_id(0), gl.program_id(1), gl.program_id(2) * 144, T * G
     end = gl.load(start)
     low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
     whole = (end - low) // 64
+    every = whole + (end + T - low - whole * 64 + 63) // 64
     last = i_split == splits
-    begin = i_split * whole // splits
-    tiles = gl.where(last, (end + T - low - whole * 64 + 63) // 64, (i_split + 1) * whole // splits - begin)
+    begin = gl.minimum(i_split * every // (splits + 1), whole)
+    tiles = gl.where(last, every, gl.minimum((i_split + 1) * every // (splits + 1), whole)) - begin
+    # tiles that all queries see
+    seen = gl.where(last, whole - begin, tiles)
     begin = low + begin * 64
 
     KS: gl.constexpr = STAGES[0]
@@ -396,10 +399,10 @@ def one_pass(
     o_first = i_split * T * H + i_kv * G
     gl.warp_specialize(
         [
-            (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, ancestors, q1.index(0), q2.index(0), bits, asked,
+            (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, q1.index(0), q2.index(0), bits, asked,
                        v_codes, v_high, v_scales, p1, p2, sums, v_full, v_free, p_full, p_free, again, verdict, summed,
                        tiles, part_o, o_first, first, T, H, rows, G, FORMAT_K, FORMAT_V, VS, PS)),
-            (_scored, (q1, q2, less1, less2, asked, k_codes, k_high, k_scales, p1, p2, tops, sums, last, bits, k_full,
+            (_scored, (q1, q2, less1, less2, asked, k_codes, k_high, k_scales, p1, p2, tops, sums, seen, bits, k_full,
                        k_free, p_full, p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T,
                        H, rows, G, FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,

@@ -121,6 +121,9 @@ class Shared:
     def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
         return Shared(self.a[(slice(None),) * dim + (slice(start, start + length),)])
 
+    def _reinterpret(self, kind: Any, shape: list[int], _layout: Any) -> "Shared":
+        return Shared(self.a.reshape(-1).view(kind).reshape(shape))
+
     def permute(self, order: tuple[int, ...]) -> "Shared":
         return Shared(self.a.transpose(order))
 
