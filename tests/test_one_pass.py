@@ -1,5 +1,5 @@
-"""Laws of one pass (kernels/lib/one_pass.py, feed.py, fragments.py). Only sm90 runs it: elsewhere `lab/gluon.py` does,
-from its text."""
+"""Laws of one pass: kernels/lib/one_pass.py and the three that it is of. Only sm90 runs it: elsewhere `lab/gluon.py`
+does, from its text."""
 
 import importlib
 import linecache
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from draftwood.kernels.lib import feed, fragments, one_pass
+from draftwood.kernels.lib import feed, fragments, one_pass, weights
 from draftwood.kernels.tree_attention import Config
 from draftwood.lab import gluon
 from draftwood.lab.oracles import Subject, Trial
@@ -24,7 +24,7 @@ BASE = SPEC.cases["edge"][0].but(
 )
 # values, scores and the copy of the cache: who goes on first
 ORDERS = ((0, 1, 2), (2, 1, 0), (2, 0, 1))
-PARTS = {"fragments": fragments, "feed": feed, "one_pass": one_pass}
+PARTS = {"fragments": fragments, "feed": feed, "weights": weights, "one_pass": one_pass}
 SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in PARTS.items()}
 orders = pytest.mark.parametrize("order", ORDERS, ids=str)
 copies = pytest.mark.parametrize("late", [False, True])
@@ -151,24 +151,24 @@ BUGS = {
                     _in_pairs(v_scales.index(slot), b_s)
 """,
     ),
-    "weights are overwritten while they are read": ("one_pass", "mbarrier.wait(p_free.index(slot), round ^ 1)", "pass"),
+    "weights are overwritten while they are read": ("weights", "mbarrier.wait(p_free.index(slot), round ^ 1)", "pass"),
     "weights are read before they are there": ("one_pass", "mbarrier.wait(p_full.index(slot_p), round_p)", "pass"),
     "the last sums are taken before they are there": ("one_pass", "    mbarrier.wait(summed, 0)\n", ""),
     "K is given up before it is in registers": (
-        "one_pass",
+        "weights",
         "            k = codes.index(slot)\n",
         """            if phase > 0:
                 mbarrier.arrive(k_free.index(slot), count=1)
             k = codes.index(slot)
 """,
     ),
-    "scores are taken before the queries are there": ("one_pass", "    mbarrier.wait(asked, 0)\n", ""),
+    "scores are taken before the queries are there": ("weights", "    mbarrier.wait(asked, 0)\n", ""),
     "weights are given away before they are written": (
-        "one_pass",
+        "weights",
         "mbarrier.arrive(p_full.index((given - 1) % PS), count=1)\n                slot",
         "mbarrier.arrive(p_full.index(given % PS), count=1)\n                slot",
     ),
-    "the last weights are not given away": ("one_pass", "if weigh & (steps > 0):", "if weigh & (steps > 64):"),
+    "the last weights are not given away": ("weights", "if weigh & (steps > 0):", "if weigh & (steps > 64):"),
     "V is given up before it is in registers": (
         "one_pass",
         "            for c in gl.static_range(4):\n",
@@ -185,45 +185,45 @@ BUGS = {
             b1, b2 = warpgroup_mma_wait(0, deps=[b1, b2])
 """,
     ),
-    "scores are weighed while their product runs": ("one_pass", "0 if c == 15 else 2", "2"),
+    "scores are weighed while their product runs": ("weights", "0 if c == 15 else 4", "4"),
     "nobody says that V is free": ("one_pass", "            mbarrier.arrive(v_free.index(slot), count=1)\n", ""),
-    "the first tile is given up though it is needed again": ("one_pass", "if phase > 0:", "if phase >= 0:"),
+    "the first tile is given up though it is needed again": ("weights", "if phase > 0:", "if phase >= 0:"),
     "the second walk counts K's tiles anew": (
-        "one_pass",
+        "weights",
         "    for phase in range(4):\n",
         "    for phase in range(4):\n        done = 0\n",
     ),
     "the second walk adds to the first": ("one_pass", "use = (j > 0)", "use = (j + i_walk > 0)"),
-    "no share is walked again": ("one_pass", "gl.where(most > MOST, 1, 0)", "gl.where(most > MOST, 0, 0)"),
-    "a walk that is none leaves no sums": ("one_pass", "if weigh & (walk > 0):", "if weigh:"),
+    "no share is walked again": ("weights", "gl.where(most > MOST, 1, 0)", "gl.where(most > MOST, 0, 0)"),
+    "a walk that is none leaves no sums": ("weights", "if weigh & (walk > 0):", "if weigh:"),
     "the second walk has the last tile's maximum": (
-        "one_pass",
+        "weights",
         "gl.where(j > 0, tops.load(L), -MOST_SCORE)",
         "-MOST_SCORE",
     ),
     "a share without rows leaves its maximum unset": (
-        "one_pass",
+        "weights",
         "            tops.store(gl.full([256], -MOST_SCORE, gl.float32, B))\n",
         "            pass\n",
     ),
     "the second walk's maximum is that above the first's": (
-        "one_pass",
+        "weights",
         "gl.where(weigh, -m1.load(B), 0.0)",
         "-m1.load(B)",
     ),
     # what is where
-    "the maximum loses its middle part": ("one_pass", "o_c == 1, middle", "o_c == 1, low"),
+    "the maximum loses its first part": ("weights", "o_c == 0, high", "o_c == 3, high"),
     "the sums of four lanes change places": (
-        "one_pass",
+        "weights",
         "(4, N // H, 8 * H // N, H)), 2), 0)",
         "(4, 8 * H // N, N // H, H)), 1), 0)",
     ),
     "the other half of the lanes keeps the other half of the columns": (
-        "one_pass",
+        "weights",
         "selp.b32 $0, $2, $1, upper",
         "selp.b32 $0, $1, $2, upper",
     ),
-    "a lane adds its neighbour's columns": ("one_pass", "bfly.b32 other, other, {far}", "bfly.b32 other, other, 4"),
+    "a lane adds its neighbour's columns": ("weights", "bfly.b32 other, other, {far}", "bfly.b32 other, other, 4"),
     "queries of q4_0 have their halves of a block exchanged": (
         "fragments",
         "(2, 4, 6, 0, 3, 1, 5))\n    elif",
@@ -249,13 +249,18 @@ BUGS = {
         "_queries(q, s_q_t, s_q_h, i_kv, first + 128",
         "_queries(q, s_q_t, s_q_h, i_kv, first",
     ),
-    "the third 32 rows see what the first do": ("one_pass", "bits.index(2 * j + 1)", "bits.index(2 * j)"),
+    "the third 32 rows see what the first do": ("weights", "bits.index(2 * j + 1)", "bits.index(2 * j)"),
     "a padded slot is read": ("feed", "(o_j < 0) | (b_a != 0)", "(o_j < T)"),
     "the window begins a row late": ("one_pass", "gl.maximum(end - window, 0)", "gl.maximum(end - window + 1, 0)"),
     "a share leaves out its last tile": (
         "one_pass",
-        "(i_split + 1) * whole // splits - begin)",
-        "((i_split + 1) * whole - 1) // splits - begin)",
+        "gl.minimum((i_split + 1) * every // (splits + 1), whole)",
+        "gl.minimum(((i_split + 1) * every - splits - 1) // (splits + 1), whole)",
+    ),
+    "the last tile of all queries is under the mask of the next": (
+        "one_pass",
+        "gl.where(last, whole - begin, tiles)",
+        "gl.where(last, whole - begin - 1, tiles)",
     ),
     "a row beyond the last is read": ("feed", "bound = 0, 0, 1, end + T", "bound = 0, 0, 1, end + T + 64"),
 }
@@ -277,6 +282,7 @@ def broken(monkeypatch, part, old, new):
         monkeypatch.setitem(sys.modules, made.__name__, made)
         text = texts[name].replace("from .feed import", "from .feed_broken import")
         text = text.replace("from .fragments import", "from .fragments_broken import")
+        text = text.replace("from .weights import", "from .weights_broken import")
         # Triton asks for the lines of what it decorates
         lines = text.splitlines(keepends=True)
         monkeypatch.setitem(linecache.cache, made.__file__, (len(text), None, lines, made.__file__))

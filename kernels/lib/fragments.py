@@ -1,9 +1,9 @@
 """Rows of a quantised cache as left operands of wgmma, from codes in shared memory to registers: see one_pass.py.
 
-    keys    [64 rows, 32 of a row's values]   words of a lane's two rows, 32 bytes at a time
-    values  [256 of a row's values, 16 rows]  a lane's four values of four rows: a word each, and the pairs of two rows
+    keys    [64 rows, 16 of a row's values]   words of a lane's two rows, held for a whole tile
+    values  [128 of a row's values, 16 rows]  a lane's four values of four rows: a word each, and the pairs of two rows
 
-A register holds a pair of f16: of keys two values of a row, of values one of two rows, so that one routine unpacks both.
+A register holds a pair of f16: of keys two values of a row, of values one of two rows, so one routine unpacks both.
 Which value a column of keys or a row of values is follows from how words fall apart: `queries_for`, `in_order`.
 """
 
