@@ -137,9 +137,11 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
             return Config("keys", 64, 16, programs, least, num_stages=3)
         few = 132 if here and plain and S <= 8192 else 264
         return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
-    one = _suits_one_pass(q, q.shape[0], D, format_k, format_v) and len(formats) == 1 and not plain
-    if one and not short and 96 <= rows <= QUERIES:
-        return Config("keys", 64, QUERIES, 132, least, num_stages=2)
+    if _suits_one_pass(q, q.shape[0], D, format_k, format_v) and len(formats) == 1:
+        # from so many rows on all of them in one pass take less than blocks of them
+        some = {"q4_0": (96, 65), "q8_0": (96, 17), "tq3_0": (17, 17)}[format_k]
+        if rows >= some[0 if short else 1]:
+            return Config("keys", 64, QUERIES, 132, least, num_stages=2)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
     if quantised and here:

@@ -163,26 +163,17 @@ BUGS = {
 """,
     ),
     "scores are taken before the queries are there": ("weights", "    mbarrier.wait(asked, 0)\n", ""),
+    "scores are masked before the mask is there": ("weights", "                mbarrier.wait(masked, 0)\n", ""),
     "weights are given away before they are written": (
         "weights",
-        "mbarrier.arrive(p_full.index((given - 1) % PS), count=1)\n                slot",
-        "mbarrier.arrive(p_full.index(given % PS), count=1)\n                slot",
-    ),
-    "the last weights are not given away": ("weights", "if weigh & (steps > 0):", "if weigh & (steps > 64):"),
-    "V is given up before it is in registers": (
-        "one_pass",
-        "            for c in gl.static_range(4):\n",
-        "            mbarrier.arrive(v_free.index(slot), count=1)\n            for c in gl.static_range(4):\n",
-    ),
-    "weights are given up while their product runs": (
-        "one_pass",
-        """            b1, b2 = warpgroup_mma_wait(0, deps=[b1, b2])
-            mbarrier.arrive(v_free.index(slot), count=1)
-            mbarrier.arrive(p_free.index(slot_p), count=1)
+        """                b_p2, l2 = _weigh(s2, l2, scale)
+                p2.index(slot).store(b_p2)
+                fence_async_shared()
+                mbarrier.arrive(p_full.index(slot), count=1)
 """,
-        """            mbarrier.arrive(v_free.index(slot), count=1)
-            mbarrier.arrive(p_free.index(slot_p), count=1)
-            b1, b2 = warpgroup_mma_wait(0, deps=[b1, b2])
+        """                mbarrier.arrive(p_full.index(slot), count=1)
+                b_p2, l2 = _weigh(s2, l2, scale)
+                p2.index(slot).store(b_p2)
 """,
     ),
     "scores are weighed while their product runs": ("weights", "0 if c == 15 else 4", "4"),
@@ -257,10 +248,10 @@ BUGS = {
         "gl.minimum((i_split + 1) * every // (splits + 1), whole)",
         "gl.minimum(((i_split + 1) * every - splits - 1) // (splits + 1), whole)",
     ),
-    "the last tile of all queries is under the mask of the next": (
+    "the first tile under a mask is seen by all": (
         "one_pass",
         "gl.where(last, whole - begin, tiles)",
-        "gl.where(last, whole - begin - 1, tiles)",
+        "gl.where(last, whole - begin + 1, tiles)",
     ),
     "a row beyond the last is read": ("feed", "bound = 0, 0, 1, end + T", "bound = 0, 0, 1, end + T + 64"),
 }

@@ -24,6 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .feed import fed, told, turn
 from .fragments import in_order, queries_for, value_words, values, values_product
+from .newer import reinterpret
 from .weights import weighed
 
 # queries of a program: columns of the two products that S^T and O^T are
@@ -62,7 +63,7 @@ def _put(part_o, o_first, held, b_o0, b_o1, o_m, rows, H, G: gl.constexpr, FORMA
     """Means of N queries, by way of the shared memory of q: there they come into order."""
     N: gl.constexpr = b_o0.shape[1]
     B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
-    held = held._reinterpret(gl.float16, [N, 256], gl.NVMMASharedLayout(128, 16, 2))
+    held = reinterpret(held, gl.float16, [N, 256], gl.NVMMASharedLayout(128, 16, 2))
     held.store(in_order(b_o0.to(gl.float16), b_o1.to(gl.float16), FORMAT))
     o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
     for i in gl.static_range(N // 16):
@@ -74,17 +75,19 @@ def _put(part_o, o_first, held, b_o0, b_o1, o_m, rows, H, G: gl.constexpr, FORMA
 
 @gluon.jit
 def _summed(
-    q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, q1, q2, bits, asked, codes, high, scales, p1, p2, sums,
-    v_full, v_free, p_full, p_free, again, verdict, summed, tiles, part_o, o_first, first, T, H, rows, G: gl.constexpr,
-    FORMAT_K: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
+    q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, q1, q2, bits, asked, masked, codes, high, scales, p1, p2,
+    sums, v_full, v_free, p_full, p_free, again, verdict, summed, tiles, part_o, o_first, first, T, H, rows,
+    G: gl.constexpr, FORMAT_K: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
 ):  # fmt: skip
     # while the first rows of the cache come
     q1.store(_queries(q, s_q_t, s_q_h, i_kv, first, rows, G, 128, FORMAT_K))
     q2.store(_queries(q, s_q_t, s_q_h, i_kv, first + 128, rows, G, 16, FORMAT_K))
-    if last:
-        _ancestry(bits, begin + seen * 64, first, end, T, rows, ancestors, G)
     fence_async_shared()
     mbarrier.arrive(asked, count=1)
+    # long before the last of its tiles
+    if last:
+        _ancestry(bits, begin + seen * 64, first, end, T, rows, ancestors, G)
+        mbarrier.arrive(masked, count=1)
     L1: gl.constexpr = values_product(128)
     L2: gl.constexpr = values_product(16)
     A2: gl.constexpr = gl.DotOperandLayout(0, L2, 2)
@@ -197,6 +200,7 @@ def one_pass(
     verdict = gl.allocate_shared_memory(gl.int64, [1], M)
     summed = gl.allocate_shared_memory(gl.int64, [1], M)
     asked = gl.allocate_shared_memory(gl.int64, [1], M)
+    masked = gl.allocate_shared_memory(gl.int64, [1], M)
     for i in gl.static_range(KS):
         mbarrier.init(k_full.index(i), count=1)
         mbarrier.init(k_free.index(i), count=1)
@@ -209,16 +213,17 @@ def one_pass(
     mbarrier.init(verdict, count=1)
     mbarrier.init(summed, count=1)
     mbarrier.init(asked, count=1)
+    mbarrier.init(masked, count=1)
     p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
     o_first = i_split * T * H + i_kv * G
     gl.warp_specialize(
         [
             (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, q1.index(0), q2.index(0), bits, asked,
-                       v_codes, v_high, v_scales, p1, p2, sums, v_full, v_free, p_full, p_free, again, verdict, summed,
-                       tiles, part_o, o_first, first, T, H, rows, G, FORMAT_K, FORMAT_V, VS, PS)),
-            (weighed, (q1, q2, less1, less2, asked, k_codes, k_high, k_scales, p1, p2, tops, sums, seen, bits, k_full,
-                       k_free, p_full, p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T,
-                       H, rows, G, FORMAT_K, KS, PS)),
+                       masked, v_codes, v_high, v_scales, p1, p2, sums, v_full, v_free, p_full, p_free, again, verdict,
+                       summed, tiles, part_o, o_first, first, T, H, rows, G, FORMAT_K, FORMAT_V, VS, PS)),
+            (weighed, (q1, q2, less1, less2, asked, masked, k_codes, k_high, k_scales, p1, p2, tops, sums, seen, bits,
+                       k_full, k_free, p_full, p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first,
+                       first, T, H, rows, G, FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
                    k_full, k_free, v_full, v_free, again, verdict, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS)),
         ],

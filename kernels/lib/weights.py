@@ -120,8 +120,8 @@ def _zero(j):
 
 @gluon.jit
 def weighed(
-    q1, q2, less1, less2, asked, codes, high, scales, p1, p2, tops, sums, seen, bits, k_full, k_free, p_full, p_free,
-    again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G: gl.constexpr,
+    q1, q2, less1, less2, asked, masked, codes, high, scales, p1, p2, tops, sums, seen, bits, k_full, k_free, p_full,
+    p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G: gl.constexpr,
     FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
 ):  # fmt: skip
     L1: gl.constexpr = keys_product(128)
@@ -169,25 +169,21 @@ def weighed(
                         done += 1
                 s1, s2 = warpgroup_mma_wait(0 if c == 15 else 4, deps=[s1, s2])
             if j >= seen:
+                mbarrier.wait(masked, 0)
                 s1, s2 = _masked(s1, bits, j - seen, 0, L1), _masked(s2, bits, j - seen, 128, L2)
             if weigh:
-                # weights are given away when the next scores are there: so one product runs beside the exponentials
-                if j > 0:
-                    fence_async_shared()
-                    mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
                 slot, round = turn(given, PS)
                 mbarrier.wait(p_free.index(slot), round ^ 1)
                 b_p1, l1 = _weigh(s1, l1, scale)
                 p1.index(slot).store(b_p1)
                 b_p2, l2 = _weigh(s2, l2, scale)
                 p2.index(slot).store(b_p2)
+                fence_async_shared()
+                mbarrier.arrive(p_full.index(slot), count=1)
                 given += 1
             else:
                 _reference(m1, s1, above, j)
                 _reference(m2, s2, above, j)
-        if weigh & (steps > 0):
-            fence_async_shared()
-            mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
         if weigh & (walk > 0):
             sums.slice(0, 128).store(_sums(l1, 128))
             sums.slice(128, 16).store(_sums(l2, 16))

@@ -121,9 +121,6 @@ class Shared:
     def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
         return Shared(self.a[(slice(None),) * dim + (slice(start, start + length),)])
 
-    def _reinterpret(self, kind: Any, shape: list[int], _layout: Any) -> "Shared":
-        return Shared(self.a.reshape(-1).view(kind).reshape(shape))
-
     def permute(self, order: tuple[int, ...]) -> "Shared":
         return Shared(self.a.transpose(order))
 
@@ -407,6 +404,7 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
             ),
             "copy": machine.copy,
             "barrier": _nothing,
+            "reinterpret": lambda memory, kind, shape, _layout: Shared(memory.a.reshape(-1).view(kind).reshape(shape)),
         }
         return mine
 
