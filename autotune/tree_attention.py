@@ -21,10 +21,10 @@ SHARED_KB = {"sm75": 64, "sm80": 163, "sm86": 99, "sm89": 99, "sm90": 227, "sm10
 
 def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     rows = case["T"] * (case["H"] // case["Hkv"])
-    if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
-        return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
     if config["BLOCK_M"] == 144:
         return whole(config, case, gpu)
+    if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
+        return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
     if config["left"] == "keys":
         if not {case["format_k"], case["format_v"]} <= {"q4_0", "q8_0"} or case["dtype"] == "f32" or case["D"] != 256:
             return "keys on the left want caches of q4_0 and q8_0, 16-bit queries and a head of 256"
@@ -41,12 +41,12 @@ def whole(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     formats = {case["format_k"], case["format_v"]}
     if not gpu.startswith("sm90"):
         return f"144 queries at once are Gluon's for sm90; {gpu} takes fewer"
-    if "bf16" in formats or ("f16" in formats and len(formats) > 1) or case["dtype"] == "f32" or case["D"] != 256:
-        return "144 queries at once want caches of f16 or of codes, 16-bit queries and a head of 256"
+    if formats & {"f16", "bf16"} or case["dtype"] == "f32" or case["D"] != 256 or case["T"] > 64:
+        return "144 queries at once want quantised caches, 16-bit queries of 64 nodes at most and a head of 256"
     if config["left"] != "keys" or config["BLOCK_S"] != 64 or not config["rising"] or config["least_tiles"] != 1:
         return "of 144 queries at once, keys stand on the left, 64 of them, in shares of any length"
     if (config["programs"], config["num_warps"], config["num_stages"]) != (132, 4, 2):
-        return "144 queries at once take a whole multiprocessor, and two tiles of K and V each"
+        return "144 queries at once take a whole multiprocessor, and three tiles of K and V each"
     return None
 
 

@@ -37,7 +37,7 @@ from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 @dataclass(frozen=True)
 class Config:
     # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
-    # 144 is one pass, and the cache may be f16
+    # 144 is one pass: K and V quantised, no more than 64 nodes
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
@@ -116,9 +116,7 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
 
 
 def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: str) -> bool:
-    plain = (format_k == "f16") + (format_v == "f16")
-    quantised = (format_k in QUANTISED) + (format_v in QUANTISED)
-    suits = q.dtype != torch.float32 and D == 256 and T <= 64 and 2 in (plain, quantised)
+    suits = q.dtype != torch.float32 and D == 256 and T <= 64 and {format_k, format_v} <= set(QUANTISED)
     return suits and compiled_for(q.device) == "sm90"
 
 
@@ -139,9 +137,11 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
             return Config("keys", 64, 16, programs, least, num_stages=3)
         few = 132 if here and plain and S <= 8192 else 264
         return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
-    one = _suits_one_pass(q, q.shape[0], D, format_k, format_v) and len(formats) == 1 and not plain
-    if one and not short and 96 <= rows <= QUERIES:
-        return Config("keys", 64, QUERIES, 132, least, num_stages=2)
+    if _suits_one_pass(q, q.shape[0], D, format_k, format_v) and len(formats) == 1:
+        # from so many rows on all of them in one pass take less than blocks of them
+        some = {"q4_0": (96, 65), "q8_0": (96, 17), "tq3_0": (17, 17)}[format_k]
+        if rows >= some[0 if short else 1]:
+            return Config("keys", 64, QUERIES, 132, least, num_stages=2)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
     if quantised and here:
@@ -195,7 +195,7 @@ def tree_attention(
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
     if whole:
-        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS[format_k], num_warps=8)
+        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS, num_warps=8)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, ASM=has_ptx(q.device))
     else:

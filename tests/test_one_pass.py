@@ -1,5 +1,5 @@
-"""Laws of one pass (kernels/lib/one_pass.py, feed.py). Only sm90 runs it: elsewhere `lab/gluon.py` does, from its
-text."""
+"""Laws of one pass: kernels/lib/one_pass.py and the three that it is of. Only sm90 runs it: elsewhere `lab/gluon.py`
+does, from its text."""
 
 import importlib
 import linecache
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from draftwood.kernels.lib import feed, one_pass
+from draftwood.kernels.lib import feed, fragments, one_pass, weights
 from draftwood.kernels.tree_attention import Config
 from draftwood.lab import gluon
 from draftwood.lab.oracles import Subject, Trial
@@ -18,13 +18,14 @@ from draftwood.reference.ops import find
 from draftwood.reference.tree_attention import SPEC
 
 module = importlib.import_module("draftwood.kernels.tree_attention")
-FORMATS = ("q4_0", "q8_0", "tq3_0", "f16")
+FORMATS = ("q4_0", "q8_0", "tq3_0")
 BASE = SPEC.cases["edge"][0].but(
     T=23, H=6, Hkv=1, D=256, context=300, spare=3, window=0, tree="random", scores="normal", dtype="bf16", gate=False
 )
 # values, scores and the copy of the cache: who goes on first
 ORDERS = ((0, 1, 2), (2, 1, 0), (2, 0, 1))
-SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in (("one_pass", one_pass), ("feed", feed))}
+PARTS = {"fragments": fragments, "feed": feed, "weights": weights, "one_pass": one_pass}
+SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in PARTS.items()}
 orders = pytest.mark.parametrize("order", ORDERS, ids=str)
 copies = pytest.mark.parametrize("late", [False, True])
 
@@ -138,104 +139,141 @@ def test_what_is_no_number_stays_in_its_query(format, monkeypatch):
 
 BUGS = {
     # who waits for whom
-    "a tile of K is overwritten while it is read": ("feed", "mbarrier.wait(free.index(slot), round ^ 1)", "pass"),
-    "a tile of V is overwritten while it is read": ("feed", "mbarrier.wait(v_free.index(slot), round ^ 1)", "pass"),
-    "plain V is told of before it has come": (
+    "a tile of K is overwritten before it is read": ("feed", "mbarrier.wait(k_free.index(slot), round ^ 1)", "pass"),
+    "a tile of V is overwritten before it is read": ("feed", "mbarrier.wait(v_free.index(slot), round ^ 1)", "pass"),
+    "a tile is told of before it has come": ("feed", "async_copy.wait_group(1)", "async_copy.wait_group(2)"),
+    "scales of V come after it is told of": (
         "feed",
-        "                        async_copy.wait_group(1)\n                    else:",
-        "                        async_copy.wait_group(2)\n                    else:",
+        """                    _in_pairs(v_scales.index(slot), b_s)
+                    mbarrier.arrive(v_full.index(slot), count=1)
+""",
+        """                    mbarrier.arrive(v_full.index(slot), count=1)
+                    _in_pairs(v_scales.index(slot), b_s)
+""",
     ),
-    "plain K is told of before it has come": (
-        "feed",
-        "                    async_copy.wait_group(1)\n                    fence",
-        "                    async_copy.wait_group(2)\n                    fence",
-    ),
-    "weights are overwritten while they are read": (
-        "one_pass",
-        "mbarrier.wait(p_free.index(slot_p), round_p ^ 1)",
-        "pass",
-    ),
+    "weights are overwritten while they are read": ("weights", "mbarrier.wait(p_free.index(slot), round ^ 1)", "pass"),
+    "weights are read before they are there": ("one_pass", "mbarrier.wait(p_full.index(slot_p), round_p)", "pass"),
     "the last sums are taken before they are there": ("one_pass", "    mbarrier.wait(summed, 0)\n", ""),
-    "K is given up while its last product runs": (
-        "one_pass",
-        """                    b, c = warpgroup_mma_wait(0, deps=[b, c])
-                    mbarrier.arrive(k_free.index(slot), count=1)
-""",
-        """                    mbarrier.arrive(k_free.index(slot), count=1)
-                    b, c = warpgroup_mma_wait(0, deps=[b, c])
-""",
-    ),
-    "V is given up while its product runs": (
-        "one_pass",
-        """            a, b = warpgroup_mma_wait(0, deps=[a, b])
-            mbarrier.arrive(v_free.index(slot), count=1)
-""",
-        """            mbarrier.arrive(v_free.index(slot), count=1)
-            a, b = warpgroup_mma_wait(0, deps=[a, b])
+    "K is given up before it is in registers": (
+        "weights",
+        "            k = codes.index(slot)\n",
+        """            if phase > 0:
+                mbarrier.arrive(k_free.index(slot), count=1)
+            k = codes.index(slot)
 """,
     ),
+    "scores are taken before the queries are there": ("weights", "    mbarrier.wait(asked, 0)\n", ""),
+    "scores are masked before the mask is there": ("weights", "                mbarrier.wait(masked, 0)\n", ""),
+    "weights are given away before they are written": (
+        "weights",
+        """                b_p2, l2 = _weigh(s2, l2, scale)
+                p2.index(slot).store(b_p2)
+                fence_async_shared()
+                mbarrier.arrive(p_full.index(slot), count=1)
+""",
+        """                mbarrier.arrive(p_full.index(slot), count=1)
+                b_p2, l2 = _weigh(s2, l2, scale)
+                p2.index(slot).store(b_p2)
+""",
+    ),
+    "scores are weighed while their product runs": ("weights", "0 if c == 15 else 4", "4"),
     "nobody says that V is free": ("one_pass", "            mbarrier.arrive(v_free.index(slot), count=1)\n", ""),
+    "the first tile is given up though it is needed again": ("weights", "if phase > 0:", "if phase >= 0:"),
     "the second walk counts K's tiles anew": (
-        "one_pass",
-        "    for i_walk in range(2):\n        if walk > 0:\n",
-        "    for i_walk in range(2):\n        done = 0\n        if walk > 0:\n",
+        "weights",
+        "    for phase in range(4):\n",
+        "    for phase in range(4):\n        done = 0\n",
     ),
-    "the second walk adds to the first": ("one_pass", "use_acc=j > 0", "use_acc=j + i_walk > 0"),
-    "no share is walked again": ("one_pass", "gl.where(most > MOST, 1, 0)", "gl.where(most > MOST, 0, 0)"),
-    "the second walk has the first tile's maximum": (
-        "one_pass",
-        "gl.where(i_walk == 0, gl.minimum(1, tiles), tiles)",
-        "gl.minimum(1, tiles)",
+    "the second walk adds to the first": ("one_pass", "use = (j > 0)", "use = (j + i_walk > 0)"),
+    "no share is walked again": ("weights", "gl.where(most > MOST, 1, 0)", "gl.where(most > MOST, 0, 0)"),
+    "a walk that is none leaves no sums": ("weights", "if weigh & (walk > 0):", "if weigh:"),
+    "the second walk has the last tile's maximum": (
+        "weights",
+        "gl.where(j > 0, tops.load(L), -MOST_SCORE)",
+        "-MOST_SCORE",
+    ),
+    "a share without rows leaves its maximum unset": (
+        "weights",
+        "            tops.store(gl.full([256], -MOST_SCORE, gl.float32, B))\n",
+        "            pass\n",
+    ),
+    "the second walk's maximum is that above the first's": (
+        "weights",
+        "gl.where(weigh, -m1.load(B), 0.0)",
+        "-m1.load(B)",
     ),
     # what is where
+    "the maximum loses its first part": ("weights", "o_c == 0, high", "o_c == 3, high"),
+    "the sums of four lanes change places": (
+        "weights",
+        "(4, N // H, 8 * H // N, H)), 2), 0)",
+        "(4, 8 * H // N, N // H, H)), 1), 0)",
+    ),
     "the other half of the lanes keeps the other half of the columns": (
-        "one_pass",
+        "weights",
         "selp.b32 $0, $2, $1, upper",
         "selp.b32 $0, $1, $2, upper",
     ),
-    "a lane adds its neighbour's columns": ("one_pass", "bfly.b32 other, other, 16", "bfly.b32 other, other, 8"),
-    "q4_0's nibbles of the upper rows change places": (
-        "one_pass",
-        "(c >> 1 & 1) << 4 | (c >> 4 & 1) << 3",
-        "(c >> 1 & 1) << 3 | (c >> 4 & 1) << 4",
+    "a lane adds its neighbour's columns": ("weights", "bfly.b32 other, other, {far}", "bfly.b32 other, other, 4"),
+    "queries of q4_0 have their halves of a block exchanged": (
+        "fragments",
+        "(2, 4, 6, 0, 3, 1, 5))\n    elif",
+        "(2, 4, 3, 0, 6, 1, 5))\n    elif",
     ),
+    "queries of q8_0 have their pairs exchanged": ("fragments", "(1, 3, 0, 5, 2, 4)", "(1, 3, 0, 4, 2, 5)"),
+    "queries of tq3_0 have two columns exchanged": (
+        "fragments",
+        "(2, 4, 6, 0, 5, 1, 3))\n    return",
+        "(2, 4, 5, 0, 6, 1, 3))\n    return",
+    ),
+    "values of q8_0 are in the order of tq3_0": ("fragments", "(3, 0, 2, 4, 1)", "(3, 0, 2, 1, 4)"),
+    "values of q4_0 are in the order of tq3_0": ("fragments", "(3, 0, 1, 2, 4)", "(3, 0, 2, 1, 4)"),
+    "the other half of a word": ("fragments", "g % 2 == 1, 0x7632, 0x5410", "g % 2 == 0, 0x7632, 0x5410"),
+    "the other nibble of high bits": ("fragments", "[above, g % 2 * 4]", "[above, g % 2 * 4 ^ 4]"),
+    "the wrong byte of low pairs": ("fragments", "byte = g % 4 * 17 + 64", "byte = g // 2 * 17 + 64"),
+    "scales of the other block": ("fragments", "scales = s[c // 8 * 2 + r]", "scales = s[2 - c // 8 * 2 + r]"),
+    "scales of q8_0 are neighbours'": ("fragments", "t % 2 == 1, 0x3232", "t % 2 == 0, 0x3232"),
+    "scales of the row eight on": ("fragments", "_unpacked(TEXT, w[1], s[1])", "_unpacked(TEXT, w[1], s[0])"),
+    "scales of two blocks change places": ("feed", "gl.join(even, odd)", "gl.join(odd, even)"),
     "the last 16 queries are the first": (
         "one_pass",
         "_queries(q, s_q_t, s_q_h, i_kv, first + 128",
         "_queries(q, s_q_t, s_q_h, i_kv, first",
     ),
-    "the third 32 rows see what the first do": ("one_pass", "bits.index(2 * j + 1)", "bits.index(2 * j)"),
-    "a padded slot is read": ("feed", "(o_row < end) | (b_a != 0)", "(o_row < end) | (b_a == b_a)"),
+    "the third 32 rows see what the first do": ("weights", "bits.index(2 * j + 1)", "bits.index(2 * j)"),
+    "a padded slot is read": ("feed", "(o_j < 0) | (b_a != 0)", "(o_j < T)"),
     "the window begins a row late": ("one_pass", "gl.maximum(end - window, 0)", "gl.maximum(end - window + 1, 0)"),
     "a share leaves out its last tile": (
         "one_pass",
-        "(i_split + 1) * whole // splits - begin)",
-        "((i_split + 1) * whole - 1) // splits - begin)",
+        "gl.minimum((i_split + 1) * every // (splits + 1), whole)",
+        "gl.minimum(((i_split + 1) * every - splits - 1) // (splits + 1), whole)",
     ),
-    "the lower pieces of a tile are the upper": ("feed", "i // 2 * 32 * s // UNIT", "i // 2 * 0 * s // UNIT"),
-    "the scales are those of the piece before": ("feed", "i // 2 * 16 * s + i % 2 * 4", "i // 2 * 16 * s"),
-    "the fourth piece of V comes a tile late": (
-        "feed",
-        "v3 = _read(vw, vd, vh, 3, None, s_v, FORMAT_V)\n                    else",
-        "v3 = v2\n                    else",
+    "the first tile under a mask is seen by all": (
+        "one_pass",
+        "gl.where(last, whole - begin, tiles)",
+        "gl.where(last, whole - begin + 1, tiles)",
     ),
+    "a row beyond the last is read": ("feed", "bound = 0, 0, 1, end + T", "bound = 0, 0, 1, end + T + 64"),
 }
 DRAWN = (
     of("q4_0", context=500, window=450, scores="sharp"),
-    of("f16", context=300, tree="padded"),
+    of("tq3_0", context=300, tree="padded"),
     of("q8_0", context=300, window=170),
+    of("q4_0", context=60, spare=0),
 )
 
 
 def broken(monkeypatch, part, old, new):
-    """The kernel with a bug in one of its two files."""
+    """The kernel with a bug in one of its files."""
     assert old in SOURCES[part], f"the text that this changes is gone: {old}"
     texts = {**SOURCES, part: SOURCES[part].replace(old, new)}
-    for name in ("feed", "one_pass"):
+    for name in PARTS:
         made = types.ModuleType(f"draftwood.kernels.lib.{name}_broken")
         made.__package__, made.__file__ = "draftwood.kernels.lib", f"{made.__name__}.py"
         monkeypatch.setitem(sys.modules, made.__name__, made)
         text = texts[name].replace("from .feed import", "from .feed_broken import")
+        text = text.replace("from .fragments import", "from .fragments_broken import")
+        text = text.replace("from .weights import", "from .weights_broken import")
         # Triton asks for the lines of what it decorates
         lines = text.splitlines(keepends=True)
         monkeypatch.setitem(linecache.cache, made.__file__, (len(text), None, lines, made.__file__))

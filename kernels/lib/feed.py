@@ -1,19 +1,19 @@
-"""Warps that bring tiles of a cache into shared memory for the tensor cores, and do nothing else: see one_pass.py.
+"""Warps that bring rows of a quantised cache into shared memory as they are, and do nothing else: see one_pass.py.
 
-    a tile [64, 256]    | rows 0..31, blocks 0..3 | blocks 4..7 |        one of K and one of V by turns, f16, swizzled
-                        | rows 32..63             |             |
+    a tile: 64 rows    | codes of K | high bits | scales |    | codes of V | high bits | scales of V, by block |
 
-A quantised tile comes in four pieces of 32 rows and 4 blocks of 32 values. A lane has a block of a piece in registers;
-when it has unpacked it, the registers take a later piece: half a tile of loads is under way. Rows of f16 are copied by
-cp.async, a tile ahead. What is read beyond the rows that all queries see is masked: rows that none sees are zeros.
+Codes come by cp.async, a tile ahead of the one that is waited for; scales of V in registers, since there two rows are
+to lie in one word. What is read beyond the rows that all queries see is masked: rows that none sees have scales of 0.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import async_copy, fence_async_shared, mbarrier
+from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from .newer import copy
-from .operands import Q4_0, Q8_0, TQ3_0
+
+_PAIRED = gl.constexpr("prmt.b32 $0, $2, $3, 0x5410;\nprmt.b32 $1, $2, $3, 0x7632;")
 
 
 @gluon.jit
@@ -30,273 +30,94 @@ def told(again, verdict):
 
 
 @gluon.constexpr_function
-def _lanes(FORMAT):
-    """Units of 32 rows and 4 blocks of 32 values: eight lanes lie on eight rows, so that no two meet in a bank."""
-    units = 8 if FORMAT == "q8_0" else 4
+def _copied(N):
+    """[64, N] words, four a lane."""
+    return gl.BlockedLayout([1, 4], [128 // N, N // 4], [4, 1], [1, 0])
+
+
+@gluon.constexpr_function
+def _paired():
+    """[64, 4] words of two blocks each: a lane has one of two rows."""
     return gl.DistributedLinearLayout(
-        reg_bases=[[0, 0, 1 << i] for i in range(units.bit_length() - 1)],
-        lane_bases=[[1, 0, 0], [2, 0, 0], [4, 0, 0], [0, 1, 0], [0, 2, 0]],
-        warp_bases=[[8, 0, 0], [16, 0, 0]],
-        block_bases=[],
-        shape=[32, 4, units],
-    )
+        [[1, 0]], [[0, 1], [0, 2], [2, 0], [4, 0], [8, 0]], [[16, 0], [32, 0]], [], [64, 4]
+    )  # fmt: skip
 
 
 @gluon.jit
-def _pointers(p, row, s: gl.constexpr, FORMAT: gl.constexpr):
-    """To a lane's scales, units and high bits of the first of a tile's four pieces."""
-    L: gl.constexpr = _lanes(FORMAT)
-    L2: gl.constexpr = gl.SliceLayout(2, L)
-    U: gl.constexpr = 8 if FORMAT == "q8_0" else 4
-    base = p + row.to(gl.int64) * s
-    o_r = gl.arange(0, 32, gl.SliceLayout(1, L2))[:, None] * s
-    o_b = gl.arange(0, 4, gl.SliceLayout(0, L2))[None, :]
-    o_u = gl.arange(0, U, gl.SliceLayout(0, gl.SliceLayout(1, L)))[None, None, :]
-    p_d = (base + o_r).to(gl.pointer_type(gl.float16)) + o_b
-    p_h = (base + 80 + o_r)[:, :, None] + (o_b * 4)[:, :, None] + o_u
+def _words(memory, p, row, bound, s: gl.constexpr, AT: gl.constexpr):
+    """Words from byte AT of 64 rows on, the first of which is `row`, on their way."""
+    N: gl.constexpr = memory.shape[1]
+    L: gl.constexpr = _copied(N)
+    o_r = gl.arange(0, 64, gl.SliceLayout(1, L))[:, None]
+    p = (p + (o_r * s + AT)).to(gl.pointer_type(gl.int32)) + gl.arange(0, N, gl.SliceLayout(0, L))[None, :]
+    copy(memory, p, mask=row + o_r < bound)
+
+
+@gluon.jit
+def _codes(codes, high, p, row, bound, s: gl.constexpr, FORMAT: gl.constexpr):
+    _words(codes, p, row, bound, s, 16)
     if FORMAT == "tq3_0":
-        p_w = (base + 16 + o_r)[:, :, None].to(gl.pointer_type(gl.int16)) + ((o_b * 4)[:, :, None] + o_u)
-    else:
-        p_w = (base + 16 + o_r)[:, :, None].to(gl.pointer_type(gl.int32)) + ((o_b * U)[:, :, None] + o_u)
-    return p_w, p_d, p_h
+        _words(high, p, row, bound, s, 80)
 
 
 @gluon.jit
-def _read(p_w, p_d, p_h, i: gl.constexpr, m, s: gl.constexpr, FORMAT: gl.constexpr):
-    """Piece i of a tile: rows 0..31 or 32..63, blocks 0..3 or 4..7; zeros where m [32] is off, if there is one."""
-    UNIT: gl.constexpr = 2 if FORMAT == "tq3_0" else 4
-    U: gl.constexpr = 8 if FORMAT == "q8_0" else 4
-    p_w += i // 2 * 32 * s // UNIT + i % 2 * 4 * U
-    p_d += i // 2 * 16 * s + i % 2 * 4
-    p_h += i // 2 * 32 * s + i % 2 * 16
-    if m is None:
-        b_w, b_d = gl.load(p_w), gl.load(p_d)
-        b_h = gl.load(p_h) if FORMAT == "tq3_0" else b_w
-    else:
-        b_w, b_d = gl.load(p_w, mask=m[:, None, None], other=0), gl.load(p_d, mask=m[:, None], other=0.0)
-        b_h = gl.load(p_h, mask=m[:, None, None], other=0) if FORMAT == "tq3_0" else b_w
-    return b_w, b_d, b_h
+def _scales(p, row, end, T, ancestors, s: gl.constexpr):
+    """Words of scales [64, 4]; zeros for a row that no query sees: not committed, and no node, its own ancestor."""
+    L: gl.constexpr = _paired()
+    o_r = gl.arange(0, 64, gl.SliceLayout(1, L))
+    o_j = row + o_r - end
+    b_a = gl.load(ancestors + gl.maximum(o_j, 0) * (T + 1), mask=(o_j >= 0) & (o_j < T), other=0)
+    p = (p + o_r[:, None] * s).to(gl.pointer_type(gl.int32)) + gl.arange(0, 4, gl.SliceLayout(0, L))[None, :]
+    return gl.load(p, mask=((o_j < 0) | (b_a != 0))[:, None], other=0)
 
 
 @gluon.jit
-def _on(p_w, p_d, p_h, tiles, s: gl.constexpr, FORMAT: gl.constexpr):
-    UNIT: gl.constexpr = 2 if FORMAT == "tq3_0" else 4
-    far = tiles * (64 * s)
-    return p_w + far // UNIT, p_d + far // 2, p_h + far
+def _in_pairs(memory, b_s):
+    """[64, 4] words -> [8 blocks, 32 pairs of rows]."""
+    a, b = gl.split(gl.permute(gl.reshape(b_s, (32, 2, 4)), (0, 2, 1)))
+    even, odd = gl.inline_asm_elementwise(_PAIRED, "=&r,=&r,r,r", [a, b], (gl.int32, gl.int32), is_pure=True, pack=1)
+    memory.store(gl.reshape(gl.permute(gl.join(even, odd), (1, 2, 0)), (8, 32)))
 
 
 @gluon.jit
-def _seen(o_row, end, T, ancestors):
-    """Whether any query sees these rows: committed, or a node, which is its own ancestor."""
-    o_j = gl.maximum(o_row - end, 0)
-    b_a = gl.load(ancestors + o_j * (T + 1), mask=o_row - end < T, other=0)
-    return (o_row < end) | (b_a != 0)
-
-
-@gluon.jit
-def _unpack(b_w, b_d, b_h, FORMAT: gl.constexpr):
-    """-> [32, 128] f16: four blocks of 32 rows."""
-    b_d, b_w = gl.broadcast(b_d[:, :, None], b_w)
-    if FORMAT == "q8_0":
-        a, b, c, d = gl.inline_asm_elementwise(
-            Q8_0, "=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d], (gl.float16, gl.float16, gl.float16, gl.float16),
-            is_pure=True, pack=2,
-        )  # fmt: skip
-        b_x = gl.reshape(gl.join(gl.join(a, b), gl.join(c, d)), (32, 16, 2, 2, 2))
-        b_x = gl.permute(b_x, (0, 1, 4, 3, 2))
-    else:
-        if FORMAT == "q4_0":
-            o0, o1, o2, o3, o4, o5, o6, o7 = gl.inline_asm_elementwise(
-                Q4_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d],
-                (gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16),
-                is_pure=True, pack=2,
-            )  # fmt: skip
-        else:
-            o0, o1, o2, o3, o4, o5, o6, o7 = gl.inline_asm_elementwise(
-                TQ3_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [b_w, b_h.to(gl.int16), b_d],
-                (gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16),
-                is_pure=True, pack=2,
-            )  # fmt: skip
-        b_x = gl.join(gl.join(gl.join(o0, o1), gl.join(o2, o3)), gl.join(gl.join(o4, o5), gl.join(o6, o7)))
-        b_x = gl.permute(gl.reshape(b_x, (32, 8, 2, 2, 2, 2)), (0, 1, 5, 4, 3, 2))
-    return gl.reshape(b_x, (32, 128))
-
-
-@gluon.jit
-def _write(tile, piece, i: gl.constexpr, FORMAT: gl.constexpr):
-    b_w, b_d, b_h = piece
-    tile.slice(i // 2 * 32, 32).slice(i % 2 * 128, 128, 1).store(_unpack(b_w, b_d, b_h, FORMAT))
-
-
-@gluon.jit
-def _tile(
-    tile, full, free, done, p_w, p_d, p_h, begin, j, end, T, ancestors, s: gl.constexpr, FORMAT: gl.constexpr,
-    STAGES: gl.constexpr,
+def fed(
+    p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales, k_full, k_free,
+    v_full, v_free, again, verdict, s_k: gl.constexpr, s_v: gl.constexpr, FORMAT_K: gl.constexpr,
+    FORMAT_V: gl.constexpr, KS: gl.constexpr, VS: gl.constexpr,
 ):  # fmt: skip
-    """One tile of the rows that not all queries see."""
-    slot, round = turn(done, STAGES)
-    L: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, _lanes(FORMAT)))
-    p_w, p_d, p_h = _on(p_w, p_d, p_h, j, s, FORMAT)
-    mbarrier.wait(free.index(slot), round ^ 1)
-    for i in gl.static_range(4):
-        m = _seen(begin + j * 64 + i // 2 * 32 + gl.arange(0, 32, L), end, T, ancestors)
-        _write(tile.index(slot), _read(p_w, p_d, p_h, i, m, s, FORMAT), i, FORMAT)
-    fence_async_shared()
-    mbarrier.arrive(full.index(slot), count=1)
-
-
-@gluon.jit
-def unpacked(
-    p_k, p_v, begin, tiles, last, end, T, ancestors, k_tiles, v_tiles, k_full, k_free, v_full, v_free, again, verdict,
-    s_k: gl.constexpr, s_v: gl.constexpr, FORMAT_K: gl.constexpr, FORMAT_V: gl.constexpr, KS: gl.constexpr,
-    VS: gl.constexpr,
-):  # fmt: skip
-    p_kw, p_kd, p_kh = _pointers(p_k, begin, s_k, FORMAT_K)
-    p_vw, p_vd, p_vh = _pointers(p_v, begin, s_v, FORMAT_V)
-    done, given, walk = 0, 0, 1
-    for i_walk in range(2):
-        if i_walk == 1:
+    """Tiles of K and V; if the share is walked again, all of K once more, and then both."""
+    done, given, walk, bound = 0, 0, 1, end + T
+    p_k, p_v = p_k + begin.to(gl.int64) * s_k, p_v + begin.to(gl.int64) * s_v
+    b_s = gl.zeros((64, 4), gl.int32, _paired())
+    for phase in range(3):
+        if phase == 1:
             walk = told(again, verdict)
-        if walk > 0:
-            for j in range(gl.where(i_walk == 0, gl.minimum(1, tiles), tiles)):
-                _tile(k_tiles, k_full, k_free, done, p_kw, p_kd, p_kh, begin, j, end, T, ancestors, s_k, FORMAT_K, KS)
-                done += 1
-            if last:
-                for j in range(tiles):
-                    _tile(
-                        k_tiles, k_full, k_free, done, p_kw, p_kd, p_kh, begin, j, end, T, ancestors, s_k, FORMAT_K,
-                        KS,
-                    )  # fmt: skip
-                    _tile(
-                        v_tiles, v_full, v_free, given, p_vw, p_vd, p_vh, begin, j, end, T, ancestors, s_v, FORMAT_V,
-                        VS,
-                    )  # fmt: skip
-                    done += 1
-                    given += 1
-            elif tiles > 0:
-                # a piece's registers take another piece as soon as it is written, half a tile ahead or three pieces
-                FOUR: gl.constexpr = FORMAT_K != "q8_0" and FORMAT_V != "q8_0"
-                kw, kd, kh = p_kw, p_kd, p_kh
-                k0 = _read(kw, kd, kh, 0, None, s_k, FORMAT_K)
-                k1 = _read(kw, kd, kh, 1, None, s_k, FORMAT_K)
-                k2 = _read(kw, kd, kh, 2, None, s_k, FORMAT_K)
-                if FOUR:
-                    k3 = _read(kw, kd, kh, 3, None, s_k, FORMAT_K)
-                for j in range(tiles):
-                    kw, kd, kh = _on(p_kw, p_kd, p_kh, j, s_k, FORMAT_K)
-                    vw, vd, vh = _on(p_vw, p_vd, p_vh, j, s_v, FORMAT_V)
-                    slot, round = turn(done, KS)
-                    mbarrier.wait(k_free.index(slot), round ^ 1)
-                    tile = k_tiles.index(slot)
-                    _write(tile, k0, 0, FORMAT_K)
-                    if FOUR:
-                        v0 = _read(vw, vd, vh, 0, None, s_v, FORMAT_V)
-                    else:
-                        k3 = _read(kw, kd, kh, 3, None, s_k, FORMAT_K)
-                    _write(tile, k1, 1, FORMAT_K)
-                    if FOUR:
-                        v1 = _read(vw, vd, vh, 1, None, s_v, FORMAT_V)
-                    else:
-                        v0 = _read(vw, vd, vh, 0, None, s_v, FORMAT_V)
-                    _write(tile, k2, 2, FORMAT_K)
-                    if FOUR:
-                        v2 = _read(vw, vd, vh, 2, None, s_v, FORMAT_V)
-                    else:
-                        v1 = _read(vw, vd, vh, 1, None, s_v, FORMAT_V)
-                    _write(tile, k3, 3, FORMAT_K)
-                    if FOUR:
-                        v3 = _read(vw, vd, vh, 3, None, s_v, FORMAT_V)
-                    else:
-                        v2 = _read(vw, vd, vh, 2, None, s_v, FORMAT_V)
-                    fence_async_shared()
-                    mbarrier.arrive(k_full.index(slot), count=1)
-                    done += 1
-                    slot, round = turn(given, VS)
-                    kw, kd, kh = _on(p_kw, p_kd, p_kh, gl.minimum(j + 1, tiles - 1), s_k, FORMAT_K)
+        both, steps = phase != 1, tiles * walk
+        # a tile is told of when the next is under way
+        for j in range(steps + gl.minimum(steps, 1)):
+            b_next = b_s
+            if j < steps:
+                row = begin + j * 64
+                slot, round = turn(done + j, KS)
+                mbarrier.wait(k_free.index(slot), round ^ 1)
+                p = p_k + j * (64 * s_k)
+                _codes(k_codes.index(slot), k_high.index(slot), p, row, bound, s_k, FORMAT_K)
+                _words(k_scales.index(slot), p, row, bound, s_k, 0)
+                if both:
+                    slot, round = turn(given + j, VS)
                     mbarrier.wait(v_free.index(slot), round ^ 1)
-                    tile = v_tiles.index(slot)
-                    _write(tile, v0, 0, FORMAT_V)
-                    if FOUR:
-                        k0 = _read(kw, kd, kh, 0, None, s_k, FORMAT_K)
-                    else:
-                        v3 = _read(vw, vd, vh, 3, None, s_v, FORMAT_V)
-                    _write(tile, v1, 1, FORMAT_V)
-                    if FOUR:
-                        k1 = _read(kw, kd, kh, 1, None, s_k, FORMAT_K)
-                    else:
-                        k0 = _read(kw, kd, kh, 0, None, s_k, FORMAT_K)
-                    _write(tile, v2, 2, FORMAT_V)
-                    if FOUR:
-                        k2 = _read(kw, kd, kh, 2, None, s_k, FORMAT_K)
-                    else:
-                        k1 = _read(kw, kd, kh, 1, None, s_k, FORMAT_K)
-                    _write(tile, v3, 3, FORMAT_V)
-                    if FOUR:
-                        k3 = _read(kw, kd, kh, 3, None, s_k, FORMAT_K)
-                    else:
-                        k2 = _read(kw, kd, kh, 2, None, s_k, FORMAT_K)
-                    fence_async_shared()
-                    mbarrier.arrive(v_full.index(slot), count=1)
-                    given += 1
-
-
-@gluon.jit
-def _copy(tile, p, j, row, last, end, T, ancestors, s: gl.constexpr):
-    """Tile j of a plain cache on its way to shared memory; p: to its first eight rows, the first of which is `row`."""
-    p = p + j * (64 * s)
-    if last:
-        for i in gl.static_range(8):
-            m = _seen(row + j * 64 + i * 8, end, T, ancestors)
-            copy(tile.slice(i * 8, 8), p + i * 8 * s, mask=m)
-    else:
-        for i in gl.static_range(8):
-            copy(tile.slice(i * 8, 8), p + i * 8 * s)
-    async_copy.commit_group()
-
-
-@gluon.jit
-def copied(
-    p_k, p_v, begin, tiles, last, end, T, ancestors, k_tiles, v_tiles, k_full, k_free, v_full, v_free, again, verdict,
-    s_k: gl.constexpr, s_v: gl.constexpr, KS: gl.constexpr, VS: gl.constexpr,
-):  # fmt: skip
-    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [4, 1], [1, 0])
-    o_r = gl.arange(0, 8, gl.SliceLayout(1, B))[:, None]
-    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))[None, :]
-    row = begin + o_r
-    p_k = p_k + begin.to(gl.int64) * s_k + (o_r * s_k + o_d)
-    p_v = p_v + begin.to(gl.int64) * s_v + (o_r * s_v + o_d)
-    done, given, walk = 0, 0, 1
-    for i_walk in range(2):
-        if i_walk == 1:
-            walk = told(again, verdict)
-        if walk > 0:
-            for j in range(gl.where(i_walk == 0, gl.minimum(1, tiles), tiles)):
-                slot, round = turn(done, KS)
-                mbarrier.wait(k_free.index(slot), round ^ 1)
-                _copy(k_tiles.index(slot), p_k, j, row, last, end, T, ancestors, s_k)
-                async_copy.wait_group(0)
-                fence_async_shared()
+                    p = p_v + j * (64 * s_v)
+                    _codes(v_codes.index(slot), v_high.index(slot), p, row, bound, s_v, FORMAT_V)
+                    b_next = _scales(p, row, end, T, ancestors, s_v)
+            async_copy.commit_group()
+            if j > 0:
+                async_copy.wait_group(1)
+                slot, round = turn(done + j - 1, KS)
                 mbarrier.arrive(k_full.index(slot), count=1)
-                done += 1
-            if tiles > 0:
-                slot, round = turn(done, KS)
-                mbarrier.wait(k_free.index(slot), round ^ 1)
-                _copy(k_tiles.index(slot), p_k, 0, row, last, end, T, ancestors, s_k)
-                for j in range(tiles):
-                    slot_v, round = turn(given, VS)
-                    mbarrier.wait(v_free.index(slot_v), round ^ 1)
-                    _copy(v_tiles.index(slot_v), p_v, j, row, last, end, T, ancestors, s_v)
-                    async_copy.wait_group(1)
-                    fence_async_shared()
-                    mbarrier.arrive(k_full.index(slot), count=1)
-                    done += 1
-                    given += 1
-                    if j + 1 < tiles:
-                        slot, round = turn(done, KS)
-                        mbarrier.wait(k_free.index(slot), round ^ 1)
-                        _copy(k_tiles.index(slot), p_k, j + 1, row, last, end, T, ancestors, s_k)
-                        async_copy.wait_group(1)
-                    else:
-                        async_copy.wait_group(0)
-                    fence_async_shared()
-                    mbarrier.arrive(v_full.index(slot_v), count=1)
+                if both:
+                    slot, round = turn(given + j - 1, VS)
+                    _in_pairs(v_scales.index(slot), b_s)
+                    mbarrier.arrive(v_full.index(slot), count=1)
+            b_s = b_next
+        done += steps
+        given += gl.where(both, steps, 0)

@@ -73,49 +73,61 @@ def _bytes(shift: int, first: int) -> str:
     return hex(sum((_BITS[first + i] >> shift & 255) << 8 * i for i in range(4)))
 
 
-# the codebook's f16 as bytes: codes 0..3 and 4..7, high bytes and low bytes; $0..$7: codes of low pairs $8 and high
-# bits $9, each of E and O in its halves, looked up and multiplied with the pair of scales $10
-TQ3_0 = tl.constexpr(
-    f"""
-{{
-.reg .b32 z, y, t, u, even, odd, h0, h1, l0, l1;
-prmt.b32 z, $8, $8, 0x3120;
-shr.u32 t, z, 4;
-lop3.b32 t, z, t, 0x00f000f0, 0x28;
-shl.b32 u, t, 4;
-lop3.b32 z, z, t, u, 0x96;
-shr.u32 t, $9, 12;
-lop3.b32 t, $9, t, 0x000000f0, 0x28;
-shl.b32 u, t, 12;
-lop3.b32 y, $9, t, u, 0x96;
-shl.b32 t, y, 6;
-lop3.b32 y, y, t, 0x00ff00ff, 0xE4;
-shl.b32 t, y, 2;
-and.b32 even, z, 0x33333333;
-lop3.b32 even, even, t, 0x44444444, 0xF8;
-shl.b32 t, y, 1;
-shr.u32 odd, z, 2;
-and.b32 odd, odd, 0x33333333;
-lop3.b32 odd, odd, t, 0x44444444, 0xF8;
+# the codebook's f16 as bytes: codes 0..3 and 4..7, high bytes and low bytes
+TQ3_TABLE = f"""
+.reg .b32 h0, h1, l0, l1;
 mov.b32 h0, {_bytes(8, 0)};
 mov.b32 h1, {_bytes(8, 4)};
 mov.b32 l0, {_bytes(0, 0)};
 mov.b32 l1, {_bytes(0, 4)};
 """
-    + "".join(
-        f"""{shift}
-prmt.b32 t, l0, l1, {chosen};
-prmt.b32 u, h0, h1, {chosen};
-prmt.b32 ${a}, t, u, 0x5140;
-prmt.b32 ${b}, t, u, 0x7362;
+
+
+def tq3_selectors(low: str, high: str, even: str, odd: str) -> str:
+    """Of low pairs and high bits, each of E and O in its halves: codes 0 2, 4 6 and 1 3, 5 7 as what `prmt` chooses."""
+    return f"""
+.reg .b32 z, y, s, v;
+prmt.b32 z, {low}, {low}, 0x3120;
+shr.u32 s, z, 4;
+lop3.b32 s, z, s, 0x00f000f0, 0x28;
+shl.b32 v, s, 4;
+lop3.b32 z, z, s, v, 0x96;
+shr.u32 s, {high}, 12;
+lop3.b32 s, {high}, s, 0x000000f0, 0x28;
+shl.b32 v, s, 12;
+lop3.b32 y, {high}, s, v, 0x96;
+shl.b32 s, y, 6;
+lop3.b32 y, y, s, 0x00ff00ff, 0xE4;
+shl.b32 s, y, 2;
+and.b32 v, z, 0x33333333;
+lop3.b32 {even}, v, s, 0x44444444, 0xF8;
+shl.b32 s, y, 1;
+shr.u32 v, z, 2;
+and.b32 v, v, 0x33333333;
+lop3.b32 {odd}, v, s, 0x44444444, 0xF8;
 """
-        for chosen, shift, a, b in (
-            ("even", "", 0, 2),
-            ("even", "shr.u32 even, even, 16;", 4, 6),
-            ("odd", "", 1, 3),
-            ("odd", "shr.u32 odd, odd, 16;", 5, 7),
-        )
-    )
+
+
+def tq3_chosen(selectors: str, a: str, b: str) -> str:
+    """The pairs of two codes."""
+    return f"""
+prmt.b32 t, l0, l1, {selectors};
+prmt.b32 u, h0, h1, {selectors};
+prmt.b32 {a}, t, u, 0x5140;
+prmt.b32 {b}, t, u, 0x7362;
+"""
+
+
+# $0..$7: codes of low pairs $8 and high bits $9, looked up and multiplied with the pair of scales $10
+TQ3_0 = tl.constexpr(
+    "{\n.reg .b32 t, u, even, odd;"
+    + TQ3_TABLE
+    + tq3_selectors("$8", "$9", "even", "odd")
+    + tq3_chosen("even", "$0", "$2")
+    + tq3_chosen("odd", "$1", "$3")
+    + "shr.u32 even, even, 16;\nshr.u32 odd, odd, 16;\n"
+    + tq3_chosen("even", "$4", "$6")
+    + tq3_chosen("odd", "$5", "$7")
     + "".join(f"mul.rn.f16x2 ${j}, ${j}, $10;\n" for j in range(8))
     + "}"
 )

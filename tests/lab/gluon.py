@@ -113,7 +113,7 @@ class Shared:
     """A piece of shared memory."""
 
     def __init__(self, a: np.ndarray) -> None:
-        self.a = a
+        self.a, self.shape = a, a.shape
 
     def index(self, i: Any) -> "Shared":
         return Shared(self.a[int(i)])
@@ -194,7 +194,10 @@ class Machine:
         self.programs: tuple[int, ...] = (1,)
 
     def language(self) -> types.SimpleNamespace:
-        each = {name: _elementwise(getattr(np, name)) for name in ("where", "exp", "exp2", "ravel")}
+        each = {name: _elementwise(getattr(np, name)) for name in ("exp", "exp2", "ravel")}
+        each["where"] = lambda m, *args: Value(
+            np.where(_of(m), *(np.int32(x) if type(x) is int else _of(x) for x in args))
+        )
         # of a number and none, the number
         each |= {"minimum": _elementwise(np.fmin), "maximum": _elementwise(np.fmax)}
         layouts = (
@@ -323,7 +326,8 @@ def _poison(kind: Any, shape: Any) -> np.ndarray:
 
 def _ptx(text: Any, constraints: str, args: list[Value], dtype: Any, is_pure: bool, pack: int) -> Any:
     kinds = dtype if isinstance(dtype, tuple) else (dtype,)
-    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), [v.a for v in args], kinds, pack)))
+    words = [np.int32(v) if isinstance(v, int) else v.a for v in args]
+    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), words, kinds, pack)))
     return made if isinstance(dtype, tuple) else made[0]
 
 
@@ -400,6 +404,7 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
             ),
             "copy": machine.copy,
             "barrier": _nothing,
+            "reinterpret": lambda memory, kind, shape, _layout: Shared(memory.a.reshape(-1).view(kind).reshape(shape)),
         }
         return mine
 

@@ -26,10 +26,12 @@ def run(text: str, given: Sequence[np.ndarray], kinds: Sequence[Any], pack: int)
     for kind, count in zip(kinds, counts, strict=True):
         made.append(_value([registers[f"${at + i}"].astype(np.uint32) for i in range(count)], kind, pack))
         at += count
-    return made
+    return made if shape else [a[0] for a in made]
 
 
 def _words(a: np.ndarray, pack: int) -> list[np.ndarray]:
+    if a.itemsize * pack == 2:
+        return [a.view(np.uint16).astype(np.uint32)]
     if a.itemsize * pack == 4:
         return [a.view(np.uint32)]
     return [a.view(np.uint32)[..., i::pack] for i in range(pack)]
