@@ -323,12 +323,20 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     elif N <= 2048:
         warps, resident = 4, 2 if M <= 32 else 1
     elif M > 24 or N * records < 5120 * 32:
-        warps, resident = 4, 2
+        warps, resident = 4, 3 if M <= 8 else 2
     else:
         warps, resident = 4, 4 if M <= 8 or (M <= 16 and N > 12288) else 3
     while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
         resident -= 1
     return warps, resident
+
+
+def _ring_shares(groups: int, records: int, most: int) -> int:
+    """Programs: as many as find room, or, where shares are short and no more than a fifth longer for it, so many that
+    shares end with a group: then each has one sum to give."""
+    longest = triton.cdiv(groups * records, most)
+    whole = next((n for n in range(longest, records) if records % n == 0), records)
+    return groups * records // whole if longest <= 8 and 5 * whole <= 6 * longest else min(groups * records, most)
 
 
 def _registers(M: int, format: str, warps: int, pair: bool) -> int:
@@ -473,8 +481,7 @@ def _exact_ring(
     stages = ring.stages(format, M, W, resident, swiglu)
     if stages < 2:
         raise ValueError(f"the ring has no room for {resident} programs of {W} warps and {M} rows of x")
-    # no more programs than shares of that many records need: fewer sums are shared
-    P = triton.cdiv(groups * (K // COLUMNS), triton.cdiv(groups * (K // COLUMNS), resident * processors(x.device)))
+    P = _ring_shares(groups, K // COLUMNS, resident * processors(x.device))
     partial = torch.empty(2 * P * 16 * W * sum(tiles), dtype=torch.float32, device=x.device)
     early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
