@@ -295,7 +295,7 @@ def _by_shape(
     if precision == "int8" or config.algorithm:
         return config
     if M <= MOST_ROWS and rings:
-        warps, resident = _ring_program(M, N, swiglu)
+        warps, resident = _ring_program(M, N, records, format, swiglu)
         return replace(config, algorithm="ring", warps=warps, resident=resident)
     if M <= 8 and imma:
         stages = 2 if records > 32 or N <= 2048 else 1
@@ -315,16 +315,28 @@ def _by_shape(
     return replace(config, algorithm="wide", warps=warps, tile_m=64, num_stages=3, resident=1)
 
 
-def _ring_program(M: int, N: int, swiglu: bool) -> tuple[int, int]:
+def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tuple[int, int]:
     """Warps a program of the ring's, and programs a multiprocessor: several, so that one unpacks while others wait, but
-    what each fetches of x is the more the fewer rows of W it has."""
+    what each fetches of x is the more the fewer rows of W it has, and the sum the longer the more share it."""
     if swiglu:
-        return (8, 2) if M <= 16 else (16, 1) if M <= 32 else (8, 1)
-    if N <= 2048:
-        return 4, 2 if M <= 32 else 1
-    if M <= 16:
-        return 4, 4
-    return (8, 2) if M <= 32 and N > 12288 else (4, 2)
+        warps, resident = 8, 2 if M <= 32 else 1
+    elif N <= 2048:
+        warps, resident = 4, 2 if M <= 32 else 1
+    elif M > 24 or N * records < 5120 * 32:
+        warps, resident = 4, 3 if M <= 8 else 2
+    else:
+        warps, resident = 4, 4 if M <= 8 or (M <= 16 and N > 12288) else 3
+    while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
+        resident -= 1
+    return warps, resident
+
+
+def _ring_shares(groups: int, records: int, most: int) -> int:
+    """Programs: as many as find room, or, where shares are short and no more than a fifth longer for it, so many that
+    shares end with a group: then each has one sum to give."""
+    longest = triton.cdiv(groups * records, most)
+    whole = next((n for n in range(longest, records) if records % n == 0), records)
+    return groups * records // whole if longest <= 8 and 5 * whole <= 6 * longest else min(groups * records, most)
 
 
 def _registers(M: int, format: str, warps: int, pair: bool) -> int:
@@ -465,18 +477,18 @@ def _exact_ring(
     (M, N), K, W = out.shape, x.shape[1], max(8 if swiglu else 4, config.warps)
     while weight.shape[0] % (W // 4):
         W //= 2
-    groups = weight.shape[0] // (W // 4)
-    BM, BM2 = ring.tiles_of_x(M)
-    P = min(groups * (K // COLUMNS), config.resident * processors(x.device))
-    partial = torch.empty(2 * P * 16 * W * (BM + BM2), dtype=torch.float32, device=x.device)
-    stages = ring.stages(format, M, W, config.resident, swiglu)
+    groups, resident, tiles = weight.shape[0] // (W // 4), config.resident, ring.tiles_of_x(M)
+    stages = ring.stages(format, M, W, resident, swiglu)
     if stages < 2:
-        raise ValueError(f"the ring has no room for {config.resident} programs of {W} warps and {M} rows of x")
+        raise ValueError(f"the ring has no room for {resident} programs of {W} warps and {M} rows of x")
+    P = _ring_shares(groups, K // COLUMNS, resident * processors(x.device))
+    partial = torch.empty(2 * P * 16 * W * sum(tiles), dtype=torch.float32, device=x.device)
     early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
-        x, x.stride(0), weight.view(torch.int32), residual, _stride(residual), out, partial,
-        counters(x.device, groups), M, N, K, **_meta(format, swiglu), W=W, BM=BM, BM2=BM2, S=stages,
-        CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W, **options,
+        *ring.described(x, weight, format, swiglu, W, tiles), residual, _stride(residual), out, partial,
+        counters(x.device, groups), M, N, K, **_meta(format, swiglu), W=W, BM=tiles[0], BM2=tiles[1], S=stages,
+        CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
+        **{**options, "maxnreg": ring.registers(W, resident)},
     )  # fmt: skip
 
 

@@ -3,26 +3,30 @@
     groups of 16 W rows of the weight, each K / 256 records long, end to end, in equal shares a program:
 
     |     group 0     |     group 1     |     group 2     | ...
-    |  program 0   |  program 1   |  program 2   |  ...            one program a multiprocessor
+    |  program 0   |  program 1   |  program 2   |  ...            several programs a multiprocessor
 
-    record of W ──cp.async──> | stage 0 | stage 1 | ... | ──16 bytes a lane──> codes ──> f16 A ──┐
-    x           ──cp.async──> |   "     |    "    |     | ────────────────────────────> B ───────┴─ wgmma ─> [16 W, BM]
+    a warp   record of W ──TMA──> | stage 0 | stage 1 | ... |     the first ones before the launch before has ended
+             x           ──TMA──> |   "     |    "    |     |
+    W warps  codes ──16 bytes a lane──> registers ──> f16 A ─┐
+             x ───────────────────────────────────────────> B ┴─ wgmma ──> [16 W, BM], [16 W, BM2]
 
 `lib/wide_exact.py` in Gluon: Triton's compiler has loads wait behind the last product, here several records are on
 their way whatever the program waits for, and the codes of the next 64 columns are unpacked under the product of these.
-What limits it: dequantisation's instructions and the bytes, about the same; below them the start and the sum of shares.
+What limits it: dequantisation's instructions (three for two weights); the start, and the sum of shares.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
 # mypy: disable-error-code="assignment, misc, no-redef, var-annotated"
 # ruff: noqa: RUF005
+import torch
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia import hopper
-from triton.experimental.gluon.language.nvidia.ampere import async_copy
+from triton.experimental.gluon.language.nvidia.hopper import mbarrier
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .newer import barrier, copy
+from .newer import barrier, fetch, reinterpret
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
 from .rows_exact import (
@@ -44,12 +48,16 @@ from .rows_exact import (
 from .tiles import HIGH
 
 _HIGH = gl.constexpr(HIGH)
-# bytes that a program of sm90 may have
-SHARED = 232448
+# bytes that a program of sm90 may have, and what of them barriers take
+SHARED, BARRIERS = 232448, 1024
 # pieces of 2 KiB a 64 rows: codes, and the bits above them
 CODES = {"q8_0": 8}
 ABOVE = {"q5_k": 1, "q6_k": 2}
+# warps of which one fetches: registers are dealt out to four at a time
+FETCH = 4
 _SPLIT = gl.constexpr("mov.b32 {$0, $1}, $2;")
+# of f32 parts as many are on their way at once as a warp has room for
+_AT_ONCE = gl.constexpr(128)
 
 
 def tiles_of_x(M: int) -> tuple[int, int]:
@@ -67,23 +75,39 @@ def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
     d = {"q4_k": 64, "q5_k": 64, "q6_k": 32}.get(format, 0)
     record = W * (512 * (CODES.get(format, 4) + ABOVE.get(format, 0)) + 256 + d) + BM * 512
     # gate and up pass through shared memory at the end
-    return min(8, (SHARED // resident - (64 * W * BM if swiglu else 0)) // record)
+    return min(8, (SHARED // resident - BARRIERS - (64 * W * BM if swiglu else 0)) // record)
 
 
-@gluon.constexpr_function
-def _warps(W, rank):
-    return [[1 << i] + [0] * (rank - 1) for i in range(W.bit_length() - 1)]
+def registers(W: int, resident: int) -> int:
+    """A thread's, so that `resident` programs find room; what the warps that fetch leave, the others have."""
+    return min(255, 65536 // (32 * (W + FETCH)) // resident // 8 * 8)
 
 
-@gluon.constexpr_function
-def _rows_copied(W, G, E):
-    """[W, 2, G] or [W, 2, G, 4], a row's piece a lane."""
-    more = [0] if E else []
-    regs = [[0, 0, 0, 1], [0, 0, 0, 2]] if E else []
-    lanes = [[0, 0, 1 << i, *more] for i in range(G.bit_length() - 1)] + [[0, 1, 0, *more]]
-    lanes = lanes + [[0, 0, 0, *more]] * (5 - len(lanes))
-    shape = [W, 2, G] + ([4] if E else [])
-    return gl.DistributedLinearLayout(regs, lanes, _warps(W, len(shape)), [], shape)
+def described(
+    x: torch.Tensor, weight: torch.Tensor, format: str, swiglu: bool, W: int, tiles: tuple[int, int]
+) -> tuple[TensorDescriptor, ...]:
+    """How the TMA finds a record's piece of x, a tile's and the other's (rows beyond the last are zeros), and its
+    planes in a group's tiles, of gate and of up: codes, the bits above, scales and d."""
+    (M, K), words, (two, side) = x.shape, weight.view(torch.int32), (2, W // 8) if swiglu else (1, W // 4)
+    step, rows = words.shape[1] * words.shape[2], words.shape[1] * words.shape[2] // 32
+    sides = words.shape[0] // two
+
+    def columns(BM: int) -> TensorDescriptor:
+        # rows beyond the last take longer than rows: of 64 the second half are the last 32 there are
+        two, rows, apart = (2, 32, M - 32) if BM == 64 else (1, M, M)
+        layout, strides = gl.NVMMASharedLayout(128, 16, rank=4), [64, apart * x.stride(0), x.stride(0), 1]
+        return TensorDescriptor(x, [K // 64, two, rows, 64], strides, [4, two, BM // two, 64], layout)
+
+    def plane(bytes: int) -> TensorDescriptor:
+        layout = gl.NVMMASharedLayout(0, 32, rank=4)
+        return TensorDescriptor(
+            words, [two, sides, rows, 32], [sides * step, step, 32, 1], [two, side, bytes // 128, 32], layout
+        )
+
+    codes, scales = plane(2048 * CODES.get(format, 4)), plane(1024)
+    above = plane(2048 * ABOVE[format]) if format in ABOVE else codes
+    d = plane({"q6_k": 128, "q4_k": 256, "q5_k": 256}.get(format, 1024))
+    return columns(tiles[0]), columns(tiles[1] or tiles[0]), codes, above, scales, d
 
 
 @gluon.constexpr_function
@@ -106,11 +130,6 @@ def _lanes(W):
 
 
 @gluon.constexpr_function
-def _copied(W):
-    return gl.BlockedLayout([1, 1, 1, 4], [1, 1, 32, 1], [1, W, 1, 1], [3, 2, 1, 0])
-
-
-@gluon.constexpr_function
 def _product(W, BM):
     return gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BM, 16])
 
@@ -128,9 +147,10 @@ def _four(w, W: gl.constexpr):
 
 
 @gluon.jit
-def _words(memory, W: gl.constexpr):
-    """[1, W, 32, 4] -> each [W, 32]."""
-    return _four(gl.reshape(memory.load(_copied(W)), (W, 32, 4)), W)
+def _words(memory, C: gl.constexpr, W: gl.constexpr):
+    """[W / 4, pieces, 4, 32, 4], of them piece C -> each [W, 32]."""
+    P: gl.constexpr = gl.BlockedLayout([1, 1, 1, 1, 4], [1, 1, 1, 32, 1], [W // 4, 1, 4, 1, 1], [4, 3, 2, 1, 0])
+    return _four(gl.reshape(memory.slice(C, 1, dim=1).load(P), (W, 32, 4)), W)
 
 
 @gluon.jit
@@ -224,15 +244,11 @@ def _by_columns(
 
 @gluon.jit
 def _operand(
-    codes, high, words, d, odd, slot,
+    v, u, high, words, d, odd,
     C: gl.constexpr, FORMAT: gl.constexpr, BF16: gl.constexpr, W: gl.constexpr, BM: gl.constexpr,
 ):  # fmt: skip
-    """A of 64 columns C: [16 W, 64]."""
+    """A of 64 columns C, of their words for the first and the second of a byte's nibbles: [16 W, 64]."""
     s0, s1 = _decoded(words[0], d[0], odd, C, FORMAT), _decoded(words[1], d[1], odd, C, FORMAT)
-    v = _words(codes.index(slot).slice(C, 1), W)
-    u = v
-    if FORMAT == "q8_0":
-        u = _words(codes.index(slot).slice(4 + C, 1), W)
     h0, h1 = v[0], v[0]
     if FORMAT == "q5_k":
         h0 = high[C]
@@ -260,16 +276,24 @@ def _record(
         d = _row_word(ds.index(slot), W, 4 if FORMAT == "q6_k" else 8)
     high = ()
     if FORMAT == "q5_k":
-        high = _words(bits.index(slot).slice(0, 1), W)
+        high = _words(bits.index(slot), 0, W)
     elif FORMAT == "q6_k":
-        high = _words(bits.index(slot).slice(0, 1), W) + _words(bits.index(slot).slice(1, 1), W)
+        high = _words(bits.index(slot), 0, W) + _words(bits.index(slot), 1, W)
+    # loads do not pass a wait for a product
+    ahead = ()
+    for c in gl.static_range(0 if FORMAT == "q8_0" else 4):
+        ahead = ahead + (_words(codes.index(slot), c, W),)
     for c in gl.static_range(4):
-        a = _operand(codes, high, words, d, odd, slot, c, FORMAT, BF16, W, BM)
+        if FORMAT == "q8_0":
+            v, u = _words(codes.index(slot), c, W), _words(codes.index(slot), 4 + c, W)
+        else:
+            v, u = ahead[c], ahead[c]
+        a = _operand(v, u, high, words, d, odd, c, FORMAT, BF16, W, BM)
         # the next columns' operand is being made while this product runs
-        acc = hopper.warpgroup_mma(a, xs[c].index(slot).permute((1, 0)), acc, is_async=True)
+        acc = hopper.warpgroup_mma(a, xs.index(slot * 4 + c).permute((1, 0)), acc, is_async=True)
         if BM2:
             a = gl.convert_layout(a, gl.DotOperandLayout(0, _product(W, BM2), 2), assert_trivial=True)
-            acc_2 = hopper.warpgroup_mma(a, xs_2[c].index(slot).permute((1, 0)), acc_2, is_async=True)
+            acc_2 = hopper.warpgroup_mma(a, xs_2.index(slot * 4 + c).permute((1, 0)), acc_2, is_async=True)
             acc, acc_2 = hopper.warpgroup_mma_wait(0 if c == 3 else 2, deps=[acc, acc_2])
         else:
             acc = hopper.warpgroup_mma_wait(0 if c == 3 else 1, deps=[acc])
@@ -296,15 +320,185 @@ def _finish(
     o_n = i_n * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, L))[:, None]
     o_m = first + gl.arange(0, BM, layout=gl.SliceLayout(0, L))[None, :]
     inside = (o_m < M) & (o_n < N)
+    if BM == 64:
+        # the second half are the last 32 rows, some of which the first has too
+        o_m = gl.where(o_m < 32, o_m, o_m - 64 + M)
+        inside = ((o_m >= 32) | (gl.arange(0, BM, layout=gl.SliceLayout(0, L))[None, :] < 32)) & (o_n < N)
     if residual is not None:
         acc += gl.load(residual + o_m.to(gl.int64) * s_residual_m + o_n, mask=inside, other=0.0).to(gl.float32)
     gl.store(out + o_m.to(gl.int64) * N + o_n, acc.to(out.dtype.element_ty), mask=inside)
 
 
 @gluon.jit
+def _next(slot, parity, S: gl.constexpr):
+    """The ring's next stage, and whether its round is odd."""
+    parity = gl.where(slot == S - 1, parity ^ 1, parity)
+    return gl.where(slot == S - 1, 0, slot + 1), parity
+
+
+@gluon.jit
+def _step(column, tile, records, TILES: gl.constexpr):
+    """The record after one, and its group's first tile."""
+    column += 1
+    tile += gl.where(column == records, TILES, 0)
+    return gl.where(column == records, 0, column), tile
+
+
+@gluon.jit
+def _fetch_w(
+    planes, held, full, column, tile, slot, FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr,
+    D: gl.constexpr,
+):  # fmt: skip
+    row = column * (RECORD // 128)
+    fetch(planes[0], [0, tile, row, 0], full.index(slot), held[0].index(slot))
+    if FORMAT == "q5_k" or FORMAT == "q6_k":
+        fetch(planes[1], [0, tile, row + _HIGH // 128, 0], full.index(slot), held[1].index(slot))
+    fetch(planes[2], [0, tile, row + SCALES // 128, 0], full.index(slot), held[2].index(slot))
+    if FORMAT != "q4_0" and FORMAT != "q8_0":
+        fetch(planes[3], [0, tile, row + D // 128, 0], full.index(slot), held[3].index(slot))
+
+
+@gluon.jit
+def _fetch_x(rows, rows_2, xs, xs_2, full, column, slot, BM: gl.constexpr, BM2: gl.constexpr):
+    fetch(rows, [column * 4, 0, 0, 0], full.index(slot), xs.index(slot))
+    if BM2:
+        fetch(rows_2, [column * 4, 0, BM, 0], full.index(slot), xs_2.index(slot))
+
+
+@gluon.jit
+def _fetched(
+    rows, rows_2, planes, held, xs, xs_2, full, free, first, last, records,
+    FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, W: gl.constexpr,
+    BM: gl.constexpr, BM2: gl.constexpr, S: gl.constexpr, TILES: gl.constexpr, EARLY: gl.constexpr,
+):  # fmt: skip
+    """One warp: the share's records into the ring."""
+    BYTES: gl.constexpr = W // 4 * RECORD + (BM + BM2) * 512
+    column, tile = first % records, first // records * TILES
+    column_x = column
+    # the first records of W do not wait for x
+    for e in range(0, gl.minimum(last - first, S)):
+        mbarrier.expect(full.index(e), BYTES)
+        _fetch_w(planes, held, full, column, tile, e, FORMAT, RECORD, SCALES, D)
+        column, tile = _step(column, tile, records, TILES)
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    for e in range(0, gl.minimum(last - first, S)):
+        _fetch_x(rows, rows_2, xs, xs_2, full, column_x, e, BM, BM2)
+        column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
+    slot, parity = 0, 0
+    for _ in range(first + S, last):
+        mbarrier.wait(free.index(slot), parity)
+        mbarrier.expect(full.index(slot), BYTES)
+        _fetch_w(planes, held, full, column, tile, slot, FORMAT, RECORD, SCALES, D)
+        _fetch_x(rows, rows_2, xs, xs_2, full, column, slot, BM, BM2)
+        column, tile = _step(column, tile, records, TILES)
+        slot, parity = _next(slot, parity, S)
+
+
+@gluon.jit
+def _multiplied(
+    codes, bits, scales, ds, xs, xs_2, full, free, residual, s_residual_m, out, partial, arrived, M, N,
+    i_p, first, last, records, share, more,
+    FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, BM: gl.constexpr,
+    BM2: gl.constexpr, S: gl.constexpr, EARLY: gl.constexpr,
+):  # fmt: skip
+    """W warps: the share's products, and the sums of groups that this program is the last of."""
+    ROWS: gl.constexpr = 16 * W
+    SLOT: gl.constexpr = ROWS * (BM + BM2)
+    odd = gl.arange(0, 32, layout=gl.SliceLayout(0, _lanes(W)))[None, :] // 4 % 2
+    A: gl.constexpr = _product(W, BM)
+    A2: gl.constexpr = _product(W, BM2) if BM2 else A
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+    g0, g1 = first // records, (last - 1) // records
+    slot, parity = 0, 0
+    for i_n in range(g0, g1 + 1):
+        begin, end = gl.maximum(first, i_n * records), gl.minimum(last, (i_n + 1) * records)
+        acc = gl.full((ROWS, BM), 0.0, gl.float32, layout=A)
+        acc_2 = acc
+        if BM2:
+            acc_2 = gl.full((ROWS, BM2), 0.0, gl.float32, layout=A2)
+        for _ in range(begin, end):
+            mbarrier.wait(full.index(slot), parity)
+            acc, acc_2 = _record(acc, acc_2, codes, bits, scales, ds, xs, xs_2, odd, slot, FORMAT, BF16, W, BM, BM2)
+            mbarrier.arrive(free.index(slot), count=1)
+            slot, parity = _next(slot, parity, S)
+        if end - begin == records:
+            _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM)
+            if BM2:
+                _finish(acc_2, BM, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM2)
+        else:
+            p_part = partial + (2 * i_p + (begin != first).to(gl.int32)).to(gl.int64) * SLOT
+            gl.store(p_part + _flat(ROWS, BM, A), acc)
+            if BM2:
+                gl.store(p_part + ROWS * BM + _flat(ROWS, BM2, A2), acc_2)
+    # arrivals come last, both in one: nothing of this program's stream waits for a fence
+    barrier()
+    P: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
+    o_e = gl.arange(0, 2, layout=P)
+    i_g = gl.where(o_e == 0, g0, g1)
+    o_begin, o_end = _owner(i_g * records, share, more), _owner((i_g + 1) * records - 1, share, more)
+    shared = (o_begin != o_end) & ((o_e == 0) | (g1 != g0))
+    before = gl.atomic_add(arrived + i_g, gl.full((2,), 1, gl.int32, layout=P), mask=shared, sem="acq_rel")
+    ended = gl.sum((shared & (before == o_end - o_begin)).to(gl.int32) << o_e, 0)
+    for e in range(0, 2):
+        if (ended >> e) & 1:
+            i_n = gl.where(e == 1, g1, g0)
+            begin_p, end_p = _owner(i_n * records, share, more), _owner((i_n + 1) * records - 1, share, more)
+            gl.store(arrived + i_n, 0)
+            # the first of them may have had the end of another group before
+            cut = (begin_p * share + gl.minimum(begin_p, more) < i_n * records).to(gl.int32)
+            p_part = partial + (2 * begin_p).to(gl.int64) * SLOT
+            acc, acc_2 = _totals(p_part, cut, end_p - begin_p, W, BM, BM2)
+            _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM)
+            if BM2:
+                _finish(acc_2, BM, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM2)
+
+
+@gluon.jit
+def _flat(ROWS: gl.constexpr, BM: gl.constexpr, L: gl.constexpr):
+    """Where the elements of [ROWS, BM] lie in a part."""
+    o_row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, L))[:, None]
+    return o_row * BM + gl.arange(0, BM, layout=gl.SliceLayout(0, L))[None, :]
+
+
+@gluon.jit
+def _part(p, inside):
+    return gl.load(p, mask=inside, other=0.0, cache_modifier=".cg")
+
+
+@gluon.jit
+def _totals(p, cut, others, W: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr):
+    """The sums of the parts of a program and the `others` after it, in order."""
+    SLOT: gl.constexpr = 16 * W * (BM + BM2)
+    # several at a time: a load takes longer than what it brings
+    AT: gl.constexpr = max(4 if BM + BM2 > 40 else 1, _AT_ONCE // (BM + BM2))
+    p_2 = p
+    p += _flat(16 * W, BM, _product(W, BM))
+    acc = _part(p + cut * SLOT, others >= 0)
+    acc_2 = acc
+    if BM2:
+        p_2 = p_2 + 16 * W * BM + _flat(16 * W, BM2, _product(W, BM2))
+        acc_2 = _part(p_2 + cut * SLOT, others >= 0)
+    for q in range(0, others, AT):
+        ys, ys_2 = (), ()
+        for k in gl.static_range(AT):
+            ys = ys + (_part(p + (2 * k + 2) * SLOT, q + k < others),)
+            if BM2:
+                ys_2 = ys_2 + (_part(p_2 + (2 * k + 2) * SLOT, q + k < others),)
+        for k in gl.static_range(AT):
+            acc += ys[k]
+            if BM2:
+                acc_2 += ys_2[k]
+        p += 2 * AT * SLOT
+        if BM2:
+            p_2 += 2 * AT * SLOT
+    return acc, acc_2
+
+
+@gluon.jit
 def ring_exact(
-    x, s_x_m,
-    wide,
+    rows, rows_2, codes_of, bits_of, scales_of, d_of,
     residual, s_residual_m,
     out,
     partial,
@@ -324,212 +518,60 @@ def ring_exact(
     EARLY: gl.constexpr,
 ):  # fmt: skip
     """BM + BM2 rows of x a program, each a power of two. With SWIGLU half of a group are rows of gate, and half the
-    same rows of up."""
-    WORDS: gl.constexpr = RECORD // 4
-    ROWS: gl.constexpr = 16 * W
-    SLOT: gl.constexpr = ROWS * (BM + BM2)
-    BF16: gl.constexpr = x.dtype.element_ty == gl.bfloat16
+    same rows of up. Descriptors of x's rows and of the weight's planes: see `described`."""
+    TYPE: gl.constexpr = rows.dtype
+    BF16: gl.constexpr = rows.dtype == gl.bfloat16
     # a group's tiles side by side; with SWIGLU of gate, and as many of up
     TILES: gl.constexpr = W // 8 if SWIGLU else W // 4
+    TWO: gl.constexpr = 2 if SWIGLU else 1
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    groups = N // (TILES * 64)
     i_p, programs = gl.program_id(0), gl.num_programs(0)
-    work = groups * records
+    work = N // (TILES * 64) * records
     # the first `more` programs take a record more than the others
     share, more = work // programs, work % programs
     first = i_p * share + gl.minimum(i_p, more)
     last = first + share + (i_p < more).to(gl.int32)
-    up = (N // 64) * records * WORDS
 
-    codes = gl.allocate_shared_memory(gl.int32, [S, CODES, W, 32, 4], _plain(4))
-    bits = codes
+    # what is copied in one shape is read in another
+    P_W: gl.constexpr = gl.NVMMASharedLayout(0, 32, rank=4)
+    codes_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, CODES * 16, 32], P_W)
+    codes = reinterpret(codes_in, gl.int32, (S, W // 4, CODES, 4, 32, 4), _plain(5))
+    bits_in, bits = codes_in, codes
     if ABOVE:
-        bits = gl.allocate_shared_memory(gl.int32, [S, ABOVE, W, 32, 4], _plain(4))
-    scales = gl.allocate_shared_memory(gl.int32, [S, W, 2, 8, 4], _plain(4))
-    ds = scales
+        bits_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, ABOVE * 16, 32], P_W)
+        bits = reinterpret(bits_in, gl.int32, (S, W // 4, ABOVE, 4, 32, 4), _plain(5))
+    scales_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, 8, 32], P_W)
+    scales = reinterpret(scales_in, gl.int32, (S, W, 2, 8, 4), _plain(4))
+    ds_in, ds = scales_in, scales
     G: gl.constexpr = 4 if FORMAT == "q6_k" else 8
     if FORMAT != "q4_0" and FORMAT != "q8_0":
-        ds = gl.allocate_shared_memory(gl.int32, [S, W, 2, G], _plain(3))
-    TYPE: gl.constexpr = x.dtype.element_ty
-    SWIZZLED: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
-    xs, xs_2 = (), ()
-    for _ in gl.static_range(4):
-        xs = xs + (gl.allocate_shared_memory(TYPE, [S, BM, 64], SWIZZLED),)
-        if BM2:
-            xs_2 = xs_2 + (gl.allocate_shared_memory(TYPE, [S, BM2, 64], SWIZZLED),)
-
-    # where a lane's pieces lie in a record of the group's first tile, in words
-    at = _pieces(CODES, W, TILES, records * WORDS, up)
-    at_h = at
-    if ABOVE:
-        at_h = _pieces(ABOVE, W, TILES, records * WORDS, up) + _HIGH // 4
-    at_s = _spread(W, 8, True, TILES, records * WORDS, up) + SCALES // 4
-    at_d = _spread(W, G, False, TILES, records * WORDS, up) + D // 4
-    p_x, m_x = _rows_of_x(x, s_x_m, 0, M, W, BM)
-    p_x2, m_x2 = p_x, m_x
+        ds_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, G // 4, 32], P_W)
+        ds = reinterpret(ds_in, gl.int32, (S, W, 2, G), _plain(3))
+    P_X: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=4)
+    HALVES: gl.constexpr = 2 if BM == 64 else 1
+    P2: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
+    xs_in = gl.allocate_shared_memory(TYPE, [S, 4, HALVES, BM // HALVES, 64], P_X)
+    xs = reinterpret(xs_in, TYPE, (S * 4, BM, 64), P2)
+    xs_2_in, xs_2 = xs_in, xs
     if BM2:
-        p_x2, m_x2 = _rows_of_x(x, s_x_m, BM, M, W, BM2)
-
-    L: gl.constexpr = _lanes(W)
-    odd = gl.arange(0, 32, layout=gl.SliceLayout(0, L))[None, :] // 4 % 2
-    A: gl.constexpr = _product(W, BM)
-    o_row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, A))[:, None]
-    flat = o_row * BM + gl.arange(0, BM, layout=gl.SliceLayout(0, A))[None, :]
-    A2: gl.constexpr = _product(W, BM2 if BM2 else BM)
-    o_row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, A2))[:, None]
-    flat_2 = ROWS * BM + o_row * BM2 + gl.arange(0, BM2 if BM2 else BM, layout=gl.SliceLayout(0, A2))[None, :]
-
-    # the next record to fetch: its column of records, and its first tile's words
-    column = first % records
-    p_next = wide + ((first // records * TILES).to(gl.int64) * records + column) * WORDS
-    over = ((TILES - 1) * records + 1) * WORDS
-    # the first records of W do not wait for x
-    p_x += column * 256
-    p_x2 += column * 256
-    ahead_x = column
-    for e in gl.static_range(S - 1):
-        if first + e < last:
-            _fetch_w(codes, bits, scales, ds, p_next, e, at, at_h, at_s, at_d, FORMAT)
-        column += 1
-        p_next += gl.where(column == records, over, WORDS)
-        column = gl.where(column == records, 0, column)
-    if EARLY:
-        tl.extra.cuda.gdc_wait()
-    for e in gl.static_range(S - 1):
-        if first + e < last:
-            _fetch_x(xs, xs_2, p_x, p_x2, m_x, m_x2, e, BM2)
-        async_copy.commit_group()
-        ahead_x += 1
-        p_x += gl.where(ahead_x == records, 256 - K, 256)
-        p_x2 += gl.where(ahead_x == records, 256 - K, 256)
-        ahead_x = gl.where(ahead_x == records, 0, ahead_x)
-    slot, free = 0, S - 1
-    for i_n in range(first // records, (last - 1) // records + 1):
-        begin, end = gl.maximum(first, i_n * records), gl.minimum(last, (i_n + 1) * records)
-        acc = gl.full((ROWS, BM), 0.0, gl.float32, layout=A)
-        acc_2 = acc
-        if BM2:
-            acc_2 = gl.full((ROWS, BM2), 0.0, gl.float32, layout=A2)
-        for i in range(begin, end):
-            async_copy.wait_group(S - 2)
-            # what cp.async wrote is read by the tensor cores' own way to memory
-            hopper.fence_async_shared()
-            if i + S - 1 < last:
-                _fetch_w(codes, bits, scales, ds, p_next, free, at, at_h, at_s, at_d, FORMAT)
-                _fetch_x(xs, xs_2, p_x, p_x2, m_x, m_x2, free, BM2)
-            async_copy.commit_group()
-            column += 1
-            p_next += gl.where(column == records, over, WORDS)
-            p_x += gl.where(column == records, 256 - K, 256)
-            p_x2 += gl.where(column == records, 256 - K, 256)
-            column = gl.where(column == records, 0, column)
-            acc, acc_2 = _record(acc, acc_2, codes, bits, scales, ds, xs, xs_2, odd, slot, FORMAT, BF16, W, BM, BM2)
-            free = slot
-            slot = gl.where(slot == S - 1, 0, slot + 1)
-        if end - begin == records:
-            _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM)
-            if BM2:
-                _finish(acc_2, BM, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM2)
-        else:
-            p_part = partial + (2 * i_p + (begin != first).to(gl.int32)).to(gl.int64) * SLOT
-            gl.store(p_part + flat, acc)
-            if BM2:
-                gl.store(p_part + flat_2, acc_2)
-    # arrivals come last: nothing of this program's stream waits for a fence
-    barrier()
-    for i_n in range(first // records, (last - 1) // records + 1):
-        begin_p, end_p = _owner(i_n * records, share, more), _owner((i_n + 1) * records - 1, share, more)
-        if begin_p != end_p:  # noqa: SIM102
-            if gl.atomic_add(arrived + i_n, 1, sem="acq_rel") == end_p - begin_p:
-                gl.store(arrived + i_n, 0)
-                # the first of them may have had the end of another group before
-                cut = (begin_p * share + gl.minimum(begin_p, more) < i_n * records).to(gl.int32)
-                p_part = partial + (2 * begin_p).to(gl.int64) * SLOT
-                acc = _total(p_part + flat, cut, end_p - begin_p, SLOT)
-                _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM)
-                if BM2:
-                    acc_2 = _total(p_part + flat_2, cut, end_p - begin_p, SLOT)
-                    _finish(acc_2, BM, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM2)
-
-
-@gluon.jit
-def _total(p, cut, others, SLOT: gl.constexpr):
-    """The sum of the parts of a program and the `others` after it, in order."""
-    acc = gl.load(p + cut * SLOT, cache_modifier=".cg")
-    # several at a time: a load takes longer than what it brings
-    for q in range(0, others, 4):
-        p += 2 * SLOT
-        y0 = gl.load(p, cache_modifier=".cg")
-        y1 = gl.load(p + 2 * SLOT, mask=q + 1 < others, other=0.0, cache_modifier=".cg")
-        y2 = gl.load(p + 4 * SLOT, mask=q + 2 < others, other=0.0, cache_modifier=".cg")
-        y3 = gl.load(p + 6 * SLOT, mask=q + 3 < others, other=0.0, cache_modifier=".cg")
-        acc = acc + y0 + y1 + y2 + y3
-        p += 6 * SLOT
-    return acc
-
-
-@gluon.jit
-def _rows_of_x(x, s_x_m, first, M, W: gl.constexpr, BM: gl.constexpr):
-    """Where rows of x from `first` on begin [BM, 64], and which of them there are."""
-    P: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [W, 1], [1, 0])
-    o_m = first + gl.arange(0, BM, layout=gl.SliceLayout(1, P))
-    p = x + o_m.to(gl.int64)[:, None] * s_x_m + gl.arange(0, 64, layout=gl.SliceLayout(0, P))[None, :]
-    return p, (o_m < M)[:, None]
-
-
-@gluon.jit
-def _tile(o_w, TILES: gl.constexpr, tile, up):
-    """From a group's first tile to that of warps o_w."""
-    return o_w // 4 % TILES * tile + o_w // (4 * TILES) * up
-
-
-@gluon.jit
-def _pieces(B: gl.constexpr, W: gl.constexpr, TILES: gl.constexpr, tile, up):
-    """Words from the first of a record to lanes' pieces [B, W, 32, 4]."""
-    P: gl.constexpr = _copied(W)
-    o_b = gl.arange(0, B, layout=gl.SliceLayout(1, gl.SliceLayout(2, gl.SliceLayout(3, P))))[:, None, None, None]
-    o_w = gl.arange(0, W, layout=gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, P))))[None, :, None, None]
-    o_l = gl.arange(0, 32, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(3, P))))[None, None, :, None]
-    o_e = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, P))))[None, None, None, :]
-    return _tile(o_w, TILES, tile, up) + o_b * 512 + o_w % 4 * 128 + o_l * 4 + o_e
-
-
-@gluon.jit
-def _spread(W: gl.constexpr, G: gl.constexpr, E: gl.constexpr, TILES: gl.constexpr, tile, up):
-    """Words from the first tile's scales (E) or d to those of rows [W, 2, G], four words each or one."""
-    EACH: gl.constexpr = 4 if E else 1
-    P: gl.constexpr = _rows_copied(W, G, E)
-    if E:
-        Q: gl.constexpr = gl.SliceLayout(3, P)
-    else:
-        Q: gl.constexpr = P
-    o_w = gl.arange(0, W, layout=gl.SliceLayout(1, gl.SliceLayout(2, Q)))[:, None, None]
-    o_r = gl.arange(0, 2, layout=gl.SliceLayout(0, gl.SliceLayout(2, Q)))[None, :, None]
-    o_g = gl.arange(0, G, layout=gl.SliceLayout(0, gl.SliceLayout(1, Q)))[None, None, :]
-    at = _tile(o_w, TILES, tile, up) + (o_w % 4 * (2 * G) + o_r * G + o_g) * EACH
-    if E:
-        o_e = gl.arange(0, 4, layout=gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, P))))
-        at = gl.expand_dims(at, 3) + o_e[None, None, None, :]
-    return at
-
-
-@gluon.jit
-def _fetch_w(codes, bits, scales, ds, base, slot, at, at_h, at_s, at_d, FORMAT: gl.constexpr):
-    """A record into a slot of the ring. A copy for each piece of shared memory: between two into one there would be a
-    barrier."""
-    copy(codes.index(slot), base + at)
-    if FORMAT == "q5_k" or FORMAT == "q6_k":
-        copy(bits.index(slot), base + at_h)
-    copy(scales.index(slot), base + at_s)
-    if FORMAT != "q4_0" and FORMAT != "q8_0":
-        copy(ds.index(slot), base + at_d)
-
-
-@gluon.jit
-def _fetch_x(xs, xs_2, p_x, p_x2, m_x, m_x2, slot, BM2: gl.constexpr):
-    for c in gl.static_range(4):
-        copy(xs[c].index(slot), p_x + c * 64, mask=m_x)
-        if BM2:
-            copy(xs_2[c].index(slot), p_x2 + c * 64, mask=m_x2)
+        xs_2_in = gl.allocate_shared_memory(TYPE, [S, 4, 1, BM2, 64], P_X)
+        xs_2 = reinterpret(xs_2_in, TYPE, (S * 4, BM2, 64), P2)
+    full = gl.allocate_shared_memory(gl.int64, [S, 1], mbarrier.MBarrierLayout())
+    free = gl.allocate_shared_memory(gl.int64, [S, 1], mbarrier.MBarrierLayout())
+    for e in gl.static_range(S):
+        mbarrier.init(full.index(e), count=1)
+        mbarrier.init(free.index(e), count=1)
+    # the TMA's own way to memory is to find them
+    hopper.fence_async_shared()
+    gl.warp_specialize(
+        [
+            (_multiplied, (codes, bits, scales, ds, xs, xs_2, full, free, residual, s_residual_m, out, partial, arrived,
+                           M, N, i_p, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, BM, BM2, S, EARLY)),
+            (_fetched, (rows, rows_2, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in),
+                        xs_in, xs_2_in, full, free, first, last, records, FORMAT, RECORD, SCALES, D, W, BM, BM2, S,
+                        TILES, EARLY)),
+        ],
+        [1], [24],
+    )  # fmt: skip

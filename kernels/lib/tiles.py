@@ -51,11 +51,11 @@ def _above(shift: int, low: str, up: str) -> str:
     return _ABOVE.format(left=4 - shift, right=4 + shift, low=low, up=up)
 
 
-# 1024 and -64, in f16 pairs; 1032 and -72 take 8 off a code, 1056 and -96 take 32
+# 1024 and -64, in f16 pairs; 1032 and -72 take 8 off a code, 1040 and -80 take 16, 1056 and -96 take 32
 _Q4 = tl.constexpr(_NIBBLES.format(one="0x64006400", other="0xD400D400", high=""))
 _Q4_0 = tl.constexpr(_NIBBLES.format(one="0x64086408", other="0xD480D480", high=""))
 _Q5 = [
-    _NIBBLES.format(one="0x64006400", other="0xD400D400", high=_above(v, "0x00100010", "0x01000100")) for v in range(4)
+    _NIBBLES.format(one="0x64106410", other="0xD500D500", high=_above(v, "0x00100010", "0x01000100")) for v in range(4)
 ]
 _Q6 = [
     _NIBBLES.format(one="0x64206420", other="0xD600D600", high=_above(2 * r, "0x00300030", "0x03000300"))
@@ -149,7 +149,7 @@ def halves(w):
 
 @triton.jit
 def codes(w, high, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """Words of one record -> integer codes, centred, [64, 256] f16. `high` is read for q5_k and q6_k only."""
+    """Words of one record -> integer codes, [64, 256] f16, around 0 but for q4_k. `high`: of q5_k and q6_k."""
     if FORMAT == "q5_k":
         # word pairs v = (r1, r0) share a word of high bits: take them apart, put them back
         w = tl.permute(tl.reshape(w, (4, 4, 32, 2, 2, 2)), (0, 1, 2, 5, 3, 4))  # c w l h r1 r0
@@ -157,10 +157,10 @@ def codes(w, high, FORMAT: tl.constexpr, ASM: tl.constexpr):
         even, odd = tl.split(w)
         w0, w2 = tl.split(even)
         w1, w3 = tl.split(odd)
-        a0, b0, c0, d0 = wider(w0, high, 0, 1, _Q5_0, 0, ASM)
-        a1, b1, c1, d1 = wider(w1, high, 1, 1, _Q5_1, 0, ASM)
-        a2, b2, c2, d2 = wider(w2, high, 2, 1, _Q5_2, 0, ASM)
-        a3, b3, c3, d3 = wider(w3, high, 3, 1, _Q5_3, 0, ASM)
+        a0, b0, c0, d0 = wider(w0, high, 0, 1, _Q5_0, 16, ASM)
+        a1, b1, c1, d1 = wider(w1, high, 1, 1, _Q5_1, 16, ASM)
+        a2, b2, c2, d2 = wider(w2, high, 2, 1, _Q5_2, 16, ASM)
+        a3, b3, c3, d3 = wider(w3, high, 3, 1, _Q5_3, 16, ASM)
         a = _four(a0, a1, a2, a3)
         b = _four(b0, b1, b2, b3)
         c = _four(c0, c1, c2, c3)
@@ -211,7 +211,7 @@ def weights(w, high, scales, d, FORMAT: tl.constexpr, ASM: tl.constexpr):
         if FORMAT == "q5_k":
             # 31 times the rounding of a scale is much: codes around 0 take half of it, the middle goes to the minimum
             b_middle = 16.0 * b_scale.to(tl.float32) * b_d.to(tl.float32)[:, None]
-            q, b_less = q - 16.0, (b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None] - b_middle).to(tl.float16)
+            b_less = (b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None] - b_middle).to(tl.float16)
         else:
             b_less = b_min * b_dmin[:, None]
         q = q * (b_scale * b_d[:, None])[:, :, None] - b_less[:, :, None]

@@ -16,7 +16,6 @@ import triton
 import triton.language as tl
 
 from .tiles import (
-    _Q4,
     _Q4_0,
     _Q5_0,
     _Q5_1,
@@ -117,8 +116,12 @@ def scales(s, d, FORMAT: tl.constexpr, W: tl.constexpr, ASM: tl.constexpr):
         if FORMAT == "q4_k" or FORMAT == "q5_k":
             b_s, b_m = byte_pair(s, "unsigned", ASM)
             b_d, b_dm = halves(d)
-            b_s = tl.reshape(b_s, (2, L, 2, 2, 2)) * tl.reshape(b_d, (2, L))[:, :, None, None, None]
+            b_s, b_d = tl.reshape(b_s, (2, L, 2, 2, 2)), tl.reshape(b_d, (2, L))[:, :, None, None, None]
             b_m = tl.reshape(b_m, (2, L, 2, 2, 2)) * tl.reshape(b_dm, (2, L))[:, :, None, None, None]
+            # codes are around 0: a scale's rounding counts half as often, and the middle, not rounded before it is
+            # added, is part of the minimum
+            b_m = tl.fma(b_s, b_d * (-16.0 if FORMAT == "q5_k" else -8.0), b_m)
+            b_s *= b_d
         else:
             b_s = tl.reshape(s.to(tl.float16, bitcast=True), (2, L, 2, 2, 2))
             b_m = b_s
@@ -163,10 +166,10 @@ def weights(
         h0, h1, h2, h3 = _last_two(tl.permute(tl.reshape(pairs(high), (L, 2, 2, 2)), (0, 3, 1, 2)))  # [l, h] of c
         h = h0 if C == 0 else (h1 if C == 1 else (h2 if C == 2 else h3))
         w0, w1, w2, w3 = _last_two(tl.permute(tl.reshape(w, (L, 2, 2, 2)), (0, 3, 1, 2)))
-        a0, b0, c0, d0 = wider(w0, h, 0, 1, _Q5_0, 0, ASM)
-        a1, b1, c1, d1 = wider(w1, h, 1, 1, _Q5_1, 0, ASM)
-        a2, b2, c2, d2 = wider(w2, h, 2, 1, _Q5_2, 0, ASM)
-        a3, b3, c3, d3 = wider(w3, h, 3, 1, _Q5_3, 0, ASM)
+        a0, b0, c0, d0 = wider(w0, h, 0, 1, _Q5_0, 16, ASM)
+        a1, b1, c1, d1 = wider(w1, h, 1, 1, _Q5_1, 16, ASM)
+        a2, b2, c2, d2 = wider(w2, h, 2, 1, _Q5_2, 16, ASM)
+        a3, b3, c3, d3 = wider(w3, h, 3, 1, _Q5_3, 16, ASM)
         q0, q1, q2, q3 = _four(a0, a1, a2, a3), _four(b0, b1, b2, b3), _four(c0, c1, c2, c3), _four(d0, d1, d2, d3)
     elif FORMAT == "q6_k":
         h0, h1 = tl.split(tl.permute(tl.reshape(pairs(high), (L, 2, 2, 2)), (0, 2, 3, 1)))  # [l, r1, h] of c
@@ -178,10 +181,8 @@ def weights(
     elif FORMAT == "q8_0":
         q0, q2 = byte_pair(w, "signed", ASM)
         q1, q3 = byte_pair(pairs(more), "signed", ASM)
-    elif FORMAT == "q4_0":
-        q0, q1, q2, q3 = nibbles(w, _Q4_0, 8, ASM)
     else:
-        q0, q1, q2, q3 = nibbles(w, _Q4, 0, ASM)
+        q0, q1, q2, q3 = nibbles(w, _Q4_0, 8, ASM)
     MINIMUM: tl.constexpr = FORMAT == "q4_k" or FORMAT == "q5_k"
     s0, s1 = _of_p(s, FORMAT, L)
     m0, m1 = s0, s1

@@ -7,10 +7,11 @@ can go on it is the first in `order`. Inline PTX is executed from its text.
 """
 
 import functools
+import math
 import operator
 import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -127,21 +128,54 @@ class Shared:
     def load(self, _layout: Any) -> Value:
         return Value(self.a.copy())
 
+    def reinterpret(self, kind: Any, shape: tuple[int, ...], _layout: Any) -> "Shared":
+        return Shared(self.a.view(kind).reshape(shape))
+
+    _reinterpret = reinterpret
+
     def store(self, value: Value) -> None:
         if self.a.shape != value.shape:
             raise ValueError(f"{value.shape} stored to {self.a.shape}")
         self.a[...] = value.a
 
 
+class Descriptor:
+    """A tensor that the TMA copies boxes of."""
+
+    def __init__(self, of: Any) -> None:
+        self.memory: np.ndarray = _argument(of.base).memory
+        self.shape, self.strides, self.box = of.shape, of.strides, tuple(of.block_shape)
+        self.dtype, self.bytes = self.memory.dtype.type, math.prod(self.box) * of.base.element_size()
+
+    def read(self, at: Sequence[Any]) -> np.ndarray:
+        """The box there; zeros outside the tensor."""
+        where: Any = np.int64(0)
+        inside: Any = True
+        for dim, size in enumerate(self.box):
+            o = (int(at[dim]) + np.arange(size)).reshape(-1, *[1] * (len(self.box) - 1 - dim))
+            where, inside = where + o * self.strides[dim], inside & (o >= 0) & (o < self.shape[dim])
+        return np.where(inside, self.memory[np.where(inside, where, 0)], 0).astype(self.memory.dtype)
+
+
 class Barrier:
-    """An mbarrier: so many arrivals end a round."""
+    """An mbarrier: so many arrivals, and the bytes that were announced, end a round."""
 
     def __init__(self, count: int) -> None:
-        self.count, self.arrived, self.round = count, 0, 0
+        self.count, self.arrived, self.round, self.bytes = count, 0, 0, 0
+        self.coming: list[Callable[[], int]] = []
 
-    def arrive(self, count: int) -> None:
+    def arrive(self, count: int, bytes: int = 0) -> None:
         self.arrived += count
-        if self.arrived == self.count:
+        self.bytes += bytes
+        self._settle()
+
+    def land(self) -> None:
+        while self.coming:
+            self.bytes -= self.coming.pop(0)()
+        self._settle()
+
+    def _settle(self) -> None:
+        if self.arrived == self.count and not self.bytes:
             self.arrived, self.round = 0, self.round + 1
 
 
@@ -234,10 +268,15 @@ class Machine:
             **dict.fromkeys(layouts, _nothing),
         )
 
-    def atomic_add(self, p: Pointer, value: int, sem: str) -> Value:
-        before = Value(p.read())
-        p.write(before.a + value)
-        return before
+    def atomic_add(self, p: Pointer, value: Any, sem: str, mask: Any = None) -> Value:
+        before = np.zeros(p.at.shape, p.memory.dtype)
+        m, value = (np.broadcast_to(_of(a), p.at.shape) for a in (True if mask is None else mask, value))
+        # one after the other: they may be to one address
+        for i in np.ndindex(*p.at.shape):
+            one = Pointer(p.memory, p.at[i])
+            before[i] = one.read(m[i])
+            one.write(before[i] + value[i], m[i])
+        return Value(before)
 
     def copy(self, to: Shared, p: Pointer, mask: Any = None) -> None:
         if to.a.shape != p.at.shape:
@@ -285,13 +324,35 @@ class Machine:
         self.barriers[memory.a.ctypes.data].arrive(count)
         self.role.pause(lambda: True)
 
+    def expect(self, memory: Shared, bytes: int) -> None:
+        self.barriers[memory.a.ctypes.data].arrive(1, bytes)
+
+    def fetch(self, descriptor: Descriptor, at: list[Any], memory: Shared, to: Shared) -> None:
+        if to.a.shape != descriptor.box:
+            raise ValueError(f"a box of {descriptor.box} to {to.a.shape}")
+        barrier, at = self.barriers[memory.a.ctypes.data], [int(_of(o)) for o in at]
+
+        def arrive() -> int:
+            to.a[...] = descriptor.read(at)
+            return descriptor.bytes
+
+        barrier.coming.append(arrive)
+        if not self.late:
+            barrier.land()
+
     def wait(self, memory: Shared, parity: Any) -> None:
         barrier = self.barriers[memory.a.ctypes.data]
-        self.role.pause(lambda: barrier.round % 2 != int(parity))
+
+        def ready() -> bool:
+            # what is late comes when someone waits for it
+            barrier.land()
+            return barrier.round % 2 != int(parity)
+
+        self.role.pause(ready)
 
     def side_by_side(self, parts: list[tuple[Callable[..., None], tuple[Any, ...]]], *_warps: Any) -> None:
         whole = self.role
-        roles = [Role(functools.partial(parts[i][0], *parts[i][1])) for i in self.order]
+        roles = [Role(functools.partial(parts[i][0], *parts[i][1])) for i in self.order if i < len(parts)]
         for role in roles:
             role.thread.start()
         try:
@@ -357,6 +418,8 @@ def launch(
 
 
 def _argument(v: Any) -> Any:
+    if hasattr(v, "block_shape"):
+        return Descriptor(v)
     if isinstance(v, torch.Tensor):
         whole = torch.as_strided(v, (v.untyped_storage().size() // v.element_size() - v.storage_offset(),), (1,))
         if v.dtype != torch.bfloat16:
@@ -388,7 +451,11 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
             "warpgroup_mma_wait": machine.wait_product,
             "fence_async_shared": _nothing,
             "mbarrier": types.SimpleNamespace(
-                init=machine.init, arrive=machine.arrive, wait=machine.wait, MBarrierLayout=_nothing
+                init=machine.init,
+                arrive=machine.arrive,
+                expect=machine.expect,
+                wait=machine.wait,
+                MBarrierLayout=_nothing,
             ),
         }
         mine |= hopper | {
@@ -403,6 +470,7 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
                 commit_group=lambda: machine.role.copies.append([]), wait_group=machine.wait_group
             ),
             "copy": machine.copy,
+            "fetch": machine.fetch,
             "barrier": _nothing,
             "reinterpret": lambda memory, kind, shape, _layout: Shared(memory.a.reshape(-1).view(kind).reshape(shape)),
         }
