@@ -26,10 +26,12 @@ import triton.language as tl
 from ..reference.cache import QUANTISED
 from .config import pick
 from .lib.cache_rows import require_caches
-from .lib.device import compiled_for, has_ptx
+from .lib.device import compiled_for, has_pdl, has_ptx
+from .lib.early import wait
 from .lib.fwht import rotate, unrotate
 from .lib.keys_left import keys_left
 from .lib.one_pass import QUERIES, REGISTERS, STAGES, one_pass
+from .lib.own_rows import own_rows
 from .lib.rows_left import rows_left
 from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 
@@ -51,6 +53,8 @@ class Config:
     # shares that are joined at a time, and by how many warps
     parts: int = 32
     join_warps: int = 1
+    # of "own": the join starts under the shares, and the next launch under the join
+    early: bool = True
 
 
 @triton.jit
@@ -79,6 +83,7 @@ def _join(
     BP: tl.constexpr,
     GATED: tl.constexpr,
     ROTATED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     i_t, i_h, T = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(0)
     o_d, o_p = tl.program_id(2) * BD + tl.arange(0, BD), tl.arange(0, BP)
@@ -87,6 +92,9 @@ def _join(
     b_own = tl.load(ancestors + i_t * T + o_j, mask=o_j < T, other=0).to(tl.int32)
     if GATED:
         b_g = tl.load(gate + i_t * s_g_t + i_h * s_g_h + o_d).to(tl.float32)
+    # those before the shares' launch are done when this one starts
+    if EARLY:
+        wait()
     top, total = tl.full((), LOWEST, tl.float32), tl.zeros((), tl.float32)
     b_o = tl.zeros((BD,), tl.float32)
     for i_p in range(0, parts, BP):
@@ -113,6 +121,11 @@ def _join(
 
 def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
     return q.dtype != torch.float32 and D == 256 and (format_k in QUANTISED or format_v in QUANTISED)
+
+
+def _suits_own(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
+    suits = q.dtype != torch.float32 and D == 256 and "bf16" not in (format_k, format_v)
+    return suits and compiled_for(q.device) == "sm90"
 
 
 def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: str) -> bool:
@@ -171,16 +184,26 @@ def tree_attention(
     default = _default(q, T * G, S, D, format_k, format_v)
     config = config or pick("tree_attention", default, q.device, **sizes, format_k=format_k, format_v=format_v)
     keys, whole = config.left == "keys", config.left == "keys" and config.BLOCK_M == QUERIES
-    suits = _suits_one_pass(q, T, D, format_k, format_v) if whole else _suits_keys(q, D, format_k, format_v)
-    if keys and not (suits and (whole or (config.BLOCK_S % 64 == 0 and config.num_warps == 4))):
+    own = config.left == "own"
+    if own:
+        suits = config.BLOCK_M in (8, 16) and config.num_warps in (4, 8) and _suits_own(q, D, format_k, format_v)
+    elif whole:
+        suits = _suits_one_pass(q, T, D, format_k, format_v)
+    else:
+        suits = not keys or _suits_keys(q, D, format_k, format_v) and config.BLOCK_S % 64 == 0 and config.num_warps == 4
+    if not suits:
         raise ValueError(f"{config} does not suit {q.dtype} queries of {D} on a cache of {format_k} and {format_v}")
-    BM = QUERIES if whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
+    BM = config.BLOCK_M if own or whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
     tiles, BS = triton.cdiv(T * G, BM), 64 if whole else rows_in_tile(config.BLOCK_S, q.dtype)
-    splits = max(1, min(config.programs // (Hkv * tiles) - 1, triton.cdiv(S, BS * config.least_tiles)))
+    BS = 16 * config.num_warps if own else BS
+    # all kernels but one have a share more, of the nodes
+    more = 0 if own else 1
+    splits = max(1, min(config.programs // (Hkv * tiles) - more, triton.cdiv(S, BS * config.least_tiles)))
+    parts = splits + more
     # means over a share's rows: f16 holds them as well as the products' operands
     kind = torch.float16 if product_type(q.dtype, format_v) == tl.float16 else torch.float32
-    part_o = torch.empty((splits + 1, T, H, D), dtype=kind, device=q.device)
-    part_m, part_l = torch.empty((2, splits + 1, T, H), dtype=torch.float32, device=q.device)
+    part_o = torch.empty((parts, T, H, D), dtype=kind, device=q.device)
+    part_m, part_l = torch.empty((2, parts, T, H), dtype=torch.float32, device=q.device)
     out = torch.empty((T, H, D), dtype=q.dtype, device=q.device)
     shape = {"G": G, "FORMAT_K": format_k, "FORMAT_V": format_v}
     types = {"D": D, "TYPE_K": product_type(q.dtype, format_k), "TYPE_V": product_type(q.dtype, format_v)}
@@ -194,7 +217,12 @@ def tree_attention(
         T, H, window, LOG2E / D**0.5, splits,
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
-    if whole:
+    ahead = has_pdl(q.device) and own and config.early
+    if own:
+        own_rows[tiles, splits, Hkv](
+            *operands, **shape, N=BM, W=config.num_warps, EARLY=ahead, num_warps=config.num_warps, launch_pdl=ahead
+        )
+    elif whole:
         one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS[format_k], num_warps=8)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, ASM=has_ptx(q.device))
@@ -204,8 +232,8 @@ def tree_attention(
     BD = min(D, 128)
     gate_strides = (gate.stride(0), gate.stride(1)) if gate is not None else (0, 0)
     _join[(T, H, D // BD)](
-        part_o, part_m, part_l, ancestors, gate, *gate_strides, out, H, splits + 1, D=D, BT=triton.next_power_of_2(T),
-        BD=BD, BP=min(config.parts, triton.next_power_of_2(splits + 1)), GATED=gate is not None,
-        ROTATED=format_v == "tq3_0", num_warps=config.join_warps,
+        part_o, part_m, part_l, ancestors, gate, *gate_strides, out, H, parts, D=D, BT=triton.next_power_of_2(T),
+        BD=BD, BP=min(config.parts, triton.next_power_of_2(parts)), GATED=gate is not None,
+        ROTATED=format_v == "tq3_0", EARLY=ahead, num_warps=config.join_warps, launch_pdl=ahead,
     )  # fmt: skip
     return out

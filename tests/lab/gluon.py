@@ -76,6 +76,13 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Value, f"__{_name}__", _forward(getattr(operator, _name)))
 
 
+class Layout:
+    """Of a layout, how many dimensions it is of."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
 class Pointer:
     """Addresses in a tensor's memory."""
 
@@ -96,11 +103,14 @@ class Pointer:
         whole = self.memory[: len(self.memory) * before // size * size // before]
         return Pointer(whole.view(kind), self.at * before // size)
 
-    def read(self, mask: Any = None, other: Any = 0) -> np.ndarray:
+    def read(self, mask: Any = None, other: Any = None) -> np.ndarray:
+        """Where nothing is read and nothing said, what lay there before."""
         m = np.broadcast_to(True if mask is None else _of(mask), self.at.shape)
         if not ((self.at[m] >= 0) & (self.at[m] < len(self.memory))).all():
             raise IndexError(f"a read outside the tensor: {self.at[m].min()} to {self.at[m].max()}")
-        return np.where(m, self.memory[np.where(m, self.at, 0)], np.asarray(other, self.memory.dtype))
+        kind = self.memory.dtype
+        left = _poison(kind, self.at.shape) if other is None else np.asarray(other, kind)
+        return np.where(m, self.memory[np.where(m, self.at, 0)], left)
 
     def write(self, value: Any, mask: Any = None) -> None:
         m = np.broadcast_to(True if mask is None else _of(mask), self.at.shape)
@@ -197,10 +207,15 @@ class Machine:
         each = {name: _elementwise(getattr(np, name)) for name in ("where", "exp", "exp2", "ravel")}
         # of a number and none, the number
         each |= {"minimum": _elementwise(np.fmin), "maximum": _elementwise(np.fmax)}
-        layouts = (
-            "BlockedLayout", "SliceLayout", "DotOperandLayout", "NVMMASharedLayout", "NVMMADistributedLayout",
-            "SwizzledSharedLayout",
-        )  # fmt: skip
+        layouts = {
+            "BlockedLayout": lambda size, *_: Layout(len(size)),
+            "SliceLayout": lambda _, parent: Layout(parent.rank - 1) if parent else None,
+            "DotOperandLayout": lambda _, parent, _width: parent,
+            "DistributedLinearLayout": lambda reg_bases, lane_bases, warp_bases, block_bases, shape: Layout(len(shape)),
+            "NVMMADistributedLayout": lambda _, warps, *_shape: Layout(len(warps)),
+            "NVMMASharedLayout": _nothing,
+            "SwizzledSharedLayout": _nothing,
+        }
         return types.SimpleNamespace(
             **_KINDS,
             **each,
@@ -224,11 +239,11 @@ class Machine:
             expand_dims=lambda v, axis: Value(np.expand_dims(v.a, axis)),
             convert_layout=lambda v, layout, assert_trivial=False: v,
             inline_asm_elementwise=_ptx,
-            allocate_shared_memory=lambda kind, shape, layout: Shared(_poison(kind, shape)),
-            load=lambda p, mask=None, other=0, cache_modifier="": Value(p.read(mask, other)),
+            allocate_shared_memory=_shared,
+            load=lambda p, mask=None, other=None, cache_modifier="": Value(p.read(mask, other)),
             store=lambda p, value, mask=None: p.write(value, mask),
             atomic_add=self.atomic_add,
-            **dict.fromkeys(layouts, _nothing),
+            **layouts,
         )
 
     def atomic_add(self, p: Pointer, value: int, sem: str) -> Value:
@@ -242,7 +257,7 @@ class Machine:
         size = to.a.itemsize
 
         def arrive() -> None:
-            to.a[...] = p.read(mask)
+            to.a[...] = p.read(mask, 0)
 
         if not (p.at.reshape(-1)[:1] * size % 4 == 0).all():
             raise ValueError("an asynchronous copy begins at a multiple of four bytes")
@@ -321,6 +336,13 @@ def _poison(kind: Any, shape: Any) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 255, size, dtype=np.uint8).view(kind).reshape(shape)
 
 
+def _shared(kind: Any, shape: Any, _layout: Any, value: Value | None = None) -> Shared:
+    held = Shared(_poison(kind, shape))
+    if value is not None:
+        held.store(value)
+    return held
+
+
 def _ptx(text: Any, constraints: str, args: list[Value], dtype: Any, is_pure: bool, pack: int) -> Any:
     kinds = dtype if isinstance(dtype, tuple) else (dtype,)
     made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), [v.a for v in args], kinds, pack)))
@@ -373,10 +395,8 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
             return done[id(space)]
         mine: dict[str, Any] = done.setdefault(id(space), {"__builtins__": __builtins__})
         for name, v in space.items():
-            if isinstance(v, GluonJITFunction):
+            if isinstance(v, GluonJITFunction) or type(v).__name__ == "ConstexprFunction":
                 mine[name] = types.FunctionType(v.fn.__code__, world(v.fn.__globals__), name, v.fn.__defaults__)
-            elif type(v).__name__ == "ConstexprFunction":
-                mine[name] = _nothing
             elif isinstance(v, constexpr):
                 mine[name] = v.value
         hopper = {
@@ -388,6 +408,7 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
             ),
         }
         mine |= hopper | {
+            "mma_v2": lambda a, b, acc: Value(acc.a + a.a.astype(np.float32) @ b.a.astype(np.float32)),
             "gl": machine.language(),
             "tl": types.SimpleNamespace(
                 extra=types.SimpleNamespace(

@@ -52,6 +52,14 @@ def _word(halves: np.ndarray) -> np.ndarray:
     return bits[..., 0] | bits[..., 1] << 16
 
 
+def _transposed(w: np.ndarray) -> np.ndarray:
+    """movmatrix: of every 8 x 8 halves, rows in the place of columns."""
+    a = np.stack([w & 0xFFFF, w >> 16], -1).astype(np.uint16).reshape(*w.shape[:-1], -1)
+    tiles = a.reshape(*a.shape[:-2], a.shape[-2] // 8, 8, a.shape[-1] // 8, 8)
+    turned = np.ascontiguousarray(tiles.swapaxes(-3, -1)).reshape(a.shape)
+    return turned.view(np.uint32)
+
+
 def _permuted(a: np.ndarray, b: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """prmt: four of the eight bytes that b and a are; the sign alone where a nibble says so."""
     both = np.asarray(a, np.uint64) | np.asarray(b, np.uint64) << np.uint64(32)
@@ -94,6 +102,8 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = y[0] >> np.uint32(y[1])
         case "shl.b32":
             result = y[0] << np.uint32(y[1])
+        case "movmatrix.sync.aligned.m8n8.trans.b16":
+            result = _transposed(y[0])
         case "prmt.b32":
             result = _permuted(*y)
         case "setp.ne.u32":

@@ -1,0 +1,520 @@
+"""A share of tree_attention in which every warp walks rows of its own and waits for no other until the end.
+
+    a warp's tile    S^T = K q^T [16 rows, N]   p = 2^(S - m)   O^T += V^T p [256, N]        N = 8 or 16 queries
+    a lane (g, q)    of K rows g, g + 8, a quarter of each;  of V rows 2q, 2q + 1, 2q + 8, 2q + 9, an eighth of each
+
+Products are m16n8k16, one warp's each: they are batched, a warp a batch. Rows of the cache go from memory to the lanes
+that multiply them, codes are unpacked there, and p becomes an operand by one movmatrix: no shared memory and no barrier
+in the loop. The tile that comes next is under way in registers. The order of K's columns and of V's channels is that in
+which codes fall apart; queries are loaded in the one and sums stored by the other.
+
+Unpacking binds, not products: of 16 rows about 450 instructions (q4_0), 600 (tq3_0), for 32 or 64 products. At the end
+the warps' sums meet in shared memory. The last tiles, of rows that not all queries see, are a share's like others.
+"""
+
+import torch
+import triton.language as tl
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+from ...reference.hadamard import SCALE
+from ...reference.quantisers import TQ3_CODES
+from .fwht import S1_HIGH, S1_LOW, S2_HIGH, S2_LOW
+from .operands import Q4_0, Q8_0
+
+LOWEST = gl.constexpr(-3.0e38)
+NORM = gl.constexpr(SCALE)
+_LOW_1, _HIGH_1 = gl.constexpr(S1_LOW.value), gl.constexpr(S1_HIGH.value)
+_LOW_2, _HIGH_2 = gl.constexpr(S2_LOW.value), gl.constexpr(S2_HIGH.value)
+_BITS = [int(bits) & 0xFFFF for bits in torch.tensor(TQ3_CODES).half().view(torch.int16)]
+
+
+def _bytes(shift: int, first: int) -> str:
+    """Bytes of the f16 of codes first .. first + 3 as one word."""
+    return hex(sum((_BITS[first + i] >> shift & 255) << 8 * i for i in range(4)))
+
+
+# $0..$15: the codebook's f16 of sixteen codes, those of E and of O by twos, times the pair of scales $19; $16, $17: low
+# pairs of E and O, $18: their high bits in its halves. Nibbles of E and O by turns make selectors of prmt
+TQ3_0 = gl.constexpr(
+    f"""
+{{
+.reg .b32 a, b, z, t, u, l0, l1, h0, h1, s;
+shl.b32 t, $17, 4;
+lop3.b32 a, $16, t, 0x0f0f0f0f, 0xE4;
+shr.u32 t, $16, 4;
+lop3.b32 b, t, $17, 0x0f0f0f0f, 0xE4;
+prmt.b32 z, $18, $18, 0x3120;
+shr.u32 t, z, 4;
+lop3.b32 t, z, t, 0x00f000f0, 0x28;
+shl.b32 u, t, 4;
+lop3.b32 z, z, t, u, 0x96;
+mov.b32 l0, {_bytes(0, 0)};
+mov.b32 l1, {_bytes(0, 4)};
+mov.b32 h0, {_bytes(8, 0)};
+mov.b32 h1, {_bytes(8, 4)};
+"""
+    + "".join(
+        f"""{place}
+and.b32 t, t, 0x44444444;
+{low}
+lop3.b32 s, s, 0x33333333, t, 0xEA;
+prmt.b32 t, l0, l1, s;
+prmt.b32 u, h0, h1, s;
+prmt.b32 ${j}, t, u, 0x5140;
+prmt.b32 ${j + 4}, t, u, 0x7362;
+shr.u32 s, s, 16;
+prmt.b32 t, l0, l1, s;
+prmt.b32 u, h0, h1, s;
+prmt.b32 ${j + 8}, t, u, 0x5140;
+prmt.b32 ${j + 12}, t, u, 0x7362;
+"""
+        for j, (place, low) in enumerate(
+            (
+                ("shl.b32 t, z, 2;", "mov.b32 s, a;"),
+                ("shl.b32 t, z, 1;", "shr.u32 s, a, 2;"),
+                ("mov.b32 t, z;", "mov.b32 s, b;"),
+                ("shr.u32 t, z, 1;", "shr.u32 s, b, 2;"),
+            )
+        )
+    )
+    + "".join(f"mul.rn.f16x2 ${j}, ${j}, $19;\n" for j in range(16))
+    + "}"
+)
+
+
+@gluon.constexpr_function
+def _sliced(L, dim):
+    """The layout of one dimension of L's."""
+    for d in reversed(range(L.rank)):
+        if d != dim:
+            L = gl.SliceLayout(d, L)
+    return L
+
+
+@gluon.jit
+def _along(n: gl.constexpr, dim: gl.constexpr, L: gl.constexpr):
+    """0 .. n - 1 along one dimension of L's, 1 wide in the others."""
+    RANK: gl.constexpr = L.rank
+    o = gl.arange(0, n, _sliced(L, dim))
+    for d in gl.static_range(RANK):
+        if d != dim:
+            o = gl.expand_dims(o, d)
+    return o
+
+
+@gluon.constexpr_function
+def _bits(dim, rank, first, n):
+    """Bases of n values along dim, from the place `first` on."""
+    bases = []
+    while n > 1:
+        basis = [0] * rank
+        basis[dim] = first
+        bases.append(basis)
+        first, n = first * 2, n // 2
+    return bases
+
+
+@gluon.constexpr_function
+def _key_lanes(W, U, R):
+    """[W, 16 rows, R, 4, U]: a lane has U neighbours R times, at the fourth dimension's place."""
+    return gl.DistributedLinearLayout(
+        reg_bases=_bits(4, 5, 1, U) + _bits(2, 5, 1, R) + [[0, 8, 0, 0, 0]],
+        lane_bases=_bits(3, 5, 1, 4) + _bits(1, 5, 1, 8),
+        warp_bases=_bits(0, 5, 1, W),
+        block_bases=[],
+        shape=[W, 16, R, 4, U],
+    )
+
+
+@gluon.constexpr_function
+def _value_lanes(W, U, R, paired):
+    """[W, 16 rows, R, 8, U]; where paired, two rows beside each other as the halves of a register."""
+    pair, units = [[0, 1, 0, 0, 0]], _bits(4, 5, 1, U) + _bits(2, 5, 1, R)
+    return gl.DistributedLinearLayout(
+        reg_bases=(pair + units if paired else units + pair) + [[0, 8, 0, 0, 0]],
+        lane_bases=_bits(1, 5, 2, 4) + _bits(3, 5, 1, 8),
+        warp_bases=_bits(0, 5, 1, W),
+        block_bases=[],
+        shape=[W, 16, R, 8, U],
+    )
+
+
+@gluon.constexpr_function
+def _query_lanes(W, N, R, U):
+    """[N, R, 4, U]: a lane has U neighbours of a query R times; eights of queries go to warps."""
+    eights = _bits(0, 4, 8, N // 8)
+    warps = W.bit_length() - 1
+    return gl.DistributedLinearLayout(
+        reg_bases=_bits(3, 4, 1, U) + _bits(1, 4, 1, R),
+        lane_bases=_bits(2, 4, 1, 4) + _bits(0, 4, 1, 8),
+        warp_bases=eights + [[0, 0, 0, 0]] * (warps - len(eights)),
+        block_bases=[],
+        shape=[N, R, 4, U],
+    )
+
+
+@gluon.constexpr_function
+def _operand_lanes(W, C):
+    """[C, 32, 8]: a lane's neighbours in every chunk, the same in all warps."""
+    return gl.DistributedLinearLayout(
+        reg_bases=_bits(2, 3, 1, 8) + _bits(0, 3, 1, C),
+        lane_bases=_bits(1, 3, 1, 32),
+        warp_bases=[[0, 0, 0]] * (W.bit_length() - 1),
+        block_bases=[],
+        shape=[C, 32, 8],
+    )
+
+
+@gluon.constexpr_function
+def _sum_lanes(W, R):
+    """[W, R, 32, 4]: every warp's sums beside each other in a lane, pieces by warps."""
+    return gl.DistributedLinearLayout(
+        reg_bases=_bits(3, 4, 1, 4) + _bits(0, 4, 1, W) + _bits(1, 4, 16, R // 16) + _bits(1, 4, 1, 16 // W),
+        lane_bases=_bits(2, 4, 1, 32),
+        warp_bases=_bits(1, 4, 16 // W, W),
+        block_bases=[],
+        shape=[W, R, 32, 4],
+    )
+
+
+@gluon.constexpr_function
+def _words(FORMAT):
+    """Words of the codes of 32 values; of f16, those that a lane has beside each other."""
+    return {"f16": 4, "q8_0": 8, "q4_0": 4, "tq3_0": 2}[FORMAT]
+
+
+@gluon.constexpr_function
+def _blocks_apart(FORMAT):
+    """How far apart in a row the two blocks of a lane's key lie, and those of neighbouring lanes."""
+    return (1, 2) if FORMAT == "tq3_0" else (4, 1)
+
+
+# -- rows from memory --------------------------------------------------------------------------------------------------
+
+
+@gluon.jit
+def _read(p, row, stop, s: gl.constexpr, R: gl.constexpr, HALF: gl.constexpr, KEYS: gl.constexpr, W: gl.constexpr,
+          FORMAT: gl.constexpr):  # fmt: skip
+    """16 rows a warp from `row` on, those before `stop`: units, high bits of tq3_0 and scales as they lie in memory.
+
+    Of keys one half of every row, in f16 R chunks of it; of values all of it.
+    """
+    U: gl.constexpr = _words(FORMAT)
+    L: gl.constexpr = _key_lanes(W, U, R) if KEYS else _value_lanes(W, U, R, False)
+    LANES: gl.constexpr = 4 if KEYS else 8
+    o_row = row + _along(W, 0, L) * 16 + _along(16, 1, L)
+    m, at = o_row < stop, o_row.to(gl.int64) * s
+    o_r, o_l, o_u = _along(R, 2, L), _along(LANES, 3, L), _along(U, 4, L)
+    if FORMAT == "f16":
+        p_w = (p + at).to(gl.pointer_type(gl.int32))
+        b_w = gl.load(p_w + ((HALF * R + o_r) * (LANES * U) + o_l * U + o_u), mask=m)
+        b_h, b_d = b_w, b_w
+    else:
+        FAR: gl.constexpr = _blocks_apart(FORMAT)[0]
+        NEAR: gl.constexpr = _blocks_apart(FORMAT)[1]
+        block = HALF * FAR + o_l * NEAR if KEYS else o_l
+        b_d = gl.load((p + at).to(gl.pointer_type(gl.float16)) + (o_r + block), mask=m)
+        p_w = (p + at + 16).to(gl.pointer_type(gl.int32))
+        b_w = gl.load(p_w + (block * U + o_r + o_u), mask=m)
+        b_h = b_w
+        if FORMAT == "tq3_0":
+            b_h = gl.load((p + at + 80).to(gl.pointer_type(gl.int16)) + (block * U + o_r + o_u), mask=m)
+    return b_w, b_h, b_d
+
+
+# -- operands ----------------------------------------------------------------------------------------------------------
+
+
+# words of f16, E and O: as they are, or their low halves and their high halves
+AS_THEY_ARE = gl.constexpr("mov.b32 $0, $2;\nmov.b32 $1, $3;")
+BY_HALVES = gl.constexpr("prmt.b32 $0, $2, $3, 0x5410;\nprmt.b32 $1, $2, $3, 0x7632;")
+
+
+@gluon.jit
+def _plain(b_w, TEXT: gl.constexpr):
+    a, b = gl.inline_asm_elementwise(TEXT, "=&r,=&r,r,r", [b_w], (gl.float16, gl.float16), is_pure=True, pack=2)
+    return gl.join(a, b)
+
+
+@gluon.jit
+def _eight(o0, o1, o2, o3, o4, o5, o6, o7):
+    """[.., 2, 2, 2], bits of the number from the lowest on."""
+    return gl.join(gl.join(gl.join(o0, o1), gl.join(o2, o3)), gl.join(gl.join(o4, o5), gl.join(o6, o7)))
+
+
+@gluon.jit
+def _unpacked(b_w, b_h, b_d, FORMAT: gl.constexpr):
+    """Units, neighbours in a register's halves, and their scales -> [.., j0, j1, ..]: code j of every unit."""
+    b_d, b_w = gl.broadcast(b_d, b_w)
+    if FORMAT == "q8_0":
+        a, b, c, d = gl.inline_asm_elementwise(
+            Q8_0, "=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d], (gl.float16, gl.float16, gl.float16, gl.float16),
+            is_pure=True, pack=2,
+        )  # fmt: skip
+        b_x = gl.join(gl.join(a, b), gl.join(c, d))
+    elif FORMAT == "q4_0":
+        o0, o1, o2, o3, o4, o5, o6, o7 = gl.inline_asm_elementwise(
+            Q4_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d],
+            (gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16),
+            is_pure=True, pack=2,
+        )  # fmt: skip
+        b_x = _eight(o0, o1, o2, o3, o4, o5, o6, o7)
+    else:
+        o0, o1, o2, o3, o4, o5, o6, o7, o8, o9, oa, ob, oc, od, oe, of = gl.inline_asm_elementwise(
+            TQ3_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r", [b_w, b_h, b_d],
+            (gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16,
+             gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16),
+            is_pure=True, pack=2,
+        )  # fmt: skip
+        b_x = gl.join(_eight(o0, o1, o2, o3, o4, o5, o6, o7), _eight(o8, o9, oa, ob, oc, od, oe, of))
+    return b_x
+
+
+@gluon.jit
+def _keys(b_w, b_h, b_d, W: gl.constexpr, FORMAT: gl.constexpr, L: gl.constexpr):
+    """Half a row of each key -> [W, 16, 128] f16, columns [unit, code, lane, unit of a pair]."""
+    if FORMAT == "f16":
+        b_x = gl.reshape(_plain(b_w, AS_THEY_ARE), (W, 16, 4, 4, 2, 2, 2))
+        b_x = gl.permute(b_x, (0, 1, 2, 4, 6, 3, 5))
+    else:
+        b_x = _unpacked(b_w, b_h, b_d, FORMAT)
+        if FORMAT == "q8_0":
+            b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 4, 2, 2, 2)), (0, 1, 3, 6, 5, 2, 4))
+        elif FORMAT == "q4_0":
+            b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 2, 2, 2, 2, 2)), (0, 1, 3, 7, 6, 5, 2, 4))
+        else:
+            b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 2, 2, 2, 2, 2)), (0, 1, 7, 6, 5, 4, 2, 3))
+    return gl.convert_layout(gl.reshape(b_x, (W, 16, 128)), gl.DotOperandLayout(0, L, 2))
+
+
+@gluon.jit
+def _in_columns(b_q, N: gl.constexpr, FORMAT: gl.constexpr):
+    """[N, 1, 4, 32]: a lane's block of each query, of f16 [N, 4 chunks, 4, 8] -> [128, N] in the order of `_keys`."""
+    if FORMAT == "f16":
+        b_q = gl.permute(gl.reshape(b_q, (N, 4, 4, 4, 2)), (1, 3, 2, 4, 0))
+    elif FORMAT == "q8_0":  # 4 (2 x + p) + j
+        b_q = gl.permute(gl.reshape(b_q, (N, 4, 4, 2, 4)), (2, 4, 1, 3, 0))
+    elif FORMAT == "q4_0":  # 16 k + 4 (2 x + p) + j
+        b_q = gl.permute(gl.reshape(b_q, (N, 4, 2, 2, 2, 4)), (3, 5, 2, 1, 4, 0))
+    else:  # 16 p + j
+        b_q = gl.permute(gl.reshape(b_q, (N, 4, 2, 16)), (3, 1, 2, 0))
+    return gl.reshape(b_q, (128, N)).to(gl.float16)
+
+
+@gluon.jit
+def _put(held, b_q, N: gl.constexpr):
+    """Half the columns of N queries [128, N], as lanes want them: eights of queries, two products' columns at a time."""
+    b_q = gl.permute(gl.reshape(b_q, (4, 2, 2, 4, 2, N // 8, 8)), (5, 0, 6, 3, 1, 2, 4))
+    held.store(gl.reshape(b_q, (N // 2, 32, 8)))
+
+
+@gluon.jit
+def _got(held, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
+    """What `_put` left as a right operand [W, 128, N]."""
+    b_q = gl.reshape(held.load(_operand_lanes(W, N // 2)), (N // 8, 4, 8, 4, 2, 2, 2))
+    b_q = gl.reshape(gl.permute(b_q, (1, 4, 5, 3, 6, 0, 2)), (128, N))
+    b_q = gl.convert_layout(b_q, gl.SliceLayout(0, gl.DotOperandLayout(1, L, 2)))
+    return gl.expand_dims(b_q, 0).broadcast_to((W, 128, N))
+
+
+@gluon.jit
+def _values(b_w, b_h, b_d, W: gl.constexpr, R: gl.constexpr, FORMAT: gl.constexpr, L: gl.constexpr):
+    """-> [W, 256, 16] f16, channels [unit, code, lane]."""
+    P: gl.constexpr = _value_lanes(W, _words(FORMAT), R, True)
+    b_w = gl.convert_layout(b_w, P)
+    if FORMAT == "f16":
+        b_x = gl.permute(_plain(b_w, BY_HALVES), (0, 2, 4, 5, 3, 1))
+    else:
+        b_h = gl.convert_layout(b_h, P) if FORMAT == "tq3_0" else b_w
+        b_d = gl.convert_layout(b_d, P)
+        b_x = _unpacked(b_w, b_h, b_d, FORMAT)
+        if FORMAT == "q8_0":
+            b_x = gl.permute(gl.reshape(b_x, (W, 16, 8, 8, 2, 2)), (0, 3, 5, 4, 2, 1))
+        elif FORMAT == "q4_0":
+            b_x = gl.permute(gl.reshape(b_x, (W, 16, 8, 4, 2, 2, 2)), (0, 3, 6, 5, 4, 2, 1))
+        else:
+            b_x = gl.permute(gl.reshape(b_x, (W, 16, 8, 2, 2, 2, 2, 2)), (0, 3, 7, 6, 5, 4, 2, 1))
+    return gl.convert_layout(gl.reshape(b_x, (W, 256, 16)), gl.DotOperandLayout(0, L, 2))
+
+
+@gluon.jit
+def _channels(b_o, N: gl.constexpr, FORMAT: gl.constexpr):
+    """[256, N], channels as `_values` has them -> [N, 256] in order."""
+    if FORMAT == "f16":
+        b_o = gl.permute(gl.reshape(b_o, (4, 8, 8, N)), (3, 0, 2, 1))
+    elif FORMAT == "q4_0":  # unit, code in its half, half, block
+        b_o = gl.permute(gl.reshape(b_o, (4, 4, 2, 8, N)), (4, 3, 2, 0, 1))
+    else:
+        b_o = gl.permute(gl.reshape(b_o, (32, 8, N)), (2, 1, 0))
+    return gl.reshape(b_o, (N, 256))
+
+
+# a tile of 8 x 8 f16 of a warp's, rows in the place of columns
+_TRANSPOSE = gl.constexpr("movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;")
+
+
+@gluon.jit
+def _weights(b_p, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
+    """p [W, 16, N] as a product gave it -> as the right operand of the next."""
+    b_p = gl.inline_asm_elementwise(_TRANSPOSE, "=r,r", [b_p.to(gl.float16)], gl.float16, is_pure=False, pack=2)
+    b_p = gl.reshape(gl.permute(gl.reshape(b_p, (W, 2, 8, N // 8, 8)), (0, 1, 4, 3, 2)), (W, 16, N))
+    return gl.convert_layout(b_p, gl.DotOperandLayout(1, L, 2))
+
+
+# -- queries -----------------------------------------------------------------------------------------------------------
+
+
+@gluon.jit
+def _signed(b_x, o_i, LOW: gl.constexpr, HIGH: gl.constexpr):
+    """b_x times the sign of element o_i of its group."""
+    low, high = gl.full(o_i.shape, LOW, gl.int64, o_i.type.layout), gl.full(o_i.shape, HIGH, gl.int64, o_i.type.layout)
+    bits = gl.where(o_i < 64, low, high) >> (o_i & 63).to(gl.int64)
+    return gl.where((bits & 1) == 1, -b_x, b_x)
+
+
+@gluon.jit
+def _rotated(p_q, m, N: gl.constexpr, L: gl.constexpr):
+    """R(q) [N, 1, 4, 64]: a lane adds both halves of its group itself, then its own 64 values fall into butterflies."""
+    o_l, o_i = _along(4, 2, L), _along(64, 3, L)
+    p_q += o_l // 2 * 128 + o_i
+    low = _signed(gl.load(p_q, mask=m, other=0.0).to(gl.float32), o_i, _LOW_1, _HIGH_1)
+    high = _signed(gl.load(p_q + 64, mask=m, other=0.0).to(gl.float32), o_i + 64, _LOW_1, _HIGH_1)
+    b_x = low + gl.where(o_l % 2 == 1, -high, high)
+    for i in gl.static_range(6):
+        b_x = gl.permute(gl.reshape(b_x, (N, 4, 32 >> i, 2, 1 << i)), (0, 1, 2, 4, 3))
+        a, b = gl.split(b_x)
+        b_x = gl.reshape(gl.permute(gl.join(a + b, a - b), (0, 1, 2, 4, 3)), (N, 1, 4, 64))
+    b_x = gl.convert_layout(b_x, L)
+    return _signed(b_x, o_l % 2 * 64 + o_i, _LOW_2, _HIGH_2) * NORM
+
+
+@gluon.jit
+def _queries(held, q, s_q_t, s_q_h, first, i_kv, rows, G: gl.constexpr, W: gl.constexpr, N: gl.constexpr,
+             FORMAT: gl.constexpr):  # fmt: skip
+    """N queries into shared memory, by halves."""
+    R: gl.constexpr = 4 if FORMAT == "f16" else 1
+    U: gl.constexpr = 8 if FORMAT == "f16" else (64 if FORMAT == "tq3_0" else 32)
+    B: gl.constexpr = _query_lanes(W, N, R, U)
+    o_m = first + _along(N, 0, B)
+    p_q, m = q + (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h, o_m < rows
+    if FORMAT == "tq3_0":
+        b_x = _rotated(p_q, m, N, B)
+        a, b = gl.split(gl.permute(gl.reshape(b_x, (N, 4, 2, 32)), (0, 1, 3, 2)))
+    else:
+        p_q += _along(R, 1, B) * 32 + _along(4, 2, B) * U + _along(U, 3, B)
+        a, b = gl.load(p_q, mask=m, other=0.0), gl.load(p_q + 128, mask=m, other=0.0)
+    _put(held.index(0), _in_columns(a, N, FORMAT), N)
+    _put(held.index(1), _in_columns(b, N, FORMAT), N)
+
+
+# -- the kernel --------------------------------------------------------------------------------------------------------
+
+
+@gluon.jit
+def _seen(o_row, end, T, ancestors):
+    """Whether any query sees these rows: committed, or a node, which is its own ancestor."""
+    o_j = gl.maximum(o_row - end, 0)
+    b_a = gl.load(ancestors + o_j * (T + 1), mask=o_row - end < T, other=0)
+    return (o_row < end) | (b_a != 0)
+
+
+@gluon.jit
+def _masked(b_x, row, end, first, T, rows, ancestors, G: gl.constexpr, W: gl.constexpr, N: gl.constexpr,
+            L: gl.constexpr):  # fmt: skip
+    """No number where a query does not see a row."""
+    o_j = row - end + _along(W, 0, L) * 16 + _along(16, 1, L)
+    o_m = first + _along(N, 2, L)
+    m = (o_j >= 0) & (o_j < T) & (o_m < rows)
+    b_a = gl.load(ancestors + o_m // G * T + o_j, mask=m, other=0)
+    return gl.where((o_j < 0) | (b_a != 0), b_x, float("-inf"))
+
+
+@gluon.jit
+def own_rows(
+    q, s_q_t, s_q_h,
+    cache_k, s_k_h, s_k_s: gl.constexpr,
+    cache_v, s_v_h, s_v_s: gl.constexpr,
+    start,
+    ancestors,
+    part_o,
+    part_m,
+    part_l,
+    T, H, window, scale, splits,
+    G: gl.constexpr,
+    N: gl.constexpr,
+    W: gl.constexpr,
+    FORMAT_K: gl.constexpr,
+    FORMAT_V: gl.constexpr,
+    EARLY: gl.constexpr,
+):  # fmt: skip
+    """Programs (N queries, share, KV head)."""
+    L: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [W, 1, 1], [1, 16, 8])
+    ROWS: gl.constexpr = 16 * W
+    first, i_split, i_kv, rows = gl.program_id(0) * N, gl.program_id(1), gl.program_id(2), T * G
+    if EARLY:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    end = gl.load(start)
+    low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
+    tiles = (end + T - low + ROWS - 1) // ROWS
+    tile = i_split * tiles // splits
+    row, stop = low + tile * ROWS, gl.minimum(low + (i_split + 1) * tiles // splits * ROWS, end + T)
+
+    # chunks of f16 in half a key and in a value; blocks of codes go by lanes alone
+    RK: gl.constexpr = 4 if FORMAT_K == "f16" else 1
+    RV: gl.constexpr = 4 if FORMAT_V == "f16" else 1
+    p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
+    k0w, k0h, k0d = _read(p_k, row, stop, s_k_s, RK, 0, True, W, FORMAT_K)
+    k1w, k1h, k1d = _read(p_k, row, stop, s_k_s, RK, 1, True, W, FORMAT_K)
+    vw, vh, vd = _read(p_v, row, stop, s_v_s, RV, 0, False, W, FORMAT_V)
+    F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
+    asked = gl.allocate_shared_memory(gl.float16, [2, N // 2, 32, 8], F)
+    _queries(asked, q, s_q_t, s_q_h, first, i_kv, rows, G, W, N, FORMAT_K)
+
+    V: gl.constexpr = _value_lanes(W, _words(FORMAT_V), RV, False)
+    o_v = _along(W, 0, V) * 16 + _along(16, 1, V)
+    z = gl.zeros((W, 16, N), gl.float32, L)
+    b_m = gl.full((W, N), LOWEST, gl.float32, gl.SliceLayout(1, L))
+    b_l, b_o = z, gl.zeros((W, 256, N), gl.float32, L)
+    for at in range(row, stop, ROWS):
+        b_x = mma_v2(_keys(k0w, k0h, k0d, W, FORMAT_K, L), _got(asked.index(0), W, N, L), z)
+        k0w, k0h, k0d = _read(p_k, at + ROWS, stop, s_k_s, RK, 0, True, W, FORMAT_K)
+        b_y = mma_v2(_keys(k1w, k1h, k1d, W, FORMAT_K, L), _got(asked.index(1), W, N, L), z)
+        k1w, k1h, k1d = _read(p_k, at + ROWS, stop, s_k_s, RK, 1, True, W, FORMAT_K)
+        b_x = (b_x + b_y) * scale
+        if at + ROWS > end:
+            b_x = _masked(b_x, at, end, first, T, rows, ancestors, G, W, N, L)
+            if FORMAT_V == "f16":
+                vw = gl.where(_seen(at + o_v, end, T, ancestors), vw, 0)
+            else:
+                vd = gl.where(_seen(at + o_v, end, T, ancestors), vd, 0.0)
+        b_top = gl.maximum(b_m, gl.max(b_x, 1))
+        b_old, b_m = gl.exp2(b_m - b_top), b_top
+        b_p = gl.exp2(b_x - gl.expand_dims(b_top, 1))
+        b_l = b_l * gl.expand_dims(b_old, 1) + b_p
+        b_v = _values(vw, vh, vd, W, RV, FORMAT_V, L)
+        vw, vh, vd = _read(p_v, at + ROWS, stop, s_v_s, RV, 0, False, W, FORMAT_V)
+        b_o = mma_v2(b_v, _weights(b_p, W, N, L), b_o * gl.expand_dims(b_old, 1))
+
+    # the warps' sums under one maximum
+    b_top = gl.max(b_m, 0)
+    b_w = gl.exp2(b_m - gl.expand_dims(b_top, 0))
+    b_l = gl.sum(gl.sum(b_l, 1) * b_w, 0)
+    b_o = gl.reshape(b_o * gl.expand_dims(b_w, 1), (W, 16, 2, 8, N // 8, 4, 2))
+    b_o = gl.reshape(gl.permute(b_o, (0, 4, 1, 3, 5, 2, 6)), (W, 2 * N, 32, 4))
+    sums = gl.allocate_shared_memory(gl.float32, [W, 2 * N, 32, 4], gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0]), b_o)
+    b_o = gl.reshape(gl.sum(sums.load(_sum_lanes(W, 2 * N)), 0), (N // 8, 16, 8, 4, 2, 2))
+    b_o = gl.reshape(gl.permute(b_o, (1, 4, 2, 0, 3, 5)), (256, N))
+    b_o = _channels(b_o, N, FORMAT_V)  # [N, 256]
+    B: gl.constexpr = b_o.type.layout
+    R: gl.constexpr = gl.SliceLayout(1, B)
+    b_sum = gl.convert_layout(b_l, R)
+    b_o = b_o * gl.expand_dims(gl.where(b_sum > 0.0, 1.0 / b_sum, b_sum), 1)
+    o_m = first + gl.arange(0, N, R)
+    o_part = (i_split * T + o_m // G).to(gl.int64) * H + i_kv * G + o_m % G
+    p_o = part_o + gl.expand_dims(o_part, 1) * 256 + gl.expand_dims(gl.arange(0, 256, gl.SliceLayout(0, B)), 0)
+    gl.store(p_o, b_o.to(gl.float16), mask=gl.expand_dims(o_m < rows, 1))
+    gl.store(part_m + o_part, gl.convert_layout(b_top, R), mask=o_m < rows)
+    gl.store(part_l + o_part, b_sum, mask=o_m < rows)
