@@ -217,23 +217,24 @@ def tree_attention(
         T, H, window, LOG2E / D**0.5, splits,
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
-    ahead = has_pdl(q.device) and own and config.early
+    ahead = has_pdl(q.device) and config.early and not whole
+    early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
     if own:
         own_rows[tiles, splits, Hkv](
-            *operands, **shape, N=BM, W=config.num_warps, EARLY=ahead, num_warps=config.num_warps, launch_pdl=ahead
+            *operands, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
         )
     elif whole:
         one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS[format_k], num_warps=8)
     elif keys:
-        keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, ASM=has_ptx(q.device))
+        keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))
     else:
         rising = config.rising or BM < 64 or tl.float32 in (types["TYPE_K"], types["TYPE_V"])
-        rows_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, RISING=rising)
+        rows_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, RISING=rising)
     BD = min(D, 128)
     gate_strides = (gate.stride(0), gate.stride(1)) if gate is not None else (0, 0)
     _join[(T, H, D // BD)](
         part_o, part_m, part_l, ancestors, gate, *gate_strides, out, H, parts, D=D, BT=triton.next_power_of_2(T),
         BD=BD, BP=min(config.parts, triton.next_power_of_2(parts)), GATED=gate is not None,
-        ROTATED=format_v == "tq3_0", EARLY=ahead, num_warps=config.join_warps, launch_pdl=ahead,
+        ROTATED=format_v == "tq3_0", num_warps=config.join_warps, **early,
     )  # fmt: skip
     return out
