@@ -190,7 +190,8 @@ def tree_attention(
     elif whole:
         suits = _suits_one_pass(q, T, D, format_k, format_v)
     else:
-        suits = not keys or _suits_keys(q, D, format_k, format_v) and config.BLOCK_S % 64 == 0 and config.num_warps == 4
+        fits = config.BLOCK_S % 64 == 0 and config.num_warps == 4
+        suits = not keys or (fits and _suits_keys(q, D, format_k, format_v))
     if not suits:
         raise ValueError(f"{config} does not suit {q.dtype} queries of {D} on a cache of {format_k} and {format_v}")
     BM = config.BLOCK_M if own or whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
@@ -221,7 +222,7 @@ def tree_attention(
     early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
     if own:
         own_rows[tiles, splits, Hkv](
-            *operands, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
+            *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
         )
     elif whole:
         one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS[format_k], num_warps=8)

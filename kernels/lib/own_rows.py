@@ -21,13 +21,19 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 from ...reference.hadamard import SCALE
 from ...reference.quantisers import TQ3_CODES
 from .fwht import S1_HIGH, S1_LOW, S2_HIGH, S2_LOW
+from .newer import barrier
 from .operands import Q4_0, Q8_0
 
+# tiles from a load into registers to the one that the L2 is asked for
+AHEAD = gl.constexpr(3)
 LOWEST = gl.constexpr(-3.0e38)
 NORM = gl.constexpr(SCALE)
 _LOW_1, _HIGH_1 = gl.constexpr(S1_LOW.value), gl.constexpr(S1_HIGH.value)
 _LOW_2, _HIGH_2 = gl.constexpr(S2_LOW.value), gl.constexpr(S2_HIGH.value)
-_BITS = [int(bits) & 0xFFFF for bits in torch.tensor(TQ3_CODES).half().view(torch.int16)]
+# the codebook is taken so much larger that f16 holds it to 2^-15.6, and not 2^-11.8; whoever sums it takes that back
+LARGER = 1.9652735
+SMALLER = gl.constexpr(1 / LARGER)
+_BITS = [int(x) & 0xFFFF for x in (torch.tensor(TQ3_CODES).double() * LARGER).half().view(torch.int16)]
 
 
 def _bytes(shift: int, first: int) -> str:
@@ -224,6 +230,30 @@ def _read(p, row, stop, s: gl.constexpr, R: gl.constexpr, HALF: gl.constexpr, KE
     return b_w, b_h, b_d
 
 
+# one thread asks the L2 for $2 bytes from $1 on
+_ASK = gl.constexpr(
+    """
+{
+.reg .pred first;
+.reg .u32 lane;
+mov.u32 lane, %tid.x;
+setp.eq.u32 first, lane, 0;
+@first cp.async.bulk.prefetch.L2.global [$1], $2;
+mov.u32 $0, 0;
+}
+"""
+)
+
+
+@gluon.jit
+def _ahead(p, row, stop, s: gl.constexpr, ROWS: gl.constexpr, FORMAT: gl.constexpr):
+    """A tile that lies ahead, on its way to the L2: registers then wait for that alone."""
+    if row + ROWS <= stop:
+        BYTES: gl.constexpr = s * (2 if FORMAT == "f16" else 1)
+        at = p.to(gl.int64) + row.to(gl.int64) * BYTES
+        gl.inline_asm_elementwise(_ASK, "=r,l,r", [at, ROWS * BYTES], gl.int32, is_pure=False, pack=1)
+
+
 # -- operands ----------------------------------------------------------------------------------------------------------
 
 
@@ -296,18 +326,16 @@ def _in_columns(b_q, N: gl.constexpr, FORMAT: gl.constexpr):
         b_q = gl.permute(gl.reshape(b_q, (N, 4, 4, 4, 2)), (1, 3, 2, 4, 0))
     elif FORMAT == "q8_0":  # 4 (2 x + p) + j
         b_q = gl.permute(gl.reshape(b_q, (N, 4, 4, 2, 4)), (2, 4, 1, 3, 0))
-    elif FORMAT == "q4_0":  # 16 k + 4 (2 x + p) + j
+    else:  # 16 k + 4 (2 x + p) + j
         b_q = gl.permute(gl.reshape(b_q, (N, 4, 2, 2, 2, 4)), (3, 5, 2, 1, 4, 0))
-    else:  # 16 p + j
-        b_q = gl.permute(gl.reshape(b_q, (N, 4, 2, 16)), (3, 1, 2, 0))
-    return gl.reshape(b_q, (128, N)).to(gl.float16)
+    return gl.reshape(b_q, (128, N))
 
 
 @gluon.jit
 def _put(held, b_q, N: gl.constexpr):
-    """Half the columns of N queries [128, N], as lanes want them: eights of queries, two products' columns at a time."""
-    b_q = gl.permute(gl.reshape(b_q, (4, 2, 2, 4, 2, N // 8, 8)), (5, 0, 6, 3, 1, 2, 4))
-    held.store(gl.reshape(b_q, (N // 2, 32, 8)))
+    """N queries [2, 128, N], halves of the columns, as lanes want them: by eights of queries and 32 columns."""
+    b_q = gl.permute(gl.reshape(b_q.to(gl.float16), (2, 4, 2, 2, 4, 2, N // 8, 8)), (0, 6, 1, 7, 4, 2, 3, 5))
+    held.store(gl.reshape(b_q, (N, 32, 8)))
 
 
 @gluon.jit
@@ -374,42 +402,79 @@ def _signed(b_x, o_i, LOW: gl.constexpr, HIGH: gl.constexpr):
     return gl.where((bits & 1) == 1, -b_x, b_x)
 
 
+@gluon.constexpr_function
+def _rotated_lanes(W, N):
+    """[N, W, 4, 64 / W]: a warp has a piece of each 64 values of every query."""
+    return gl.DistributedLinearLayout(
+        reg_bases=_bits(3, 4, 1, 64 // W) + _bits(0, 4, 8, N // 8),
+        lane_bases=_bits(2, 4, 1, 4) + _bits(0, 4, 1, 8),
+        warp_bases=_bits(1, 4, 1, W),
+        block_bases=[],
+        shape=[N, W, 4, 64 // W],
+    )
+
+
 @gluon.jit
-def _rotated(p_q, m, N: gl.constexpr, L: gl.constexpr):
-    """R(q) [N, 1, 4, 64]: a lane adds both halves of its group itself, then its own 64 values fall into butterflies."""
-    o_l, o_i = _along(4, 2, L), _along(64, 3, L)
-    p_q += o_l // 2 * 128 + o_i
-    low = _signed(gl.load(p_q, mask=m, other=0.0).to(gl.float32), o_i, _LOW_1, _HIGH_1)
-    high = _signed(gl.load(p_q + 64, mask=m, other=0.0).to(gl.float32), o_i + 64, _LOW_1, _HIGH_1)
-    b_x = low + gl.where(o_l % 2 == 1, -high, high)
-    for i in gl.static_range(6):
-        b_x = gl.permute(gl.reshape(b_x, (N, 4, 32 >> i, 2, 1 << i)), (0, 1, 2, 4, 3))
+def _ones(x):
+    """How many of the low three bits are set."""
+    return (x & 1) + (x >> 1 & 1) + (x >> 2 & 1)
+
+
+@gluon.jit
+def _rotated(p_q, m, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
+    """R(q) [N, W, 4, 64 / W] of the group of 128 at p_q: sums over its pieces, signed as lane and warp want them, are
+    what butterflies over more than a lane's own values would give."""
+    U: gl.constexpr = 64 // W
+    o_w, o_l, o_i = _along(W, 1, L), _along(4, 2, L), _along(U, 3, L)
+    b_x = gl.zeros((N, W, 4, U), gl.float32, L)
+    for i in gl.static_range(2 * W):
+        # a sign for every bit that the piece's number and the place of the sum have in common
+        odd = (o_l & (i // W)) + _ones(o_w & (i % W))
+        b_p = _signed(gl.load(p_q + i * U, mask=m, other=0.0).to(gl.float32), i * U + o_i, _LOW_1, _HIGH_1)
+        b_x += b_p * gl.where(odd % 2 == 1, -1.0, 1.0)
+    STEPS: gl.constexpr = U.bit_length() - 1
+    for i in gl.static_range(STEPS):
+        b_x = gl.permute(gl.reshape(b_x, (N, W, 4, U // 2 >> i, 2, 1 << i)), (0, 1, 2, 3, 5, 4))
         a, b = gl.split(b_x)
-        b_x = gl.reshape(gl.permute(gl.join(a + b, a - b), (0, 1, 2, 4, 3)), (N, 1, 4, 64))
+        b_x = gl.reshape(gl.permute(gl.join(a + b, a - b), (0, 1, 2, 3, 5, 4)), (N, W, 4, U))
     b_x = gl.convert_layout(b_x, L)
-    return _signed(b_x, o_l % 2 * 64 + o_i, _LOW_2, _HIGH_2) * NORM
+    return _signed(b_x, o_l % 2 * 64 + o_w * U + o_i, _LOW_2, _HIGH_2) * NORM
 
 
 @gluon.jit
 def _queries(held, q, s_q_t, s_q_h, first, i_kv, rows, G: gl.constexpr, W: gl.constexpr, N: gl.constexpr,
              FORMAT: gl.constexpr):  # fmt: skip
     """N queries into shared memory, by halves."""
-    R: gl.constexpr = 4 if FORMAT == "f16" else 1
-    U: gl.constexpr = 8 if FORMAT == "f16" else (64 if FORMAT == "tq3_0" else 32)
-    B: gl.constexpr = _query_lanes(W, N, R, U)
-    o_m = first + _along(N, 0, B)
-    p_q, m = q + (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h, o_m < rows
     if FORMAT == "tq3_0":
-        b_x = _rotated(p_q, m, N, B)
-        a, b = gl.split(gl.permute(gl.reshape(b_x, (N, 4, 2, 32)), (0, 1, 3, 2)))
+        B: gl.constexpr = _rotated_lanes(W, N)
+        o_m = first + _along(N, 0, B)
+        p_q, m = q + (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h, o_m < rows
+        b_x = _rotated(p_q + (_along(4, 2, B) // 2 * 128 + _along(64 // W, 3, B)), m, W, N, B)
+        # half, 16 p + j
+        b_x = gl.reshape(gl.permute(b_x, (0, 2, 1, 3)), (N, 4, 2, 2, 16))
+        b_x = gl.reshape(gl.permute(b_x, (2, 4, 1, 3, 0)), (2, 128, N))
     else:
+        R: gl.constexpr = 4 if FORMAT == "f16" else 1
+        U: gl.constexpr = 8 if FORMAT == "f16" else 32
+        B: gl.constexpr = _query_lanes(W, N, R, U)
+        o_m = first + _along(N, 0, B)
+        p_q, m = q + (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h, o_m < rows
         p_q += _along(R, 1, B) * 32 + _along(4, 2, B) * U + _along(U, 3, B)
         a, b = gl.load(p_q, mask=m, other=0.0), gl.load(p_q + 128, mask=m, other=0.0)
-    _put(held.index(0), _in_columns(a, N, FORMAT), N)
-    _put(held.index(1), _in_columns(b, N, FORMAT), N)
+        b_x = gl.permute(gl.join(_in_columns(a, N, FORMAT), _in_columns(b, N, FORMAT)), (2, 0, 1))
+    _put(held, b_x, N)
 
 
 # -- the kernel --------------------------------------------------------------------------------------------------------
+
+
+@gluon.jit
+def _share(end, T, window, i_split, splits, ROWS: gl.constexpr):
+    """The first row of a share and that behind its last: whole tiles, but for the last of all."""
+    low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
+    tiles = (end + T - low + ROWS - 1) // ROWS
+    row = low + i_split * tiles // splits * ROWS
+    return row, gl.minimum(low + (i_split + 1) * tiles // splits * ROWS, end + T)
 
 
 @gluon.jit
@@ -441,7 +506,7 @@ def own_rows(
     part_o,
     part_m,
     part_l,
-    T, H, window, scale, splits,
+    T, H, window, scale, splits, S,
     G: gl.constexpr,
     N: gl.constexpr,
     W: gl.constexpr,
@@ -453,35 +518,46 @@ def own_rows(
     L: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [W, 1, 1], [1, 16, 8])
     ROWS: gl.constexpr = 16 * W
     first, i_split, i_kv, rows = gl.program_id(0) * N, gl.program_id(1), gl.program_id(2), T * G
+    p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
     if EARLY:
+        # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
+        end = gl.minimum(gl.load(start, volatile=True), S - T)
+        row, stop = _share(end, T, window, i_split, splits, ROWS)
+        _ahead(p_k, row, stop, s_k_s, ROWS, FORMAT_K)
+        _ahead(p_v, row, stop, s_v_s, ROWS, FORMAT_V)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    end = gl.load(start)
-    low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
-    tiles = (end + T - low + ROWS - 1) // ROWS
-    tile = i_split * tiles // splits
-    row, stop = low + tile * ROWS, gl.minimum(low + (i_split + 1) * tiles // splits * ROWS, end + T)
+    end = gl.load(start, volatile=True)
+    row, stop = _share(end, T, window, i_split, splits, ROWS)
 
     # chunks of f16 in half a key and in a value; blocks of codes go by lanes alone
     RK: gl.constexpr = 4 if FORMAT_K == "f16" else 1
     RV: gl.constexpr = 4 if FORMAT_V == "f16" else 1
-    p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
     k0w, k0h, k0d = _read(p_k, row, stop, s_k_s, RK, 0, True, W, FORMAT_K)
     k1w, k1h, k1d = _read(p_k, row, stop, s_k_s, RK, 1, True, W, FORMAT_K)
     vw, vh, vd = _read(p_v, row, stop, s_v_s, RV, 0, False, W, FORMAT_V)
+    for i in gl.static_range(1, AHEAD):
+        _ahead(p_k, row + i * ROWS, stop, s_k_s, ROWS, FORMAT_K)
+        _ahead(p_v, row + i * ROWS, stop, s_v_s, ROWS, FORMAT_V)
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    asked = gl.allocate_shared_memory(gl.float16, [2, N // 2, 32, 8], F)
+    asked = gl.allocate_shared_memory(gl.float16, [N, 32, 8], F)
     _queries(asked, q, s_q_t, s_q_h, first, i_kv, rows, G, W, N, FORMAT_K)
 
+    # here, or the compiler has one in the loop
+    barrier()
     V: gl.constexpr = _value_lanes(W, _words(FORMAT_V), RV, False)
     o_v = _along(W, 0, V) * 16 + _along(16, 1, V)
     z = gl.zeros((W, 16, N), gl.float32, L)
     b_m = gl.full((W, N), LOWEST, gl.float32, gl.SliceLayout(1, L))
     b_l, b_o = z, gl.zeros((W, 256, N), gl.float32, L)
+    if FORMAT_K == "tq3_0":
+        scale *= SMALLER
     for at in range(row, stop, ROWS):
-        b_x = mma_v2(_keys(k0w, k0h, k0d, W, FORMAT_K, L), _got(asked.index(0), W, N, L), z)
+        _ahead(p_k, at + AHEAD * ROWS, stop, s_k_s, ROWS, FORMAT_K)
+        _ahead(p_v, at + AHEAD * ROWS, stop, s_v_s, ROWS, FORMAT_V)
+        b_x = mma_v2(_keys(k0w, k0h, k0d, W, FORMAT_K, L), _got(asked.slice(0, N // 2), W, N, L), z)
         k0w, k0h, k0d = _read(p_k, at + ROWS, stop, s_k_s, RK, 0, True, W, FORMAT_K)
-        b_y = mma_v2(_keys(k1w, k1h, k1d, W, FORMAT_K, L), _got(asked.index(1), W, N, L), z)
+        b_y = mma_v2(_keys(k1w, k1h, k1d, W, FORMAT_K, L), _got(asked.slice(N // 2, N // 2), W, N, L), z)
         k1w, k1h, k1d = _read(p_k, at + ROWS, stop, s_k_s, RK, 1, True, W, FORMAT_K)
         b_x = (b_x + b_y) * scale
         if at + ROWS > end:
@@ -511,7 +587,8 @@ def own_rows(
     B: gl.constexpr = b_o.type.layout
     R: gl.constexpr = gl.SliceLayout(1, B)
     b_sum = gl.convert_layout(b_l, R)
-    b_o = b_o * gl.expand_dims(gl.where(b_sum > 0.0, 1.0 / b_sum, b_sum), 1)
+    b_one = gl.where(b_sum > 0.0, (SMALLER if FORMAT_V == "tq3_0" else 1.0) / b_sum, b_sum)
+    b_o = b_o * gl.expand_dims(b_one, 1)
     o_m = first + gl.arange(0, N, R)
     o_part = (i_split * T + o_m // G).to(gl.int64) * H + i_kv * G + o_m % G
     p_o = part_o + gl.expand_dims(o_part, 1) * 256 + gl.expand_dims(gl.arange(0, 256, gl.SliceLayout(0, B)), 0)

@@ -83,6 +83,13 @@ class Layout:
         self.rank = rank
 
 
+class PointerType:
+    """A pointer to numbers of a kind."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+
 class Pointer:
     """Addresses in a tensor's memory."""
 
@@ -96,8 +103,11 @@ class Pointer:
     def __getitem__(self, at: Any) -> "Pointer":
         return Pointer(self.memory, self.at[at])
 
-    def to(self, kind: type) -> "Pointer":
-        size, before = np.dtype(kind).itemsize, self.memory.itemsize
+    def to(self, kind: Any) -> Any:
+        before = self.memory.itemsize
+        if not isinstance(kind, PointerType):
+            return Value((self.at * before).astype(kind))
+        kind, size = kind.kind, np.dtype(kind.kind).itemsize
         if (self.at * before % size).any():
             raise ValueError(f"a pointer to {size} bytes begins at a multiple of them")
         whole = self.memory[: len(self.memory) * before // size * size // before]
@@ -230,7 +240,7 @@ class Machine:
             max=lambda v, axis: Value(np.fmax.reduce(v.a, axis)),
             broadcast=lambda v, w: tuple(map(Value, np.broadcast_arrays(v.a, w.a))),
             num_warps=lambda: 4,
-            pointer_type=lambda kind: kind,
+            pointer_type=PointerType,
             warp_specialize=self.side_by_side,
             reshape=lambda v, shape: Value(v.a.reshape(shape)),
             permute=lambda v, order: Value(v.a.transpose(order)),
@@ -240,7 +250,7 @@ class Machine:
             convert_layout=lambda v, layout, assert_trivial=False: v,
             inline_asm_elementwise=_ptx,
             allocate_shared_memory=_shared,
-            load=lambda p, mask=None, other=None, cache_modifier="": Value(p.read(mask, other)),
+            load=lambda p, mask=None, other=None, cache_modifier="", volatile=False: Value(p.read(mask, other)),
             store=lambda p, value, mask=None: p.write(value, mask),
             atomic_add=self.atomic_add,
             **layouts,
@@ -345,7 +355,7 @@ def _shared(kind: Any, shape: Any, _layout: Any, value: Value | None = None) -> 
 
 def _ptx(text: Any, constraints: str, args: list[Value], dtype: Any, is_pure: bool, pack: int) -> Any:
     kinds = dtype if isinstance(dtype, tuple) else (dtype,)
-    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), [v.a for v in args], kinds, pack)))
+    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), [np.asarray(_of(v)) for v in args], kinds, pack)))
     return made if isinstance(dtype, tuple) else made[0]
 
 
@@ -410,6 +420,8 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
         mine |= hopper | {
             "mma_v2": lambda a, b, acc: Value(acc.a + a.a.astype(np.float32) @ b.a.astype(np.float32)),
             "gl": machine.language(),
+            # its numbers are of 32 bits, as a program's are
+            "range": lambda *ends: [Value(np.int32(i)) for i in range(*map(int, ends))],
             "tl": types.SimpleNamespace(
                 extra=types.SimpleNamespace(
                     cuda=types.SimpleNamespace(gdc_wait=_nothing, gdc_launch_dependents=_nothing)

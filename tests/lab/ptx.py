@@ -17,10 +17,13 @@ def run(text: str, given: Sequence[np.ndarray], kinds: Sequence[Any], pack: int)
     words = [word for a in given for word in _words(np.ascontiguousarray(np.broadcast_to(a, shape)), pack)]
     counts = [max(1, pack * np.dtype(kind).itemsize // 4) for kind in kinds]
     registers: dict[str, Any] = {f"${sum(counts) + i}": word for i, word in enumerate(words)}
+    registers["%tid.x"] = np.uint32(0)
     if "%laneid" in text:
         registers["%laneid"] = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
     for line in text.strip(" {}\n").split(";"):
-        if (instruction := line.strip(" {\n")) and not instruction.startswith("."):
+        instruction = line.strip(" {\n")
+        # an L2 has no bearing on numbers
+        if instruction and not instruction.startswith(".") and "prefetch.L2" not in instruction:
             _execute(instruction, registers)
     made, at = [], 0
     for kind, count in zip(kinds, counts, strict=True):
@@ -108,6 +111,8 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = _permuted(*y)
         case "setp.ne.u32":
             result = y[0] != y[1]
+        case "setp.eq.u32":
+            result = y[0] == y[1]
         case "selp.b32":
             result = np.where(y[2], y[0], y[1])
         case "shfl.sync.bfly.b32":
