@@ -103,7 +103,8 @@ def scatter(case: Case, inputs: Inputs) -> tuple[torch.Tensor]:
         scores = (asked[:, heads] @ k.t() / D**0.5).masked_fill(~visible[:, None], float("-inf"))
         p = scores.softmax(-1).nan_to_num(0.0)
         share, o = p.square() * (asked[:, heads].square() @ k.square().t()) * (unit / D), p @ v
-        found[:, heads] = (share @ v.square() - 2 * o * (share @ v) + o.square() * share.sum(-1, keepdim=True)).clamp_min(0)
+        square = share @ v.square() - 2 * o * (share @ v) + o.square() * share.sum(-1, keepdim=True)
+        found[:, heads] = square.clamp_min(0)
     return (found.sqrt() if inputs["gate"] is None else found.sqrt() * torch.sigmoid(inputs["gate"]),)
 
 

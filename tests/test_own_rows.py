@@ -121,7 +121,7 @@ BUGS = {
     "the next keys are this tile's": ("p_k, at + ROWS, stop, s_k_s, RK, 1", "p_k, at, stop, s_k_s, RK, 1"),
     "the next values are those after": ("p_v, at + ROWS, stop", "p_v, at + 2 * ROWS, stop"),
     "a row behind the tree is read": ("gl.minimum(low + (i_split", "gl.maximum(low + (i_split"),
-    "every warp walks the first one's rows": ("o_row = row + _along(W, 0, L) * 16", "o_row = row + _along(W, 0, L) * 0"),
+    "all warps walk the first one's rows": ("o_row = row + _along(W, 0, L) * 16", "o_row = row + _along(W, 0, L) * 0"),
     # what is seen
     "a padded slot is read": ("(o_row < end) | (b_a != 0)", "(o_row < end) | (b_a == b_a)"),
     "the tail is not masked": ("if at + ROWS > end:", "if at > end:"),
@@ -139,8 +139,9 @@ BUGS = {
     "sums are not lowered to the new maximum": ("b_o * gl.expand_dims(b_old, 1))", "b_o)"),
     "weights are not lowered to the new maximum": ("b_l * gl.expand_dims(b_old, 1) + b_p", "b_l + b_p"),
     "a warp's maximum is all warps'": ("b_w = gl.exp2(b_m - gl.expand_dims(b_top, 0))", "b_w = gl.exp2(b_m - b_m)"),
-    "a group's half is not turned round": ("gl.where(o_l % 2 == 1, -high, high)", "high"),
-    "butterflies leave one out": ("for i in gl.static_range(6)", "for i in gl.static_range(5)"),
+    "no piece of a group is turned round": ("gl.where(odd % 2 == 1, -1.0, 1.0)", "1.0"),
+    "the upper half of a group is not turned round": ("(o_l & (i // W))", "(o_l & 0)"),
+    "butterflies leave one out": ("for i in gl.static_range(STEPS)", "for i in gl.static_range(1, STEPS)"),
 }
 DRAWN = (
     of("q4_0", context=500, window=450, T=5, tree="random", scores="sharp"),

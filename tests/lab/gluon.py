@@ -355,7 +355,8 @@ def _shared(kind: Any, shape: Any, _layout: Any, value: Value | None = None) -> 
 
 def _ptx(text: Any, constraints: str, args: list[Value], dtype: Any, is_pure: bool, pack: int) -> Any:
     kinds = dtype if isinstance(dtype, tuple) else (dtype,)
-    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), [np.asarray(_of(v)) for v in args], kinds, pack)))
+    given = [np.asarray(_of(v)) for v in args]
+    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), given, kinds, pack)))
     return made if isinstance(dtype, tuple) else made[0]
 
 
