@@ -124,8 +124,8 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
 
 
 def _suits_own(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
-    suits = q.dtype != torch.float32 and D == 256 and "bf16" not in (format_k, format_v)
-    return suits and compiled_for(q.device) == "sm90"
+    quantised = format_k in QUANTISED and format_v in QUANTISED
+    return quantised and q.dtype != torch.float32 and D == 256 and compiled_for(q.device) == "sm90"
 
 
 def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: str) -> bool:

@@ -24,8 +24,6 @@ from .fwht import S1_HIGH, S1_LOW, S2_HIGH, S2_LOW
 from .newer import barrier
 from .operands import Q4_0, Q8_0
 
-# tiles from a load into registers to the one that the L2 is asked for
-AHEAD = gl.constexpr(3)
 LOWEST = gl.constexpr(-3.0e38)
 NORM = gl.constexpr(SCALE)
 _LOW_1, _HIGH_1 = gl.constexpr(S1_LOW.value), gl.constexpr(S1_HIGH.value)
@@ -41,12 +39,26 @@ def _bytes(shift: int, first: int) -> str:
     return hex(sum((_BITS[first + i] >> shift & 255) << 8 * i for i in range(4)))
 
 
-# $0..$15: the codebook's f16 of sixteen codes, those of E and of O by twos, times the pair of scales $19; $16, $17: low
-# pairs of E and O, $18: their high bits in its halves. Nibbles of E and O by turns make selectors of prmt
-TQ3_0 = gl.constexpr(
+# the codebook's low bytes of codes 0..3 and 4..7, and its high bytes; an addend that is 0 keeps them in registers
+CODEBOOK = gl.constexpr(
     f"""
 {{
-.reg .b32 a, b, z, t, u, l0, l1, h0, h1, s;
+.reg .b32 z;
+shr.u32 z, $4, 31;
+add.u32 $0, z, {_bytes(0, 0)};
+add.u32 $1, z, {_bytes(0, 4)};
+add.u32 $2, z, {_bytes(8, 0)};
+add.u32 $3, z, {_bytes(8, 4)};
+}}
+"""
+)
+# $0..$15: the codebook's f16 of sixteen codes, those of E and of O by twos, times the pair of scales $19; $16, $17: low
+# pairs of E and O, $18: their high bits in its halves, $20, $22, $24, $26: the codebook. Nibbles of E and O by turns
+# make selectors of prmt
+TQ3_0 = gl.constexpr(
+    """
+{
+.reg .b32 a, b, z, t, u, s;
 shl.b32 t, $17, 4;
 lop3.b32 a, $16, t, 0x0f0f0f0f, 0xE4;
 shr.u32 t, $16, 4;
@@ -56,23 +68,19 @@ shr.u32 t, z, 4;
 lop3.b32 t, z, t, 0x00f000f0, 0x28;
 shl.b32 u, t, 4;
 lop3.b32 z, z, t, u, 0x96;
-mov.b32 l0, {_bytes(0, 0)};
-mov.b32 l1, {_bytes(0, 4)};
-mov.b32 h0, {_bytes(8, 0)};
-mov.b32 h1, {_bytes(8, 4)};
 """
     + "".join(
         f"""{place}
 and.b32 t, t, 0x44444444;
 {low}
 lop3.b32 s, s, 0x33333333, t, 0xEA;
-prmt.b32 t, l0, l1, s;
-prmt.b32 u, h0, h1, s;
+prmt.b32 t, $20, $22, s;
+prmt.b32 u, $24, $26, s;
 prmt.b32 ${j}, t, u, 0x5140;
 prmt.b32 ${j + 4}, t, u, 0x7362;
 shr.u32 s, s, 16;
-prmt.b32 t, l0, l1, s;
-prmt.b32 u, h0, h1, s;
+prmt.b32 t, $20, $22, s;
+prmt.b32 u, $24, $26, s;
 prmt.b32 ${j + 8}, t, u, 0x5140;
 prmt.b32 ${j + 12}, t, u, 0x7362;
 """
@@ -123,41 +131,40 @@ def _bits(dim, rank, first, n):
 
 
 @gluon.constexpr_function
-def _key_lanes(W, U, R):
-    """[W, 16 rows, R, 4, U]: a lane has U neighbours R times, at the fourth dimension's place."""
+def _key_lanes(W, U):
+    """[W, 16 rows, 4, U]: a lane has U neighbours of two rows."""
     return gl.DistributedLinearLayout(
-        reg_bases=_bits(4, 5, 1, U) + _bits(2, 5, 1, R) + [[0, 8, 0, 0, 0]],
-        lane_bases=_bits(3, 5, 1, 4) + _bits(1, 5, 1, 8),
-        warp_bases=_bits(0, 5, 1, W),
+        reg_bases=[*_bits(3, 4, 1, U), [0, 8, 0, 0]],
+        lane_bases=_bits(2, 4, 1, 4) + _bits(1, 4, 1, 8),
+        warp_bases=_bits(0, 4, 1, W),
         block_bases=[],
-        shape=[W, 16, R, 4, U],
+        shape=[W, 16, 4, U],
     )
 
 
 @gluon.constexpr_function
-def _value_lanes(W, U, R, paired):
-    """[W, 16 rows, R, 8, U]; where paired, two rows beside each other as the halves of a register."""
-    pair, units = [[0, 1, 0, 0, 0]], _bits(4, 5, 1, U) + _bits(2, 5, 1, R)
+def _value_lanes(W, U, paired):
+    """[W, 16 rows, 8, U]: a lane has U neighbours of four rows; where paired, two rows as a register's halves."""
+    pair, units = [[0, 1, 0, 0]], _bits(3, 4, 1, U)
     return gl.DistributedLinearLayout(
-        reg_bases=(pair + units if paired else units + pair) + [[0, 8, 0, 0, 0]],
-        lane_bases=_bits(1, 5, 2, 4) + _bits(3, 5, 1, 8),
-        warp_bases=_bits(0, 5, 1, W),
+        reg_bases=[*(pair + units if paired else units + pair), [0, 8, 0, 0]],
+        lane_bases=_bits(1, 4, 2, 4) + _bits(2, 4, 1, 8),
+        warp_bases=_bits(0, 4, 1, W),
         block_bases=[],
-        shape=[W, 16, R, 8, U],
+        shape=[W, 16, 8, U],
     )
 
 
 @gluon.constexpr_function
-def _query_lanes(W, N, R, U):
-    """[N, R, 4, U]: a lane has U neighbours of a query R times; eights of queries go to warps."""
-    eights = _bits(0, 4, 8, N // 8)
-    warps = W.bit_length() - 1
+def _query_lanes(W, N):
+    """[N, 4, 32]: a lane has a block of a query; eights of queries go to warps."""
+    eights = _bits(0, 3, 8, N // 8)
     return gl.DistributedLinearLayout(
-        reg_bases=_bits(3, 4, 1, U) + _bits(1, 4, 1, R),
-        lane_bases=_bits(2, 4, 1, 4) + _bits(0, 4, 1, 8),
-        warp_bases=eights + [[0, 0, 0, 0]] * (warps - len(eights)),
+        reg_bases=_bits(2, 3, 1, 32),
+        lane_bases=_bits(1, 3, 1, 4) + _bits(0, 3, 1, 8),
+        warp_bases=eights + [[0, 0, 0]] * (W.bit_length() - 1 - len(eights)),
         block_bases=[],
-        shape=[N, R, 4, U],
+        shape=[N, 4, 32],
     )
 
 
@@ -187,8 +194,8 @@ def _sum_lanes(W, R):
 
 @gluon.constexpr_function
 def _words(FORMAT):
-    """Words of the codes of 32 values; of f16, those that a lane has beside each other."""
-    return {"f16": 4, "q8_0": 8, "q4_0": 4, "tq3_0": 2}[FORMAT]
+    """Words of the codes of 32 values; of tq3_0, of their low pairs."""
+    return {"q8_0": 8, "q4_0": 4, "tq3_0": 2}[FORMAT]
 
 
 @gluon.constexpr_function
@@ -201,32 +208,24 @@ def _blocks_apart(FORMAT):
 
 
 @gluon.jit
-def _read(p, row, stop, s: gl.constexpr, R: gl.constexpr, HALF: gl.constexpr, KEYS: gl.constexpr, W: gl.constexpr,
-          FORMAT: gl.constexpr):  # fmt: skip
+def _read(p, row, stop, s: gl.constexpr, HALF: gl.constexpr, W: gl.constexpr, FORMAT: gl.constexpr):
     """16 rows a warp from `row` on, those before `stop`: units, high bits of tq3_0 and scales as they lie in memory.
 
-    Of keys one half of every row, in f16 R chunks of it; of values all of it.
+    Of keys one half of every row; of values, where HALF is None, all of it.
     """
     U: gl.constexpr = _words(FORMAT)
-    L: gl.constexpr = _key_lanes(W, U, R) if KEYS else _value_lanes(W, U, R, False)
-    LANES: gl.constexpr = 4 if KEYS else 8
+    L: gl.constexpr = _value_lanes(W, U, False) if HALF is None else _key_lanes(W, U)
     o_row = row + _along(W, 0, L) * 16 + _along(16, 1, L)
-    m, at = o_row < stop, o_row.to(gl.int64) * s
-    o_r, o_l, o_u = _along(R, 2, L), _along(LANES, 3, L), _along(U, 4, L)
-    if FORMAT == "f16":
-        p_w = (p + at).to(gl.pointer_type(gl.int32))
-        b_w = gl.load(p_w + ((HALF * R + o_r) * (LANES * U) + o_l * U + o_u), mask=m)
-        b_h, b_d = b_w, b_w
+    m, p, o_u = o_row < stop, p + o_row.to(gl.int64) * s, _along(U, 3, L)
+    if HALF is None:
+        block = _along(8, 2, L)
     else:
-        FAR: gl.constexpr = _blocks_apart(FORMAT)[0]
-        NEAR: gl.constexpr = _blocks_apart(FORMAT)[1]
-        block = HALF * FAR + o_l * NEAR if KEYS else o_l
-        b_d = gl.load((p + at).to(gl.pointer_type(gl.float16)) + (o_r + block), mask=m)
-        p_w = (p + at + 16).to(gl.pointer_type(gl.int32))
-        b_w = gl.load(p_w + (block * U + o_r + o_u), mask=m)
-        b_h = b_w
-        if FORMAT == "tq3_0":
-            b_h = gl.load((p + at + 80).to(gl.pointer_type(gl.int16)) + (block * U + o_r + o_u), mask=m)
+        block = HALF * _blocks_apart(FORMAT)[0] + _along(4, 2, L) * _blocks_apart(FORMAT)[1]
+    b_d = gl.load(p.to(gl.pointer_type(gl.float16)) + block, mask=m)
+    b_w = gl.load((p + 16).to(gl.pointer_type(gl.int32)) + (block * U + o_u), mask=m)
+    b_h = b_w
+    if FORMAT == "tq3_0":
+        b_h = gl.load((p + 80).to(gl.pointer_type(gl.int16)) + (block * U + o_u), mask=m)
     return b_w, b_h, b_d
 
 
@@ -246,26 +245,14 @@ mov.u32 $0, 0;
 
 
 @gluon.jit
-def _ahead(p, row, stop, s: gl.constexpr, ROWS: gl.constexpr, FORMAT: gl.constexpr):
-    """A tile that lies ahead, on its way to the L2: registers then wait for that alone."""
+def _ahead(p, row, stop, s: gl.constexpr, ROWS: gl.constexpr):
+    """A whole tile on its way to the L2."""
     if row + ROWS <= stop:
-        BYTES: gl.constexpr = s * (2 if FORMAT == "f16" else 1)
-        at = p.to(gl.int64) + row.to(gl.int64) * BYTES
-        gl.inline_asm_elementwise(_ASK, "=r,l,r", [at, ROWS * BYTES], gl.int32, is_pure=False, pack=1)
+        at = p.to(gl.int64) + row.to(gl.int64) * s
+        gl.inline_asm_elementwise(_ASK, "=r,l,r", [at, ROWS * s], gl.int32, is_pure=False, pack=1)
 
 
 # -- operands ----------------------------------------------------------------------------------------------------------
-
-
-# words of f16, E and O: as they are, or their low halves and their high halves
-AS_THEY_ARE = gl.constexpr("mov.b32 $0, $2;\nmov.b32 $1, $3;")
-BY_HALVES = gl.constexpr("prmt.b32 $0, $2, $3, 0x5410;\nprmt.b32 $1, $2, $3, 0x7632;")
-
-
-@gluon.jit
-def _plain(b_w, TEXT: gl.constexpr):
-    a, b = gl.inline_asm_elementwise(TEXT, "=&r,=&r,r,r", [b_w], (gl.float16, gl.float16), is_pure=True, pack=2)
-    return gl.join(a, b)
 
 
 @gluon.jit
@@ -275,7 +262,7 @@ def _eight(o0, o1, o2, o3, o4, o5, o6, o7):
 
 
 @gluon.jit
-def _unpacked(b_w, b_h, b_d, FORMAT: gl.constexpr):
+def _unpacked(b_w, b_h, b_d, codebook, FORMAT: gl.constexpr):
     """Units, neighbours in a register's halves, and their scales -> [.., j0, j1, ..]: code j of every unit."""
     b_d, b_w = gl.broadcast(b_d, b_w)
     if FORMAT == "q8_0":
@@ -293,7 +280,8 @@ def _unpacked(b_w, b_h, b_d, FORMAT: gl.constexpr):
         b_x = _eight(o0, o1, o2, o3, o4, o5, o6, o7)
     else:
         o0, o1, o2, o3, o4, o5, o6, o7, o8, o9, oa, ob, oc, od, oe, of = gl.inline_asm_elementwise(
-            TQ3_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r", [b_w, b_h, b_d],
+            TQ3_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r",
+            [b_w, b_h, b_d, codebook[0], codebook[1], codebook[2], codebook[3]],
             (gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16,
              gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16),
             is_pure=True, pack=2,
@@ -303,28 +291,22 @@ def _unpacked(b_w, b_h, b_d, FORMAT: gl.constexpr):
 
 
 @gluon.jit
-def _keys(b_w, b_h, b_d, W: gl.constexpr, FORMAT: gl.constexpr, L: gl.constexpr):
+def _keys(b_w, b_h, b_d, codebook, W: gl.constexpr, FORMAT: gl.constexpr, L: gl.constexpr):
     """Half a row of each key -> [W, 16, 128] f16, columns [unit, code, lane, unit of a pair]."""
-    if FORMAT == "f16":
-        b_x = gl.reshape(_plain(b_w, AS_THEY_ARE), (W, 16, 4, 4, 2, 2, 2))
-        b_x = gl.permute(b_x, (0, 1, 2, 4, 6, 3, 5))
+    b_x = _unpacked(b_w, b_h, b_d, codebook, FORMAT)
+    if FORMAT == "q8_0":
+        b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 4, 2, 2, 2)), (0, 1, 3, 6, 5, 2, 4))
+    elif FORMAT == "q4_0":
+        b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 2, 2, 2, 2, 2)), (0, 1, 3, 7, 6, 5, 2, 4))
     else:
-        b_x = _unpacked(b_w, b_h, b_d, FORMAT)
-        if FORMAT == "q8_0":
-            b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 4, 2, 2, 2)), (0, 1, 3, 6, 5, 2, 4))
-        elif FORMAT == "q4_0":
-            b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 2, 2, 2, 2, 2)), (0, 1, 3, 7, 6, 5, 2, 4))
-        else:
-            b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 2, 2, 2, 2, 2)), (0, 1, 7, 6, 5, 4, 2, 3))
+        b_x = gl.permute(b_x, (0, 1, 7, 6, 5, 4, 2, 3))
     return gl.convert_layout(gl.reshape(b_x, (W, 16, 128)), gl.DotOperandLayout(0, L, 2))
 
 
 @gluon.jit
 def _in_columns(b_q, N: gl.constexpr, FORMAT: gl.constexpr):
-    """[N, 1, 4, 32]: a lane's block of each query, of f16 [N, 4 chunks, 4, 8] -> [128, N] in the order of `_keys`."""
-    if FORMAT == "f16":
-        b_q = gl.permute(gl.reshape(b_q, (N, 4, 4, 4, 2)), (1, 3, 2, 4, 0))
-    elif FORMAT == "q8_0":  # 4 (2 x + p) + j
+    """[N, 4, 32]: a lane's block of each query -> [128, N] in the order of `_keys`."""
+    if FORMAT == "q8_0":  # 4 (2 x + p) + j
         b_q = gl.permute(gl.reshape(b_q, (N, 4, 4, 2, 4)), (2, 4, 1, 3, 0))
     else:  # 16 k + 4 (2 x + p) + j
         b_q = gl.permute(gl.reshape(b_q, (N, 4, 2, 2, 2, 4)), (3, 5, 2, 1, 4, 0))
@@ -348,31 +330,25 @@ def _got(held, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
 
 
 @gluon.jit
-def _values(b_w, b_h, b_d, W: gl.constexpr, R: gl.constexpr, FORMAT: gl.constexpr, L: gl.constexpr):
+def _values(b_w, b_h, b_d, codebook, W: gl.constexpr, FORMAT: gl.constexpr, L: gl.constexpr):
     """-> [W, 256, 16] f16, channels [unit, code, lane]."""
-    P: gl.constexpr = _value_lanes(W, _words(FORMAT), R, True)
-    b_w = gl.convert_layout(b_w, P)
-    if FORMAT == "f16":
-        b_x = gl.permute(_plain(b_w, BY_HALVES), (0, 2, 4, 5, 3, 1))
+    P: gl.constexpr = _value_lanes(W, _words(FORMAT), True)
+    b_w, b_d = gl.convert_layout(b_w, P), gl.convert_layout(b_d, P)
+    b_h = gl.convert_layout(b_h, P) if FORMAT == "tq3_0" else b_w
+    b_x = _unpacked(b_w, b_h, b_d, codebook, FORMAT)
+    if FORMAT == "q8_0":
+        b_x = gl.permute(b_x, (0, 3, 5, 4, 2, 1))
+    elif FORMAT == "q4_0":
+        b_x = gl.permute(b_x, (0, 3, 6, 5, 4, 2, 1))
     else:
-        b_h = gl.convert_layout(b_h, P) if FORMAT == "tq3_0" else b_w
-        b_d = gl.convert_layout(b_d, P)
-        b_x = _unpacked(b_w, b_h, b_d, FORMAT)
-        if FORMAT == "q8_0":
-            b_x = gl.permute(gl.reshape(b_x, (W, 16, 8, 8, 2, 2)), (0, 3, 5, 4, 2, 1))
-        elif FORMAT == "q4_0":
-            b_x = gl.permute(gl.reshape(b_x, (W, 16, 8, 4, 2, 2, 2)), (0, 3, 6, 5, 4, 2, 1))
-        else:
-            b_x = gl.permute(gl.reshape(b_x, (W, 16, 8, 2, 2, 2, 2, 2)), (0, 3, 7, 6, 5, 4, 2, 1))
+        b_x = gl.permute(b_x, (0, 3, 7, 6, 5, 4, 2, 1))
     return gl.convert_layout(gl.reshape(b_x, (W, 256, 16)), gl.DotOperandLayout(0, L, 2))
 
 
 @gluon.jit
 def _channels(b_o, N: gl.constexpr, FORMAT: gl.constexpr):
     """[256, N], channels as `_values` has them -> [N, 256] in order."""
-    if FORMAT == "f16":
-        b_o = gl.permute(gl.reshape(b_o, (4, 8, 8, N)), (3, 0, 2, 1))
-    elif FORMAT == "q4_0":  # unit, code in its half, half, block
+    if FORMAT == "q4_0":  # unit, code in its half, half, block
         b_o = gl.permute(gl.reshape(b_o, (4, 4, 2, 8, N)), (4, 3, 2, 0, 1))
     else:
         b_o = gl.permute(gl.reshape(b_o, (32, 8, N)), (2, 1, 0))
@@ -454,12 +430,10 @@ def _queries(held, q, s_q_t, s_q_h, first, i_kv, rows, G: gl.constexpr, W: gl.co
         b_x = gl.reshape(gl.permute(b_x, (0, 2, 1, 3)), (N, 4, 2, 2, 16))
         b_x = gl.reshape(gl.permute(b_x, (2, 4, 1, 3, 0)), (2, 128, N))
     else:
-        R: gl.constexpr = 4 if FORMAT == "f16" else 1
-        U: gl.constexpr = 8 if FORMAT == "f16" else 32
-        B: gl.constexpr = _query_lanes(W, N, R, U)
+        B: gl.constexpr = _query_lanes(W, N)
         o_m = first + _along(N, 0, B)
         p_q, m = q + (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h, o_m < rows
-        p_q += _along(R, 1, B) * 32 + _along(4, 2, B) * U + _along(U, 3, B)
+        p_q += _along(4, 1, B) * 32 + _along(32, 2, B)
         a, b = gl.load(p_q, mask=m, other=0.0), gl.load(p_q + 128, mask=m, other=0.0)
         b_x = gl.permute(gl.join(_in_columns(a, N, FORMAT), _in_columns(b, N, FORMAT)), (2, 0, 1))
     _put(held, b_x, N)
@@ -497,6 +471,12 @@ def _masked(b_x, row, end, first, T, rows, ancestors, G: gl.constexpr, W: gl.con
 
 
 @gluon.jit
+def _parts(o_m, i_split, i_kv, T, H, rows, G: gl.constexpr):
+    """Where the parts of queries o_m lie, and which queries there are."""
+    return (i_split * T + o_m // G).to(gl.int64) * H + i_kv * G + o_m % G, o_m < rows
+
+
+@gluon.jit
 def own_rows(
     q, s_q_t, s_q_h,
     cache_k, s_k_h, s_k_s: gl.constexpr,
@@ -523,75 +503,71 @@ def own_rows(
         # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
         end = gl.minimum(gl.load(start, volatile=True), S - T)
         row, stop = _share(end, T, window, i_split, splits, ROWS)
-        _ahead(p_k, row, stop, s_k_s, ROWS, FORMAT_K)
-        _ahead(p_v, row, stop, s_v_s, ROWS, FORMAT_V)
+        _ahead(p_k, row, stop, s_k_s, ROWS)
+        _ahead(p_v, row, stop, s_v_s, ROWS)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     end = gl.load(start, volatile=True)
+    asked = gl.allocate_shared_memory(gl.float16, [N, 32, 8], gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0]))
+    if FORMAT_K != "tq3_0":
+        _queries(asked, q, s_q_t, s_q_h, first, i_kv, rows, G, W, N, FORMAT_K)
     row, stop = _share(end, T, window, i_split, splits, ROWS)
-
-    # chunks of f16 in half a key and in a value; blocks of codes go by lanes alone
-    RK: gl.constexpr = 4 if FORMAT_K == "f16" else 1
-    RV: gl.constexpr = 4 if FORMAT_V == "f16" else 1
-    k0w, k0h, k0d = _read(p_k, row, stop, s_k_s, RK, 0, True, W, FORMAT_K)
-    k1w, k1h, k1d = _read(p_k, row, stop, s_k_s, RK, 1, True, W, FORMAT_K)
-    vw, vh, vd = _read(p_v, row, stop, s_v_s, RV, 0, False, W, FORMAT_V)
-    for i in gl.static_range(1, AHEAD):
-        _ahead(p_k, row + i * ROWS, stop, s_k_s, ROWS, FORMAT_K)
-        _ahead(p_v, row + i * ROWS, stop, s_v_s, ROWS, FORMAT_V)
-    F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
-    asked = gl.allocate_shared_memory(gl.float16, [N, 32, 8], F)
-    _queries(asked, q, s_q_t, s_q_h, first, i_kv, rows, G, W, N, FORMAT_K)
+    k0w, k0h, k0d = _read(p_k, row, stop, s_k_s, 0, W, FORMAT_K)
+    k1w, k1h, k1d = _read(p_k, row, stop, s_k_s, 1, W, FORMAT_K)
+    vw, vh, vd = _read(p_v, row, stop, s_v_s, None, W, FORMAT_V)
+    if FORMAT_K == "tq3_0":
+        # a rotation is long: beside the first rows
+        _queries(asked, q, s_q_t, s_q_h, first, i_kv, rows, G, W, N, FORMAT_K)
+        scale *= SMALLER
 
     # here, or the compiler has one in the loop
     barrier()
-    V: gl.constexpr = _value_lanes(W, _words(FORMAT_V), RV, False)
+    V: gl.constexpr = _value_lanes(W, _words(FORMAT_V), False)
     o_v = _along(W, 0, V) * 16 + _along(16, 1, V)
     z = gl.zeros((W, 16, N), gl.float32, L)
     b_m = gl.full((W, N), LOWEST, gl.float32, gl.SliceLayout(1, L))
+    codebook = gl.inline_asm_elementwise(
+        CODEBOOK, "=r,=r,=r,=r,r", [T], (gl.int32, gl.int32, gl.int32, gl.int32), is_pure=True, pack=1
+    )
     b_l, b_o = z, gl.zeros((W, 256, N), gl.float32, L)
-    if FORMAT_K == "tq3_0":
-        scale *= SMALLER
     for at in range(row, stop, ROWS):
-        _ahead(p_k, at + AHEAD * ROWS, stop, s_k_s, ROWS, FORMAT_K)
-        _ahead(p_v, at + AHEAD * ROWS, stop, s_v_s, ROWS, FORMAT_V)
-        b_x = mma_v2(_keys(k0w, k0h, k0d, W, FORMAT_K, L), _got(asked.slice(0, N // 2), W, N, L), z)
-        k0w, k0h, k0d = _read(p_k, at + ROWS, stop, s_k_s, RK, 0, True, W, FORMAT_K)
-        b_y = mma_v2(_keys(k1w, k1h, k1d, W, FORMAT_K, L), _got(asked.slice(N // 2, N // 2), W, N, L), z)
-        k1w, k1h, k1d = _read(p_k, at + ROWS, stop, s_k_s, RK, 1, True, W, FORMAT_K)
+        b_x = mma_v2(_keys(k0w, k0h, k0d, codebook, W, FORMAT_K, L), _got(asked.slice(0, N // 2), W, N, L), z)
+        k0w, k0h, k0d = _read(p_k, at + ROWS, stop, s_k_s, 0, W, FORMAT_K)
+        b_y = mma_v2(_keys(k1w, k1h, k1d, codebook, W, FORMAT_K, L), _got(asked.slice(N // 2, N // 2), W, N, L), z)
+        k1w, k1h, k1d = _read(p_k, at + ROWS, stop, s_k_s, 1, W, FORMAT_K)
         b_x = (b_x + b_y) * scale
         if at + ROWS > end:
             b_x = _masked(b_x, at, end, first, T, rows, ancestors, G, W, N, L)
-            if FORMAT_V == "f16":
-                vw = gl.where(_seen(at + o_v, end, T, ancestors), vw, 0)
-            else:
-                vd = gl.where(_seen(at + o_v, end, T, ancestors), vd, 0.0)
+            vd = gl.where(_seen(at + o_v, end, T, ancestors), vd, 0.0)
         b_top = gl.maximum(b_m, gl.max(b_x, 1))
         b_old, b_m = gl.exp2(b_m - b_top), b_top
         b_p = gl.exp2(b_x - gl.expand_dims(b_top, 1))
         b_l = b_l * gl.expand_dims(b_old, 1) + b_p
-        b_v = _values(vw, vh, vd, W, RV, FORMAT_V, L)
-        vw, vh, vd = _read(p_v, at + ROWS, stop, s_v_s, RV, 0, False, W, FORMAT_V)
+        b_v = _values(vw, vh, vd, codebook, W, FORMAT_V, L)
+        vw, vh, vd = _read(p_v, at + ROWS, stop, s_v_s, None, W, FORMAT_V)
         b_o = mma_v2(b_v, _weights(b_p, W, N, L), b_o * gl.expand_dims(b_old, 1))
 
-    # the warps' sums under one maximum
+    # the warps' sums beside each other, and one barrier
+    held = gl.allocate_shared_memory(gl.float32, [2, W, N], gl.SwizzledSharedLayout(1, 1, 1, [1, 0]))
+    held.index(0).store(b_m)
+    held.index(1).store(gl.sum(b_l, 1))
+    b_o = gl.permute(gl.reshape(b_o, (W, 16, 2, 8, N // 8, 4, 2)), (0, 4, 1, 3, 5, 2, 6))
+    b_o = gl.reshape(b_o, (W, 2 * N, 32, 4))
+    sums = gl.allocate_shared_memory(gl.float32, [W, 2 * N, 32, 4], gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0]), b_o)
+    b_o = gl.reshape(sums.load(_sum_lanes(W, 2 * N)), (W, N // 8, 16, 8, 4, 2, 2))
+    b_o = gl.reshape(gl.permute(b_o, (0, 2, 5, 3, 1, 4, 6)), (W, 256, N))
+    M: gl.constexpr = gl.SliceLayout(1, b_o.type.layout)
+    b_m, b_l = held.index(0).load(M), held.index(1).load(M)
     b_top = gl.max(b_m, 0)
     b_w = gl.exp2(b_m - gl.expand_dims(b_top, 0))
-    b_l = gl.sum(gl.sum(b_l, 1) * b_w, 0)
-    b_o = gl.reshape(b_o * gl.expand_dims(b_w, 1), (W, 16, 2, 8, N // 8, 4, 2))
-    b_o = gl.reshape(gl.permute(b_o, (0, 4, 1, 3, 5, 2, 6)), (W, 2 * N, 32, 4))
-    sums = gl.allocate_shared_memory(gl.float32, [W, 2 * N, 32, 4], gl.SwizzledSharedLayout(1, 1, 1, [3, 2, 1, 0]), b_o)
-    b_o = gl.reshape(gl.sum(sums.load(_sum_lanes(W, 2 * N)), 0), (N // 8, 16, 8, 4, 2, 2))
-    b_o = gl.reshape(gl.permute(b_o, (1, 4, 2, 0, 3, 5)), (256, N))
-    b_o = _channels(b_o, N, FORMAT_V)  # [N, 256]
-    B: gl.constexpr = b_o.type.layout
-    R: gl.constexpr = gl.SliceLayout(1, B)
-    b_sum = gl.convert_layout(b_l, R)
-    b_one = gl.where(b_sum > 0.0, (SMALLER if FORMAT_V == "tq3_0" else 1.0) / b_sum, b_sum)
-    b_o = b_o * gl.expand_dims(b_one, 1)
-    o_m = first + gl.arange(0, N, R)
-    o_part = (i_split * T + o_m // G).to(gl.int64) * H + i_kv * G + o_m % G
+    b_sum = gl.sum(b_l * b_w, 0)
+    b_w *= gl.expand_dims(gl.where(b_sum > 0.0, (SMALLER if FORMAT_V == "tq3_0" else 1.0) / b_sum, b_sum), 0)
+    b_o = _channels(gl.sum(b_o * gl.expand_dims(b_w, 1), 0), N, FORMAT_V).to(gl.float16)  # [N, 256]
+
+    o_part, m = _parts(first + gl.arange(0, N, b_top.type.layout), i_split, i_kv, T, H, rows, G)
+    gl.store(part_m + o_part, b_top, mask=m)
+    gl.store(part_l + o_part, b_sum, mask=m)
+    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [W, 1], [1, 0])
+    o_part, m = _parts(first + gl.arange(0, N, gl.SliceLayout(1, B)), i_split, i_kv, T, H, rows, G)
     p_o = part_o + gl.expand_dims(o_part, 1) * 256 + gl.expand_dims(gl.arange(0, 256, gl.SliceLayout(0, B)), 0)
-    gl.store(p_o, b_o.to(gl.float16), mask=gl.expand_dims(o_m < rows, 1))
-    gl.store(part_m + o_part, gl.convert_layout(b_top, R), mask=o_m < rows)
-    gl.store(part_l + o_part, b_sum, mask=o_m < rows)
+    gl.store(p_o, gl.convert_layout(b_o, B), mask=gl.expand_dims(m, 1))

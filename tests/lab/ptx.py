@@ -107,6 +107,8 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = y[0] << np.uint32(y[1])
         case "movmatrix.sync.aligned.m8n8.trans.b16":
             result = _transposed(y[0])
+        case "add.u32":
+            result = y[0] + y[1]
         case "prmt.b32":
             result = _permuted(*y)
         case "setp.ne.u32":
