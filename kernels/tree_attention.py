@@ -1,20 +1,20 @@
 """o = softmax(q k^T / sqrt(D)) v over a cache in any format: all rows before `start`, a tree's own rows by ancestry.
 
     cache of one KV head   | rows lo .. start-1, whole tiles of BS: seen by all | the rest | start .. start+T-1 |
-    programs               |  split 0  |  split 1  |  ..  |  split NS-1  |          split NS, under the mask
+    programs               |  split 0  |  split 1  |  ..  |  split NS-1  |  split NS (own: NS-1), under the mask
 
     a program's queries    BM rows i G + g: query i, head g of the G heads that share a KV head
 
-A row of the cache is read and unpacked once for BM queries. Three kernels share the work: `lib/rows_left.py` with
+A row of the cache is read and unpacked once for BM queries. Four kernels share the work: `lib/rows_left.py` with
 queries on the left of the products, for plain caches and f32; `lib/keys_left.py` with keys on the left, where a row of
-codes is unpacked in the registers that multiply it; `lib/one_pass.py`, for sm90 alone, with 144 queries at once. What a
-share says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns), joins the shares, undoes the
-rotation of V and applies the gate. `start` is read on the device: the splits share what is there, and one without rows
-writes l = 0.
+codes is unpacked in the registers that multiply it; for sm90 alone `lib/own_rows.py`, whose warps wait for nobody, with
+8 or 16 queries, and `lib/one_pass.py` with 144. What a share says (m, l, acc / l) goes to memory; a last launch, a
+program for (t, h, columns), joins the shares, undoes the rotation of V and applies the gate. `start` is read on the
+device: the splits share what is there, and one without rows writes l = 0.
 
 Memory-bound for one query: 123 us for f16, 34.5 us for q4_0 at 131072 rows of 4 x 256 (H200); from some twenty on the
-tensor cores bind. At 4096 rows two launches decide. Products are of f16 (bf16 on a bf16 cache, f32 for f32 queries) and
-summed in f32. An infinite or NaN value in V's tree rows spoils all queries of a tile that holds it.
+tensor cores bind. At 4096 rows the latency of two launches decides. Products are of f16 (bf16 on a bf16 cache, f32 for
+f32 queries) and summed in f32. An infinite or NaN value in V's tree rows spoils all queries of a tile that holds it.
 """
 
 from dataclasses import dataclass
@@ -26,10 +26,12 @@ import triton.language as tl
 from ..reference.cache import QUANTISED
 from .config import pick
 from .lib.cache_rows import require_caches
-from .lib.device import compiled_for, has_ptx
+from .lib.device import compiled_for, has_pdl, has_ptx
+from .lib.early import wait
 from .lib.fwht import rotate, unrotate
 from .lib.keys_left import keys_left
 from .lib.one_pass import QUERIES, REGISTERS, STAGES, one_pass
+from .lib.own_rows import own_rows
 from .lib.rows_left import rows_left
 from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 
@@ -37,7 +39,7 @@ from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 @dataclass(frozen=True)
 class Config:
     # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
-    # 144 is one pass: K and V quantised, no more than 64 nodes
+    # 144 is one pass: K and V quantised, no more than 64 nodes; "own" are warps with rows of their own, of 8 or 16 queries
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
@@ -51,6 +53,8 @@ class Config:
     # shares that are joined at a time, and by how many warps
     parts: int = 32
     join_warps: int = 1
+    # the join starts under the shares, and the next launch under the join; not of one pass
+    early: bool = True
 
 
 @triton.jit
@@ -79,6 +83,7 @@ def _join(
     BP: tl.constexpr,
     GATED: tl.constexpr,
     ROTATED: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     i_t, i_h, T = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64), tl.num_programs(0)
     o_d, o_p = tl.program_id(2) * BD + tl.arange(0, BD), tl.arange(0, BP)
@@ -87,6 +92,9 @@ def _join(
     b_own = tl.load(ancestors + i_t * T + o_j, mask=o_j < T, other=0).to(tl.int32)
     if GATED:
         b_g = tl.load(gate + i_t * s_g_t + i_h * s_g_h + o_d).to(tl.float32)
+    # those before the shares' launch are done when this one starts
+    if EARLY:
+        wait()
     top, total = tl.full((), LOWEST, tl.float32), tl.zeros((), tl.float32)
     b_o = tl.zeros((BD,), tl.float32)
     for i_p in range(0, parts, BP):
@@ -115,9 +123,23 @@ def _suits_keys(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
     return q.dtype != torch.float32 and D == 256 and (format_k in QUANTISED or format_v in QUANTISED)
 
 
+def _suits_own(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
+    quantised = format_k in QUANTISED and format_v in QUANTISED
+    return quantised and q.dtype != torch.float32 and D == 256 and compiled_for(q.device) == "sm90"
+
+
 def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: str) -> bool:
     suits = q.dtype != torch.float32 and D == 256 and T <= 64 and {format_k, format_v} <= set(QUANTISED)
     return suits and compiled_for(q.device) == "sm90"
+
+
+def _own(rows: int, S: int, formats: set[str]) -> Config:
+    """Warps with rows of their own: four to a multiprocessor where a share is a tile or two, eight from there on."""
+    BM, parts, join_warps = 8 if rows <= 8 else 16, 64 if rows <= 16 else 8, 2 if rows <= 16 else 1
+    warps = 4 if rows <= 16 and S <= 8192 else 8
+    if warps == 8 and "q8_0" in formats:
+        return Config("own", 64, BM, 264, 1, 4, parts=parts, join_warps=join_warps)
+    return Config("own", 64, BM, 132, 1, warps, parts=parts, join_warps=join_warps)
 
 
 def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v: str) -> Config:
@@ -130,6 +152,11 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
     short, quantised = S <= 16384, bool(formats & set(QUANTISED))
     # tq3_0 with keys on the left has not been right on a GPU yet
     keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}
+    # rows are unpacked again for every 16 queries
+    one = len(formats) == 1 and _suits_one_pass(q, q.shape[0], D, format_k, format_v)
+    few = rows <= 16 or (short and rows < (96 if one else QUERIES)) or (rows <= 32 and "tq3_0" in formats)
+    if few and _suits_own(q, D, format_k, format_v):
+        return _own(rows, S, formats)
     programs = 132 if short else 264
     plain = D == 256 and formats == {"f16"}
     if rows <= 16:
@@ -137,11 +164,9 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
             return Config("keys", 64, 16, programs, least, num_stages=3)
         few = 132 if here and plain and S <= 8192 else 264
         return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
-    if _suits_one_pass(q, q.shape[0], D, format_k, format_v) and len(formats) == 1:
-        # from so many rows on all of them in one pass take less than blocks of them
-        some = {"q4_0": (96, 65), "q8_0": (96, 17), "tq3_0": (17, 17)}[format_k]
-        if rows >= some[0 if short else 1]:
-            return Config("keys", 64, QUERIES, 132, least, num_stages=2)
+    # q4_0 in blocks of 32 queries costs less than one pass for two of them
+    if one and (short or rows > 64 or format_k != "q4_0"):
+        return Config("keys", 64, QUERIES, 132, least, num_stages=2)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
     if quantised and here:
@@ -171,16 +196,27 @@ def tree_attention(
     default = _default(q, T * G, S, D, format_k, format_v)
     config = config or pick("tree_attention", default, q.device, **sizes, format_k=format_k, format_v=format_v)
     keys, whole = config.left == "keys", config.left == "keys" and config.BLOCK_M == QUERIES
-    suits = _suits_one_pass(q, T, D, format_k, format_v) if whole else _suits_keys(q, D, format_k, format_v)
-    if keys and not (suits and (whole or (config.BLOCK_S % 64 == 0 and config.num_warps == 4))):
+    own = config.left == "own"
+    if own:
+        suits = config.BLOCK_M in (8, 16) and config.num_warps in (4, 8) and _suits_own(q, D, format_k, format_v)
+    elif whole:
+        suits = _suits_one_pass(q, T, D, format_k, format_v)
+    else:
+        fits = config.BLOCK_S % 64 == 0 and config.num_warps == 4
+        suits = not keys or (fits and _suits_keys(q, D, format_k, format_v))
+    if not suits:
         raise ValueError(f"{config} does not suit {q.dtype} queries of {D} on a cache of {format_k} and {format_v}")
-    BM = QUERIES if whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
+    BM = config.BLOCK_M if own or whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
     tiles, BS = triton.cdiv(T * G, BM), 64 if whole else rows_in_tile(config.BLOCK_S, q.dtype)
-    splits = max(1, min(config.programs // (Hkv * tiles) - 1, triton.cdiv(S, BS * config.least_tiles)))
+    BS = 16 * config.num_warps if own else BS
+    # all kernels but one have a share more, of the nodes
+    more = 0 if own else 1
+    splits = max(1, min(config.programs // (Hkv * tiles) - more, triton.cdiv(S, BS * config.least_tiles)))
+    parts = splits + more
     # means over a share's rows: f16 holds them as well as the products' operands
     kind = torch.float16 if product_type(q.dtype, format_v) == tl.float16 else torch.float32
-    part_o = torch.empty((splits + 1, T, H, D), dtype=kind, device=q.device)
-    part_m, part_l = torch.empty((2, splits + 1, T, H), dtype=torch.float32, device=q.device)
+    part_o = torch.empty((parts, T, H, D), dtype=kind, device=q.device)
+    part_m, part_l = torch.empty((2, parts, T, H), dtype=torch.float32, device=q.device)
     out = torch.empty((T, H, D), dtype=q.dtype, device=q.device)
     shape = {"G": G, "FORMAT_K": format_k, "FORMAT_V": format_v}
     types = {"D": D, "TYPE_K": product_type(q.dtype, format_k), "TYPE_V": product_type(q.dtype, format_v)}
@@ -194,18 +230,24 @@ def tree_attention(
         T, H, window, LOG2E / D**0.5, splits,
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
-    if whole:
+    ahead = has_pdl(q.device) and config.early and not whole
+    early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
+    if own:
+        own_rows[tiles, splits, Hkv](
+            *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
+        )
+    elif whole:
         one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS, num_warps=8)
     elif keys:
-        keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, ASM=has_ptx(q.device))
+        keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))
     else:
         rising = config.rising or BM < 64 or tl.float32 in (types["TYPE_K"], types["TYPE_V"])
-        rows_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, RISING=rising)
+        rows_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, RISING=rising)
     BD = min(D, 128)
     gate_strides = (gate.stride(0), gate.stride(1)) if gate is not None else (0, 0)
     _join[(T, H, D // BD)](
-        part_o, part_m, part_l, ancestors, gate, *gate_strides, out, H, splits + 1, D=D, BT=triton.next_power_of_2(T),
-        BD=BD, BP=min(config.parts, triton.next_power_of_2(splits + 1)), GATED=gate is not None,
-        ROTATED=format_v == "tq3_0", num_warps=config.join_warps,
+        part_o, part_m, part_l, ancestors, gate, *gate_strides, out, H, parts, D=D, BT=triton.next_power_of_2(T),
+        BD=BD, BP=min(config.parts, triton.next_power_of_2(parts)), GATED=gate is not None,
+        ROTATED=format_v == "tq3_0", num_warps=config.join_warps, **early,
     )  # fmt: skip
     return out

@@ -137,6 +137,8 @@ class Spec:
     oracles: Mapping[str, Callable[[Callable[..., Any], Inputs, Case, int], Iterator[Mismatch]]] = field(
         default_factory=dict
     )
+    # the standard deviation of the outputs of kernels of that precision, since each rounds its operands once
+    scatter: Callable[[Case, Inputs], tuple[torch.Tensor, ...]] | None = None
     # what a user would pick instead: name -> prepare(inputs) -> run(), or None where it is no choice
     baselines: Mapping[str, Callable[[Inputs], Callable[[], Any] | None]] = field(default_factory=dict)
 

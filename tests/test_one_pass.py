@@ -39,7 +39,7 @@ def indexed(launch):
 
 
 def join(
-    part_o, part_m, part_l, ancestors, gate, _s_t, _s_h, out, _H, _parts, *, D, BT, BD, BP, GATED, ROTATED, num_warps
+    part_o, part_m, part_l, ancestors, gate, _s_t, _s_h, out, _H, _parts, *, D, BT, BD, BP, GATED, ROTATED, **_how
 ):  # fmt: skip
     """`_join` in torch: the interpreter takes seconds for it."""
     weights = part_l * torch.exp2(part_m - part_m.max(0).values)

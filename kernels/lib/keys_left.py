@@ -13,6 +13,7 @@ then nothing is rescaled and no column is reduced over the lanes of a program.
 import triton
 import triton.language as tl
 
+from .early import wait
 from .fwht import rotate
 from .operands import key_order, keys, load_keys, load_values, value_rows, values
 from .share import mask, mean, seen, share
@@ -136,7 +137,10 @@ def keys_left(
     TYPE_V: tl.constexpr,
     STAGES: tl.constexpr,
     ASM: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        wait()
     # a rotation is of 128; and of many queries' sums and keys at once, registers hold but half
     HALVES: tl.constexpr = FORMAT_K == "tq3_0" or (BM > 32 and (FORMAT_K == "q8_0" or FORMAT_K == "q4_0"))
     i_split, i_kv, rows = tl.program_id(1), tl.program_id(2).to(tl.int64), T * G

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .cache_rows import columns, load_rows
+from .early import wait
 from .fwht import rotate
 from .share import ABOVE, mask, mean, passed, seen, share, top
 from .softmax import LOWEST, attend
@@ -59,7 +60,10 @@ def rows_left(
     TYPE_V: tl.constexpr,
     STAGES: tl.constexpr,
     RISING: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        wait()
     i_split, i_kv, rows = tl.program_id(1), tl.program_id(2).to(tl.int64), T * G
     o_m, o_s = tl.program_id(0) * BM + tl.arange(0, BM), tl.arange(0, BS)
     i_t, i_h, m_m = o_m // G, i_kv * G + o_m % G, o_m < rows

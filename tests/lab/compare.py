@@ -3,7 +3,8 @@ precision.
 
     bound = factor * max|torch - f64|  +  ulps * eps(compute) * (|f64| + rms)  +  eps(out) * |f64|
 
-and the same in the root mean square, which sees a small error everywhere that no single element shows.
+and the same in the root mean square, which sees a small error everywhere that no single element shows. Where the SPEC
+says how far the rounding of operands scatters an output, both bounds are at least `SIGMAS` standard deviations of that.
 NaN, +inf and -inf are sets: an element belongs to the same one in all three or the output is wrong.
 """
 
@@ -12,6 +13,9 @@ from dataclasses import dataclass
 import torch
 
 from ..reference.spec import Bitwise, Calibrated, Tolerance
+
+# one of 1.7 million normal numbers lies farther out
+SIGMAS = 5.0
 
 
 @dataclass(frozen=True)
@@ -28,8 +32,16 @@ class Worst:
         return f"{self.reason} at {self.where}: got {self.got!r}, want {self.want!r}"
 
 
-def compare(name: str, got: torch.Tensor, native: torch.Tensor, exact: torch.Tensor, rule: Tolerance) -> Worst | None:
-    """None if `got` is right. `native` is the reference at the op's own precision, `exact` the one in f64."""
+def compare(
+    name: str,
+    got: torch.Tensor,
+    native: torch.Tensor,
+    exact: torch.Tensor,
+    rule: Tolerance,
+    scatter: torch.Tensor | None = None,
+) -> Worst | None:
+    """None if `got` is right. `native` is the reference at the op's own precision, `exact` the one in f64, `scatter`
+    the standard deviation that rounding operands makes."""
     if got.shape != native.shape or got.dtype != native.dtype:
         reason = f"shape or dtype: got {tuple(got.shape)} {got.dtype}, want {tuple(native.shape)} {native.dtype}"
         return Worst(name, float("nan"), float("nan"), float("inf"), reason)
@@ -43,11 +55,18 @@ def compare(name: str, got: torch.Tensor, native: torch.Tensor, exact: torch.Ten
         return _worst(
             name, got, native64, odd.double(), "NaN or infinity where the reference has none, or none where it has"
         )
-    return _bounded(name, got, native64, exact, rule, torch.finfo(native.dtype).eps)
+    spread = torch.zeros_like(exact) if scatter is None else scatter.detach().double().to(got.device)
+    return _bounded(name, got, native64, exact, spread, rule, torch.finfo(native.dtype).eps)
 
 
 def _bounded(
-    name: str, got: torch.Tensor, native: torch.Tensor, exact: torch.Tensor, rule: Calibrated, eps_out: float
+    name: str,
+    got: torch.Tensor,
+    native: torch.Tensor,
+    exact: torch.Tensor,
+    spread: torch.Tensor,
+    rule: Calibrated,
+    eps_out: float,
 ) -> Worst | None:
     finite = torch.isfinite(got) & torch.isfinite(exact) & torch.isfinite(native)
     if not finite.any():
@@ -57,11 +76,12 @@ def _bounded(
     size = exact.where(finite, zero).abs()
     rms = _rms(size, finite)
     slack = rule.ulps * torch.finfo(rule.compute).eps
-    bound = rule.factor * base.max() + slack * (size + rms) + eps_out * size
+    granted = SIGMAS * spread.where(finite & torch.isfinite(spread), zero)
+    bound = torch.maximum(rule.factor * base.max() + slack * (size + rms) + eps_out * size, granted)
     ratio = torch.where(error > 0, error / bound.clamp_min(1e-300), zero)
     if ratio.max() > 1:
         return _worst(name, got, exact, ratio, "element outside its bound")
-    rms_bound = rule.factor * _rms(base, finite) + slack * rms
+    rms_bound = torch.maximum(rule.factor * _rms(base, finite) + slack * rms, _rms(granted, finite))
     if (rms_ratio := float(_rms(error, finite) / rms_bound.clamp_min(1e-300))) > 1:
         found = _worst(
             name,

@@ -77,6 +77,20 @@ for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Value, f"__{_name}__", _forward(getattr(operator, _name)))
 
 
+class Layout:
+    """Of a layout, how many dimensions it is of."""
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+
+
+class PointerType:
+    """A pointer to numbers of a kind."""
+
+    def __init__(self, kind: type) -> None:
+        self.kind = kind
+
+
 class Pointer:
     """Addresses in a tensor's memory."""
 
@@ -90,18 +104,24 @@ class Pointer:
     def __getitem__(self, at: Any) -> "Pointer":
         return Pointer(self.memory, self.at[at])
 
-    def to(self, kind: type) -> "Pointer":
-        size, before = np.dtype(kind).itemsize, self.memory.itemsize
+    def to(self, kind: Any) -> Any:
+        before = self.memory.itemsize
+        if not isinstance(kind, PointerType):
+            return Value((self.at * before).astype(kind))
+        kind, size = kind.kind, np.dtype(kind.kind).itemsize
         if (self.at * before % size).any():
             raise ValueError(f"a pointer to {size} bytes begins at a multiple of them")
         whole = self.memory[: len(self.memory) * before // size * size // before]
         return Pointer(whole.view(kind), self.at * before // size)
 
-    def read(self, mask: Any = None, other: Any = 0) -> np.ndarray:
+    def read(self, mask: Any = None, other: Any = None) -> np.ndarray:
+        """Where nothing is read and nothing said, what lay there before."""
         m = np.broadcast_to(True if mask is None else _of(mask), self.at.shape)
         if not ((self.at[m] >= 0) & (self.at[m] < len(self.memory))).all():
             raise IndexError(f"a read outside the tensor: {self.at[m].min()} to {self.at[m].max()}")
-        return np.where(m, self.memory[np.where(m, self.at, 0)], np.asarray(other, self.memory.dtype))
+        kind = self.memory.dtype
+        left = _poison(kind, self.at.shape) if other is None else np.asarray(other, kind)
+        return np.where(m, self.memory[np.where(m, self.at, 0)], left)
 
     def write(self, value: Any, mask: Any = None) -> None:
         m = np.broadcast_to(True if mask is None else _of(mask), self.at.shape)
@@ -234,10 +254,15 @@ class Machine:
         )
         # of a number and none, the number
         each |= {"minimum": _elementwise(np.fmin), "maximum": _elementwise(np.fmax)}
-        layouts = (
-            "BlockedLayout", "SliceLayout", "DotOperandLayout", "NVMMASharedLayout", "NVMMADistributedLayout",
-            "SwizzledSharedLayout",
-        )  # fmt: skip
+        layouts = {
+            "BlockedLayout": lambda size, *_: Layout(len(size)),
+            "SliceLayout": lambda _, parent: Layout(parent.rank - 1) if parent else None,
+            "DotOperandLayout": lambda _, parent, _width: parent,
+            "DistributedLinearLayout": lambda reg_bases, lane_bases, warp_bases, block_bases, shape: Layout(len(shape)),
+            "NVMMADistributedLayout": lambda _, warps, *_shape: Layout(len(warps)),
+            "NVMMASharedLayout": _nothing,
+            "SwizzledSharedLayout": _nothing,
+        }
         return types.SimpleNamespace(
             **_KINDS,
             **each,
@@ -252,7 +277,7 @@ class Machine:
             max=lambda v, axis: Value(np.fmax.reduce(v.a, axis)),
             broadcast=lambda v, w: tuple(map(Value, np.broadcast_arrays(v.a, w.a))),
             num_warps=lambda: 4,
-            pointer_type=lambda kind: kind,
+            pointer_type=PointerType,
             warp_specialize=self.side_by_side,
             reshape=lambda v, shape: Value(v.a.reshape(shape)),
             permute=lambda v, order: Value(v.a.transpose(order)),
@@ -261,11 +286,11 @@ class Machine:
             expand_dims=lambda v, axis: Value(np.expand_dims(v.a, axis)),
             convert_layout=lambda v, layout, assert_trivial=False: v,
             inline_asm_elementwise=_ptx,
-            allocate_shared_memory=lambda kind, shape, layout: Shared(_poison(kind, shape)),
-            load=lambda p, mask=None, other=0, cache_modifier="": Value(p.read(mask, other)),
+            allocate_shared_memory=_shared,
+            load=lambda p, mask=None, other=None, cache_modifier="", volatile=False: Value(p.read(mask, other)),
             store=lambda p, value, mask=None: p.write(value, mask),
             atomic_add=self.atomic_add,
-            **dict.fromkeys(layouts, _nothing),
+            **layouts,
         )
 
     def atomic_add(self, p: Pointer, value: Any, sem: str, mask: Any = None) -> Value:
@@ -284,7 +309,7 @@ class Machine:
         size = to.a.itemsize
 
         def arrive() -> None:
-            to.a[...] = p.read(mask)
+            to.a[...] = p.read(mask, 0)
 
         if not (p.at.reshape(-1)[:1] * size % 4 == 0).all():
             raise ValueError("an asynchronous copy begins at a multiple of four bytes")
@@ -385,10 +410,17 @@ def _poison(kind: Any, shape: Any) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 255, size, dtype=np.uint8).view(kind).reshape(shape)
 
 
+def _shared(kind: Any, shape: Any, _layout: Any, value: Value | None = None) -> Shared:
+    held = Shared(_poison(kind, shape))
+    if value is not None:
+        held.store(value)
+    return held
+
+
 def _ptx(text: Any, constraints: str, args: list[Value], dtype: Any, is_pure: bool, pack: int) -> Any:
     kinds = dtype if isinstance(dtype, tuple) else (dtype,)
-    words = [np.int32(v) if isinstance(v, int) else v.a for v in args]
-    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), words, kinds, pack)))
+    given = [np.int32(v) if isinstance(v, int) else np.asarray(_of(v)) for v in args]
+    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), given, kinds, pack)))
     return made if isinstance(dtype, tuple) else made[0]
 
 
@@ -440,10 +472,8 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
             return done[id(space)]
         mine: dict[str, Any] = done.setdefault(id(space), {"__builtins__": __builtins__})
         for name, v in space.items():
-            if isinstance(v, GluonJITFunction):
+            if isinstance(v, GluonJITFunction) or type(v).__name__ == "ConstexprFunction":
                 mine[name] = types.FunctionType(v.fn.__code__, world(v.fn.__globals__), name, v.fn.__defaults__)
-            elif type(v).__name__ == "ConstexprFunction":
-                mine[name] = _nothing
             elif isinstance(v, constexpr):
                 mine[name] = v.value
         hopper = {
@@ -459,7 +489,10 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
             ),
         }
         mine |= hopper | {
+            "mma_v2": lambda a, b, acc: Value(acc.a + a.a.astype(np.float32) @ b.a.astype(np.float32)),
             "gl": machine.language(),
+            # its numbers are of 32 bits, as a program's are
+            "range": lambda *ends: [Value(np.int32(i)) for i in range(*map(int, ends))],
             "tl": types.SimpleNamespace(
                 extra=types.SimpleNamespace(
                     cuda=types.SimpleNamespace(gdc_wait=_nothing, gdc_launch_dependents=_nothing)

@@ -101,6 +101,16 @@ class Run:
     watch: interpreter.Watch | None
 
 
+@dataclass(frozen=True)
+class Expected:
+    """The reference's outputs at the op's own precision and in f64, and how far the rounding of operands scatters them,
+    where the SPEC says."""
+
+    native: dict[str, torch.Tensor]
+    exact: dict[str, torch.Tensor]
+    scatter: dict[str, torch.Tensor]
+
+
 @dataclass
 class Trial:
     """One op, one case, one seed: expected values once, then each oracle."""
@@ -121,16 +131,17 @@ class Trial:
     # -- runs ----------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def expected(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    def expected(self) -> Expected:
         """What the trial's own inputs should give; one trial may judge many configs of a kernel."""
         return self._expected(self.inputs)
 
-    def _expected(self, inputs: Inputs) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        """The reference at the op's own precision, and in f64."""
+    def _expected(self, inputs: Inputs) -> Expected:
         function = self.reference or self.op.function("reference")
         native_in, exact_in = self._placed(inputs), self._placed(raised(inputs))
         native = named(self.spec, native_in, function(**native_in))
-        return native, named(self.spec, exact_in, function(**exact_in))
+        scatter = self.spec.scatter(self.case, exact_in) if self.spec.scatter else ()
+        exact = named(self.spec, exact_in, function(**exact_in))
+        return Expected(native, exact, dict(zip(self.spec.outputs, scatter, strict=False)))
 
     def _placed(self, inputs: Inputs) -> Inputs:
         return map_tensors(inputs, lambda t: t.to(self.device, copy=True))
@@ -155,14 +166,14 @@ class Trial:
         # the subject may be another than it was
         self.__dict__.pop("_again", None)
         try:
-            native, exact = self.expected
+            expected = self.expected
             first = self._run(self.inputs, races="race" not in self.off)
         except Exception as error:  # an implementation under test may raise anything: it is a verdict
             return [self._verdict(name, "error", f"{type(error).__name__}: {error}") for name in chosen[:1]]
         found = []
         for name in chosen:
             try:
-                detail = self._judge(name, first, native, exact)
+                detail = self._judge(name, first, expected)
             except Exception as error:
                 found.append(self._verdict(name, "error", f"{type(error).__name__}: {error}"))
                 continue
@@ -170,17 +181,15 @@ class Trial:
             found.append(self._verdict(name, "skip" if skipped else "fail" if detail else "pass", detail or ""))
         return found
 
-    def _judge(
-        self, name: str, first: Run, native: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]
-    ) -> str | None:
+    def _judge(self, name: str, first: Run, expected: Expected) -> str | None:
         """What the oracle objects to, in a sentence, or None."""
         match name:
             case "numeric":
-                return _text(self._worst(first.outputs, native, exact))
+                return _text(self._worst(first.outputs, expected))
             case "nonfinite":
                 return self._nonfinite()
             case "poison":
-                return self._poison(first.outputs, native)
+                return self._poison(first.outputs, expected.native)
             case "redzone":
                 return next((text for text in (zone.damage() for zone in first.zones) if text), None)
             case "unchanged":
@@ -201,11 +210,12 @@ class Trial:
             found = next(iter(mismatches), None)
         return f"at {found.where}: got {found.got!r}, want {found.want!r}" if found else None
 
-    def _worst(
-        self, outputs: dict[str, torch.Tensor], native: dict[str, torch.Tensor], exact: dict[str, torch.Tensor]
-    ) -> Worst | None:
+    def _worst(self, outputs: dict[str, torch.Tensor], expected: Expected) -> Worst | None:
         rules = self.spec.tolerances(self.case)
-        found = [compare(name, outputs[name], native[name], exact[name], rules[name]) for name in native]
+        found = [
+            compare(name, outputs[name], native, expected.exact[name], rules[name], expected.scatter.get(name))
+            for name, native in expected.native.items()
+        ]
         return max((worst for worst in found if worst), key=lambda worst: worst.ratio, default=None)
 
     def _nonfinite(self) -> str | None:
@@ -219,8 +229,7 @@ class Trial:
                     continue
                 at = torch.tensor((self.seed + 7919 * number + 104729 * shift) % count)
                 planted[target][torch.unravel_index(at, planted[target].shape)] = value
-                native, exact = self._expected(planted)
-                if worst := self._worst(self._run(planted).outputs, native, exact):
+                if worst := self._worst(self._run(planted).outputs, self._expected(planted)):
                     return f"{value} planted in {target}: {worst}"
         return None
 

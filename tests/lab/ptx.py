@@ -17,10 +17,13 @@ def run(text: str, given: Sequence[np.ndarray], kinds: Sequence[Any], pack: int)
     words = [word for a in given for word in _words(np.ascontiguousarray(np.broadcast_to(a, shape)), pack)]
     counts = [max(1, pack * np.dtype(kind).itemsize // 4) for kind in kinds]
     registers: dict[str, Any] = {f"${sum(counts) + i}": word for i, word in enumerate(words)}
+    registers["%tid.x"] = np.uint32(0)
     if "%laneid" in text:
         registers["%laneid"] = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
     for line in text.strip(" {}\n").split(";"):
-        if (instruction := line.strip(" {\n")) and not instruction.startswith("."):
+        instruction = line.strip(" {\n")
+        # an L2 has no bearing on numbers
+        if instruction and not instruction.startswith(".") and "prefetch.L2" not in instruction:
             _execute(instruction, registers)
     made, at = [], 0
     for kind, count in zip(kinds, counts, strict=True):
@@ -52,6 +55,14 @@ def _halves(w: Any) -> np.ndarray:
 def _word(halves: np.ndarray) -> np.ndarray:
     bits = halves.astype(np.float16).view(np.uint16).astype(np.uint32)
     return bits[..., 0] | bits[..., 1] << 16
+
+
+def _transposed(w: np.ndarray) -> np.ndarray:
+    """movmatrix: of every 8 x 8 halves, rows in the place of columns."""
+    a = np.stack([w & 0xFFFF, w >> 16], -1).astype(np.uint16).reshape(*w.shape[:-1], -1)
+    tiles = a.reshape(*a.shape[:-2], a.shape[-2] // 8, 8, a.shape[-1] // 8, 8)
+    turned = np.ascontiguousarray(tiles.swapaxes(-3, -1)).reshape(a.shape)
+    return turned.view(np.uint32)
 
 
 def _permuted(a: np.ndarray, b: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -96,10 +107,16 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = y[0] >> np.uint32(y[1])
         case "shl.b32":
             result = y[0] << np.uint32(y[1])
+        case "movmatrix.sync.aligned.m8n8.trans.b16":
+            result = _transposed(y[0])
+        case "add.u32":
+            result = y[0] + y[1]
         case "prmt.b32":
             result = _permuted(*y)
         case "setp.ne.u32":
             result = y[0] != y[1]
+        case "setp.eq.u32":
+            result = y[0] == y[1]
         case "selp.b32":
             result = np.where(y[2], y[0], y[1])
         case "shfl.sync.bfly.b32":
