@@ -39,7 +39,8 @@ from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 @dataclass(frozen=True)
 class Config:
     # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
-    # 144 is one pass: K and V quantised, no more than 64 nodes; "own" are warps with rows of their own, of 8 or 16 queries
+    # 144 is one pass: K and V quantised, no more than 64 nodes. "own" are warps with rows of their own, of 8 or 16
+    # queries
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
