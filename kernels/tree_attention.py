@@ -155,8 +155,8 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
     keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}
     # rows are unpacked again for every 16 queries
     one = len(formats) == 1 and _suits_one_pass(q, q.shape[0], D, format_k, format_v)
-    few = rows <= 16 or (short and rows < (96 if one else QUERIES)) or (rows <= 32 and "tq3_0" in formats)
-    if few and _suits_own(q, D, format_k, format_v):
+    own = rows <= 16 or (short and rows < (96 if one else QUERIES)) or (rows <= 32 and "tq3_0" in formats)
+    if own and _suits_own(q, D, format_k, format_v):
         return _own(rows, S, formats)
     programs = 132 if short else 264
     plain = D == 256 and formats == {"f16"}

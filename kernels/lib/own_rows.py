@@ -164,10 +164,10 @@ def _queries(held, q, s_q_t, s_q_h, first, i_kv, rows, G: gl.constexpr, W: gl.co
         b_x = gl.reshape(gl.permute(b_x, (0, 2, 1, 3)), (N, 4, 2, 2, 16))
         b_x = gl.reshape(gl.permute(b_x, (2, 4, 1, 3, 0)), (2, 128, N))
     else:
-        B: gl.constexpr = _query_lanes(W, N)
-        o_m = first + along(N, 0, B)
+        C: gl.constexpr = _query_lanes(W, N)
+        o_m = first + along(N, 0, C)
         p_q, m = q + (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h, o_m < rows
-        p_q += along(4, 1, B) * 32 + along(32, 2, B)
+        p_q += along(4, 1, C) * 32 + along(32, 2, C)
         a, b = gl.load(p_q, mask=m, other=0.0), gl.load(p_q + 128, mask=m, other=0.0)
         b_x = gl.permute(gl.join(in_columns(a, N, FORMAT), in_columns(b, N, FORMAT)), (2, 0, 1))
     _put(held, b_x, N)
