@@ -110,6 +110,9 @@ def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int
     """A tile of queries, one or two of the cache, and what is loaded ahead: of a plain cache whole tiles."""
     D, size = case["D"], 4 if case["dtype"] == "f32" else 2
     BM = min(config["BLOCK_M"], _up(rows, 16))
+    if config.get("left") == "own":
+        # the warps' sums, and their maxima and weights
+        return 4 * (D + 2) * BM * config["num_warps"]
     BS = max(16, config["BLOCK_S"] // 2) if case["dtype"] == "f32" else config["BLOCK_S"]
     formats = (case["format_k"], case["format_v"])
     query, tile, weights, matrix = size * D * BM, size * D * BS, size * BM * BS, size * _MATRIX * ("tq3_0" in formats)

@@ -1,14 +1,14 @@
-"""Knobs of tree_attention: what stands on the left of the products, rows of the cache and of queries in a tile (144 are
-those of one pass), and how many programs share the cache."""
+"""Knobs of tree_attention: what stands on the left of the products, or that every warp walks rows of its own; rows of
+the cache and of queries in a tile (144 are those of one pass), and how many programs share the cache."""
 
 from typing import Any
 
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "left": ("queries", "keys"),
+    "left": ("queries", "keys", "own"),
     "BLOCK_S": (32, 64),
-    "BLOCK_M": (16, 32, 64, 144),
+    "BLOCK_M": (8, 16, 32, 64, 144),
     "programs": (132, 264),
     "least_tiles": (1, 2),
     "num_warps": (4, 8),
@@ -23,6 +23,10 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     rows = case["T"] * (case["H"] // case["Hkv"])
     if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
         return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
+    if config["left"] == "own":
+        return own(config, case, gpu)
+    if config["BLOCK_M"] == 8:
+        return "eight queries at a time are for warps that walk rows of their own"
     if config["BLOCK_M"] == 144:
         return whole(config, case, gpu)
     if config["left"] == "keys":
@@ -34,6 +38,23 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     if not config["rising"] and (config["BLOCK_M"] < 64 or case["dtype"] == "f32"):
         return "a maximum that does not rise is for tiles of 64 queries and more, of 16 bits"
     return fits(config, case, gpu)
+
+
+def own(config: dict[str, Any], case: Case, gpu: str) -> str | None:
+    """A sentence where warps cannot walk rows of their own, else None."""
+    if not gpu.startswith("sm90"):
+        return f"warps with rows of their own have been tried on sm90 alone, not on {gpu}"
+    if (
+        not {case["format_k"], case["format_v"]} <= {"q8_0", "q4_0", "tq3_0"}
+        or case["dtype"] == "f32"
+        or case["D"] != 256
+    ):
+        return "warps with rows of their own want caches of codes, 16-bit queries and a head of 256"
+    if config["BLOCK_M"] > 16:
+        return "a warp's registers hold the sums of 16 queries"
+    if (config["BLOCK_S"], config["num_stages"], config["rising"], config["least_tiles"]) != (64, 1, True, 1):
+        return "of rows of its own, a warp takes 16 at a time, in shares of any length"
+    return None
 
 
 def whole(config: dict[str, Any], case: Case, gpu: str) -> str | None:

@@ -1,20 +1,20 @@
 """o = softmax(q k^T / sqrt(D)) v over a cache in any format: all rows before `start`, a tree's own rows by ancestry.
 
     cache of one KV head   | rows lo .. start-1, whole tiles of BS: seen by all | the rest | start .. start+T-1 |
-    programs               |  split 0  |  split 1  |  ..  |  split NS-1  |          split NS, under the mask
+    programs               |  split 0  |  split 1  |  ..  |  split NS-1  |  split NS (own: NS-1), under the mask
 
     a program's queries    BM rows i G + g: query i, head g of the G heads that share a KV head
 
-A row of the cache is read and unpacked once for BM queries. Three kernels share the work: `lib/rows_left.py` with
+A row of the cache is read and unpacked once for BM queries. Four kernels share the work: `lib/rows_left.py` with
 queries on the left of the products, for plain caches and f32; `lib/keys_left.py` with keys on the left, where a row of
-codes is unpacked in the registers that multiply it; `lib/one_pass.py`, for sm90 alone, with 144 queries at once. What a
-share says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns), joins the shares, undoes the
-rotation of V and applies the gate. `start` is read on the device: the splits share what is there, and one without rows
-writes l = 0.
+codes is unpacked in the registers that multiply it; for sm90 alone `lib/own_rows.py`, whose warps wait for nobody, with
+8 or 16 queries, and `lib/one_pass.py` with 144. What a share says (m, l, acc / l) goes to memory; a last launch, a
+program for (t, h, columns), joins the shares, undoes the rotation of V and applies the gate. `start` is read on the
+device: the splits share what is there, and one without rows writes l = 0.
 
 Memory-bound for one query: 123 us for f16, 34.5 us for q4_0 at 131072 rows of 4 x 256 (H200); from some twenty on the
-tensor cores bind. At 4096 rows two launches decide. Products are of f16 (bf16 on a bf16 cache, f32 for f32 queries) and
-summed in f32. An infinite or NaN value in V's tree rows spoils all queries of a tile that holds it.
+tensor cores bind. At 4096 rows the latency of two launches decides. Products are of f16 (bf16 on a bf16 cache, f32 for
+f32 queries) and summed in f32. An infinite or NaN value in V's tree rows spoils all queries of a tile that holds it.
 """
 
 from dataclasses import dataclass
@@ -39,7 +39,7 @@ from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 @dataclass(frozen=True)
 class Config:
     # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
-    # 144 is one pass, and the cache may be f16
+    # 144 is one pass, and the cache may be f16; "own" are warps with rows of their own, of 8 or 16 queries
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
@@ -53,7 +53,7 @@ class Config:
     # shares that are joined at a time, and by how many warps
     parts: int = 32
     join_warps: int = 1
-    # of "own": the join starts under the shares, and the next launch under the join
+    # the join starts under the shares, and the next launch under the join; not of one pass
     early: bool = True
 
 
@@ -135,6 +135,15 @@ def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: st
     return suits and compiled_for(q.device) == "sm90"
 
 
+def _own(rows: int, S: int, formats: set[str]) -> Config:
+    """Warps with rows of their own: four to a multiprocessor where a share is a tile or two, eight from there on."""
+    BM, parts, join_warps = 8 if rows <= 8 else 16, 64 if rows <= 16 else 8, 2 if rows <= 16 else 1
+    warps = 4 if rows <= 16 and S <= 8192 else 8
+    if warps == 8 and "q8_0" in formats:
+        return Config("own", 64, BM, 264, 1, 4, parts=parts, join_warps=join_warps)
+    return Config("own", 64, BM, 132, 1, warps, parts=parts, join_warps=join_warps)
+
+
 def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v: str) -> Config:
     """By shape where a tensor core takes 64 keys at least; the interpreter follows that too, with longer shares."""
     here = compiled_for(q.device)
@@ -145,6 +154,10 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
     short, quantised = S <= 16384, bool(formats & set(QUANTISED))
     # tq3_0 with keys on the left has not been right on a GPU yet
     keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}
+    # rows are unpacked again for every 16 queries
+    own = rows <= 16 or (short and rows <= QUERIES) or (rows <= 64 and "tq3_0" in formats)
+    if own and _suits_own(q, D, format_k, format_v):
+        return _own(rows, S, formats)
     programs = 132 if short else 264
     plain = D == 256 and formats == {"f16"}
     if rows <= 16:

@@ -1,5 +1,5 @@
-"""Laws of rows that each warp walks alone (kernels/lib/own_rows.py). Only sm90 runs it: elsewhere `lab/gluon.py` does,
-from its text."""
+"""Laws of rows that each warp walks alone (kernels/lib/own_rows.py, lane_rows.py). Only sm90 runs them: elsewhere
+`lab/gluon.py` does, from their text."""
 
 import importlib
 import linecache
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from draftwood.kernels.lib import own_rows
+from draftwood.kernels.lib import lane_rows, own_rows
 from draftwood.kernels.tree_attention import Config
 from draftwood.lab import gluon
 from draftwood.lab.oracles import Subject, Trial
@@ -24,7 +24,7 @@ FORMATS = ("q4_0", "q8_0", "tq3_0")
 BASE = SPEC.cases["edge"][0].but(
     T=1, H=6, Hkv=1, D=256, context=300, spare=3, window=0, tree="chain", scores="normal", dtype="bf16", gate=False
 )
-SOURCE = Path(str(own_rows.__file__)).read_text()
+SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in (("own", own_rows), ("lane", lane_rows))}
 
 
 def of(format, **values):
@@ -104,7 +104,7 @@ def test_what_is_no_number_stays_in_its_query(format, monkeypatch):
 
 def test_f16_holds_the_larger_codebook_ten_times_as_well():
     codes = torch.tensor(TQ3_CODES).double()
-    plain, larger = (((codes * by).half().double() / by / codes - 1).abs().max() for by in (1.0, own_rows.LARGER))
+    plain, larger = (((codes * by).half().double() / by / codes - 1).abs().max() for by in (1.0, lane_rows.LARGER))
     assert larger < plain / 10
 
 
@@ -118,16 +118,16 @@ BUGS = {
     # the walk
     "a share leaves out its last tile": ("(i_split + 1) * tiles // splits", "((i_split + 1) * tiles - 1) // splits"),
     "the window begins a row late": ("gl.maximum(end - window, 0)", "gl.maximum(end - window + 1, 0)"),
-    "the next keys are this tile's": ("p_k, at + ROWS, stop, s_k_s, RK, 1", "p_k, at, stop, s_k_s, RK, 1"),
+    "the next keys are this tile's": ("p_k, at + ROWS, stop, s_k_s, 1", "p_k, at, stop, s_k_s, 1"),
     "the next values are those after": ("p_v, at + ROWS, stop", "p_v, at + 2 * ROWS, stop"),
     "a row behind the tree is read": ("gl.minimum(low + (i_split", "gl.maximum(low + (i_split"),
-    "all warps walk the first one's rows": ("o_row = row + _along(W, 0, L) * 16", "o_row = row + _along(W, 0, L) * 0"),
+    "all warps walk the first one's rows": ("o_row = row + along(W, 0, L) * 16", "o_row = row + along(W, 0, L) * 0"),
     # what is seen
     "a padded slot is read": ("(o_row < end) | (b_a != 0)", "(o_row < end) | (b_a == b_a)"),
     "the tail is not masked": ("if at + ROWS > end:", "if at > end:"),
     "a node sees its descendants": ("ancestors + o_m // G * T + o_j", "ancestors + o_j * T + o_m // G"),
     # what is where
-    "keys' halves change places": ("block = HALF * FAR", "block = (1 - HALF) * FAR"),
+    "keys' halves change places": ("block = HALF * _blocks", "block = (1 - HALF) * _blocks"),
     "lanes have each other's blocks": ("return (1, 2) if FORMAT", "return (4, 1) if FORMAT"),
     "q4_0's nibbles change places": ("(3, 5, 2, 1, 4, 0)", "(3, 2, 5, 1, 4, 0)"),
     "p is not turned": ("movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;", "mov.b32 $0, $1;"),
@@ -139,6 +139,9 @@ BUGS = {
     "sums are not lowered to the new maximum": ("b_o * gl.expand_dims(b_old, 1))", "b_o)"),
     "weights are not lowered to the new maximum": ("b_l * gl.expand_dims(b_old, 1) + b_p", "b_l + b_p"),
     "a warp's maximum is all warps'": ("b_w = gl.exp2(b_m - gl.expand_dims(b_top, 0))", "b_w = gl.exp2(b_m - b_m)"),
+    "the warps' weights are their maxima": ("held.index(1).load(M)", "held.index(0).load(M)"),
+    "pieces of the sums change places": ("(0, 2, 5, 3, 1, 4, 6)), (W, 256, N)", "(0, 2, 3, 5, 1, 4, 6)), (W, 256, N)"),
+    "means are sums": ('(SMALLER if FORMAT_V == "tq3_0" else 1.0) / b_sum, b_sum)', "1.0, b_sum)"),
     "no piece of a group is turned round": ("gl.where(odd % 2 == 1, -1.0, 1.0)", "1.0"),
     "the upper half of a group is not turned round": ("(o_l & (i // W))", "(o_l & 0)"),
     "butterflies leave one out": ("for i in gl.static_range(STEPS)", "for i in gl.static_range(1, STEPS)"),
@@ -151,16 +154,17 @@ DRAWN = (
 
 
 def broken(monkeypatch, old, new):
-    """The kernel with a bug."""
-    assert old in SOURCE, f"the text that this changes is gone: {old}"
-    made = types.ModuleType("draftwood.kernels.lib.own_rows_broken")
-    made.__package__, made.__file__ = "draftwood.kernels.lib", f"{made.__name__}.py"
-    monkeypatch.setitem(sys.modules, made.__name__, made)
-    text = SOURCE.replace(old, new)
-    # Triton asks for the lines of what it decorates
-    lines = text.splitlines(keepends=True)
-    monkeypatch.setitem(linecache.cache, made.__file__, (len(text), None, lines, made.__file__))
-    exec(compile(text, made.__file__, "exec"), made.__dict__)
+    """The kernel with a bug, in whichever of its two files has the text."""
+    assert any(old in text for text in SOURCES.values()), f"the text that this changes is gone: {old}"
+    for name in ("lane", "own"):
+        made = types.ModuleType(f"draftwood.kernels.lib.{name}_rows_broken")
+        made.__package__, made.__file__ = "draftwood.kernels.lib", f"{made.__name__}.py"
+        monkeypatch.setitem(sys.modules, made.__name__, made)
+        text = SOURCES[name].replace(old, new).replace("from .lane_rows import", "from .lane_rows_broken import")
+        # Triton asks for the lines of what it decorates
+        lines = text.splitlines(keepends=True)
+        monkeypatch.setitem(linecache.cache, made.__file__, (len(text), None, lines, made.__file__))
+        exec(compile(text, made.__file__, "exec"), made.__dict__)
     return made.own_rows
 
 

@@ -1,167 +1,51 @@
 """A share of tree_attention in which every warp walks rows of its own and waits for no other until the end.
 
     a warp's tile    S^T = K q^T [16 rows, N]   p = 2^(S - m)   O^T += V^T p [256, N]        N = 8 or 16 queries
-    a lane (g, q)    of K rows g, g + 8, a quarter of each;  of V rows 2q, 2q + 1, 2q + 8, 2q + 9, an eighth of each
 
 Products are m16n8k16, one warp's each: they are batched, a warp a batch. Rows of the cache go from memory to the lanes
-that multiply them, codes are unpacked there, and p becomes an operand by one movmatrix: no shared memory and no barrier
-in the loop. The tile that comes next is under way in registers. The order of K's columns and of V's channels is that in
-which codes fall apart; queries are loaded in the one and sums stored by the other.
+that multiply them, codes are unpacked there (lane_rows.py), and p becomes an operand by one movmatrix: the walk has no
+barrier, and of shared memory nothing but the queries. The tile that comes next is under way in registers.
 
-Unpacking binds, not products: of 16 rows about 450 instructions (q4_0), 600 (tq3_0), for 32 or 64 products. At the end
-the warps' sums meet in shared memory. The last tiles, of rows that not all queries see, are a share's like others.
+Instructions bind: a tile of q4_0 takes 800 with 8 queries and 980 with 16, one of tq3_0 970 and 1,290. At the end the
+warps' sums meet in shared memory. The last tiles, of rows that not all queries see, are a share's like others.
 """
 
-import torch
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 from ...reference.hadamard import SCALE
-from ...reference.quantisers import TQ3_CODES
 from .fwht import S1_HIGH, S1_LOW, S2_HIGH, S2_LOW
+from .lane_rows import (
+    CODEBOOK,
+    SMALLER,
+    ahead,
+    along,
+    bits,
+    channels,
+    in_columns,
+    keys,
+    read,
+    value_lanes,
+    values,
+    words,
+)
 from .newer import barrier
-from .operands import Q4_0, Q8_0
 
 LOWEST = gl.constexpr(-3.0e38)
 NORM = gl.constexpr(SCALE)
 _LOW_1, _HIGH_1 = gl.constexpr(S1_LOW.value), gl.constexpr(S1_HIGH.value)
 _LOW_2, _HIGH_2 = gl.constexpr(S2_LOW.value), gl.constexpr(S2_HIGH.value)
-# the codebook is taken so much larger that f16 holds it to 2^-15.6, and not 2^-11.8; whoever sums it takes that back
-LARGER = 1.9652735
-SMALLER = gl.constexpr(1 / LARGER)
-_BITS = [int(x) & 0xFFFF for x in (torch.tensor(TQ3_CODES).double() * LARGER).half().view(torch.int16)]
-
-
-def _bytes(shift: int, first: int) -> str:
-    """Bytes of the f16 of codes first .. first + 3 as one word."""
-    return hex(sum((_BITS[first + i] >> shift & 255) << 8 * i for i in range(4)))
-
-
-# the codebook's low bytes of codes 0..3 and 4..7, and its high bytes; an addend that is 0 keeps them in registers
-CODEBOOK = gl.constexpr(
-    f"""
-{{
-.reg .b32 z;
-shr.u32 z, $4, 31;
-add.u32 $0, z, {_bytes(0, 0)};
-add.u32 $1, z, {_bytes(0, 4)};
-add.u32 $2, z, {_bytes(8, 0)};
-add.u32 $3, z, {_bytes(8, 4)};
-}}
-"""
-)
-# $0..$15: the codebook's f16 of sixteen codes, those of E and of O by twos, times the pair of scales $19; $16, $17: low
-# pairs of E and O, $18: their high bits in its halves, $20, $22, $24, $26: the codebook. Nibbles of E and O by turns
-# make selectors of prmt
-TQ3_0 = gl.constexpr(
-    """
-{
-.reg .b32 a, b, z, t, u, s;
-shl.b32 t, $17, 4;
-lop3.b32 a, $16, t, 0x0f0f0f0f, 0xE4;
-shr.u32 t, $16, 4;
-lop3.b32 b, t, $17, 0x0f0f0f0f, 0xE4;
-prmt.b32 z, $18, $18, 0x3120;
-shr.u32 t, z, 4;
-lop3.b32 t, z, t, 0x00f000f0, 0x28;
-shl.b32 u, t, 4;
-lop3.b32 z, z, t, u, 0x96;
-"""
-    + "".join(
-        f"""{place}
-and.b32 t, t, 0x44444444;
-{low}
-lop3.b32 s, s, 0x33333333, t, 0xEA;
-prmt.b32 t, $20, $22, s;
-prmt.b32 u, $24, $26, s;
-prmt.b32 ${j}, t, u, 0x5140;
-prmt.b32 ${j + 4}, t, u, 0x7362;
-shr.u32 s, s, 16;
-prmt.b32 t, $20, $22, s;
-prmt.b32 u, $24, $26, s;
-prmt.b32 ${j + 8}, t, u, 0x5140;
-prmt.b32 ${j + 12}, t, u, 0x7362;
-"""
-        for j, (place, low) in enumerate(
-            (
-                ("shl.b32 t, z, 2;", "mov.b32 s, a;"),
-                ("shl.b32 t, z, 1;", "shr.u32 s, a, 2;"),
-                ("mov.b32 t, z;", "mov.b32 s, b;"),
-                ("shr.u32 t, z, 1;", "shr.u32 s, b, 2;"),
-            )
-        )
-    )
-    + "".join(f"mul.rn.f16x2 ${j}, ${j}, $19;\n" for j in range(16))
-    + "}"
-)
-
-
-@gluon.constexpr_function
-def _sliced(L, dim):
-    """The layout of one dimension of L's."""
-    for d in reversed(range(L.rank)):
-        if d != dim:
-            L = gl.SliceLayout(d, L)
-    return L
-
-
-@gluon.jit
-def _along(n: gl.constexpr, dim: gl.constexpr, L: gl.constexpr):
-    """0 .. n - 1 along one dimension of L's, 1 wide in the others."""
-    RANK: gl.constexpr = L.rank
-    o = gl.arange(0, n, _sliced(L, dim))
-    for d in gl.static_range(RANK):
-        if d != dim:
-            o = gl.expand_dims(o, d)
-    return o
-
-
-@gluon.constexpr_function
-def _bits(dim, rank, first, n):
-    """Bases of n values along dim, from the place `first` on."""
-    bases = []
-    while n > 1:
-        basis = [0] * rank
-        basis[dim] = first
-        bases.append(basis)
-        first, n = first * 2, n // 2
-    return bases
-
-
-@gluon.constexpr_function
-def _key_lanes(W, U):
-    """[W, 16 rows, 4, U]: a lane has U neighbours of two rows."""
-    return gl.DistributedLinearLayout(
-        reg_bases=[*_bits(3, 4, 1, U), [0, 8, 0, 0]],
-        lane_bases=_bits(2, 4, 1, 4) + _bits(1, 4, 1, 8),
-        warp_bases=_bits(0, 4, 1, W),
-        block_bases=[],
-        shape=[W, 16, 4, U],
-    )
-
-
-@gluon.constexpr_function
-def _value_lanes(W, U, paired):
-    """[W, 16 rows, 8, U]: a lane has U neighbours of four rows; where paired, two rows as a register's halves."""
-    pair, units = [[0, 1, 0, 0]], _bits(3, 4, 1, U)
-    return gl.DistributedLinearLayout(
-        reg_bases=[*(pair + units if paired else units + pair), [0, 8, 0, 0]],
-        lane_bases=_bits(1, 4, 2, 4) + _bits(2, 4, 1, 8),
-        warp_bases=_bits(0, 4, 1, W),
-        block_bases=[],
-        shape=[W, 16, 8, U],
-    )
 
 
 @gluon.constexpr_function
 def _query_lanes(W, N):
     """[N, 4, 32]: a lane has a block of a query; eights of queries go to warps."""
-    eights = _bits(0, 3, 8, N // 8)
+    eights = bits(0, 3, 8, N // 8)
     return gl.DistributedLinearLayout(
-        reg_bases=_bits(2, 3, 1, 32),
-        lane_bases=_bits(1, 3, 1, 4) + _bits(0, 3, 1, 8),
+        reg_bases=bits(2, 3, 1, 32),
+        lane_bases=bits(1, 3, 1, 4) + bits(0, 3, 1, 8),
         warp_bases=eights + [[0, 0, 0]] * (W.bit_length() - 1 - len(eights)),
         block_bases=[],
         shape=[N, 4, 32],
@@ -172,8 +56,8 @@ def _query_lanes(W, N):
 def _operand_lanes(W, C):
     """[C, 32, 8]: a lane's neighbours in every chunk, the same in all warps."""
     return gl.DistributedLinearLayout(
-        reg_bases=_bits(2, 3, 1, 8) + _bits(0, 3, 1, C),
-        lane_bases=_bits(1, 3, 1, 32),
+        reg_bases=bits(2, 3, 1, 8) + bits(0, 3, 1, C),
+        lane_bases=bits(1, 3, 1, 32),
         warp_bases=[[0, 0, 0]] * (W.bit_length() - 1),
         block_bases=[],
         shape=[C, 32, 8],
@@ -184,133 +68,12 @@ def _operand_lanes(W, C):
 def _sum_lanes(W, R):
     """[W, R, 32, 4]: every warp's sums beside each other in a lane, pieces by warps."""
     return gl.DistributedLinearLayout(
-        reg_bases=_bits(3, 4, 1, 4) + _bits(0, 4, 1, W) + _bits(1, 4, 16, R // 16) + _bits(1, 4, 1, 16 // W),
-        lane_bases=_bits(2, 4, 1, 32),
-        warp_bases=_bits(1, 4, 16 // W, W),
+        reg_bases=bits(3, 4, 1, 4) + bits(0, 4, 1, W) + bits(1, 4, 16, R // 16) + bits(1, 4, 1, 16 // W),
+        lane_bases=bits(2, 4, 1, 32),
+        warp_bases=bits(1, 4, 16 // W, W),
         block_bases=[],
         shape=[W, R, 32, 4],
     )
-
-
-@gluon.constexpr_function
-def _words(FORMAT):
-    """Words of the codes of 32 values; of tq3_0, of their low pairs."""
-    return {"q8_0": 8, "q4_0": 4, "tq3_0": 2}[FORMAT]
-
-
-@gluon.constexpr_function
-def _blocks_apart(FORMAT):
-    """How far apart in a row the two blocks of a lane's key lie, and those of neighbouring lanes."""
-    return (1, 2) if FORMAT == "tq3_0" else (4, 1)
-
-
-# -- rows from memory --------------------------------------------------------------------------------------------------
-
-
-@gluon.jit
-def _read(p, row, stop, s: gl.constexpr, HALF: gl.constexpr, W: gl.constexpr, FORMAT: gl.constexpr):
-    """16 rows a warp from `row` on, those before `stop`: units, high bits of tq3_0 and scales as they lie in memory.
-
-    Of keys one half of every row; of values, where HALF is None, all of it.
-    """
-    U: gl.constexpr = _words(FORMAT)
-    L: gl.constexpr = _value_lanes(W, U, False) if HALF is None else _key_lanes(W, U)
-    o_row = row + _along(W, 0, L) * 16 + _along(16, 1, L)
-    m, p, o_u = o_row < stop, p + o_row.to(gl.int64) * s, _along(U, 3, L)
-    if HALF is None:
-        block = _along(8, 2, L)
-    else:
-        block = HALF * _blocks_apart(FORMAT)[0] + _along(4, 2, L) * _blocks_apart(FORMAT)[1]
-    b_d = gl.load(p.to(gl.pointer_type(gl.float16)) + block, mask=m)
-    b_w = gl.load((p + 16).to(gl.pointer_type(gl.int32)) + (block * U + o_u), mask=m)
-    b_h = b_w
-    if FORMAT == "tq3_0":
-        b_h = gl.load((p + 80).to(gl.pointer_type(gl.int16)) + (block * U + o_u), mask=m)
-    return b_w, b_h, b_d
-
-
-# one thread asks the L2 for $2 bytes from $1 on
-_ASK = gl.constexpr(
-    """
-{
-.reg .pred first;
-.reg .u32 lane;
-mov.u32 lane, %tid.x;
-setp.eq.u32 first, lane, 0;
-@first cp.async.bulk.prefetch.L2.global [$1], $2;
-mov.u32 $0, 0;
-}
-"""
-)
-
-
-@gluon.jit
-def _ahead(p, row, stop, s: gl.constexpr, ROWS: gl.constexpr):
-    """A whole tile on its way to the L2."""
-    if row + ROWS <= stop:
-        at = p.to(gl.int64) + row.to(gl.int64) * s
-        gl.inline_asm_elementwise(_ASK, "=r,l,r", [at, ROWS * s], gl.int32, is_pure=False, pack=1)
-
-
-# -- operands ----------------------------------------------------------------------------------------------------------
-
-
-@gluon.jit
-def _eight(o0, o1, o2, o3, o4, o5, o6, o7):
-    """[.., 2, 2, 2], bits of the number from the lowest on."""
-    return gl.join(gl.join(gl.join(o0, o1), gl.join(o2, o3)), gl.join(gl.join(o4, o5), gl.join(o6, o7)))
-
-
-@gluon.jit
-def _unpacked(b_w, b_h, b_d, codebook, FORMAT: gl.constexpr):
-    """Units, neighbours in a register's halves, and their scales -> [.., j0, j1, ..]: code j of every unit."""
-    b_d, b_w = gl.broadcast(b_d, b_w)
-    if FORMAT == "q8_0":
-        a, b, c, d = gl.inline_asm_elementwise(
-            Q8_0, "=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d], (gl.float16, gl.float16, gl.float16, gl.float16),
-            is_pure=True, pack=2,
-        )  # fmt: skip
-        b_x = gl.join(gl.join(a, b), gl.join(c, d))
-    elif FORMAT == "q4_0":
-        o0, o1, o2, o3, o4, o5, o6, o7 = gl.inline_asm_elementwise(
-            Q4_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r", [b_w, b_d],
-            (gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16),
-            is_pure=True, pack=2,
-        )  # fmt: skip
-        b_x = _eight(o0, o1, o2, o3, o4, o5, o6, o7)
-    else:
-        o0, o1, o2, o3, o4, o5, o6, o7, o8, o9, oa, ob, oc, od, oe, of = gl.inline_asm_elementwise(
-            TQ3_0, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,r,r,r,r,r,r,r,r,r,r,r,r",
-            [b_w, b_h, b_d, codebook[0], codebook[1], codebook[2], codebook[3]],
-            (gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16,
-             gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16, gl.float16),
-            is_pure=True, pack=2,
-        )  # fmt: skip
-        b_x = gl.join(_eight(o0, o1, o2, o3, o4, o5, o6, o7), _eight(o8, o9, oa, ob, oc, od, oe, of))
-    return b_x
-
-
-@gluon.jit
-def _keys(b_w, b_h, b_d, codebook, W: gl.constexpr, FORMAT: gl.constexpr, L: gl.constexpr):
-    """Half a row of each key -> [W, 16, 128] f16, columns [unit, code, lane, unit of a pair]."""
-    b_x = _unpacked(b_w, b_h, b_d, codebook, FORMAT)
-    if FORMAT == "q8_0":
-        b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 4, 2, 2, 2)), (0, 1, 3, 6, 5, 2, 4))
-    elif FORMAT == "q4_0":
-        b_x = gl.permute(gl.reshape(b_x, (W, 16, 4, 2, 2, 2, 2, 2)), (0, 1, 3, 7, 6, 5, 2, 4))
-    else:
-        b_x = gl.permute(b_x, (0, 1, 7, 6, 5, 4, 2, 3))
-    return gl.convert_layout(gl.reshape(b_x, (W, 16, 128)), gl.DotOperandLayout(0, L, 2))
-
-
-@gluon.jit
-def _in_columns(b_q, N: gl.constexpr, FORMAT: gl.constexpr):
-    """[N, 4, 32]: a lane's block of each query -> [128, N] in the order of `_keys`."""
-    if FORMAT == "q8_0":  # 4 (2 x + p) + j
-        b_q = gl.permute(gl.reshape(b_q, (N, 4, 4, 2, 4)), (2, 4, 1, 3, 0))
-    else:  # 16 k + 4 (2 x + p) + j
-        b_q = gl.permute(gl.reshape(b_q, (N, 4, 2, 2, 2, 4)), (3, 5, 2, 1, 4, 0))
-    return gl.reshape(b_q, (128, N))
 
 
 @gluon.jit
@@ -329,32 +92,6 @@ def _got(held, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
     return gl.expand_dims(b_q, 0).broadcast_to((W, 128, N))
 
 
-@gluon.jit
-def _values(b_w, b_h, b_d, codebook, W: gl.constexpr, FORMAT: gl.constexpr, L: gl.constexpr):
-    """-> [W, 256, 16] f16, channels [unit, code, lane]."""
-    P: gl.constexpr = _value_lanes(W, _words(FORMAT), True)
-    b_w, b_d = gl.convert_layout(b_w, P), gl.convert_layout(b_d, P)
-    b_h = gl.convert_layout(b_h, P) if FORMAT == "tq3_0" else b_w
-    b_x = _unpacked(b_w, b_h, b_d, codebook, FORMAT)
-    if FORMAT == "q8_0":
-        b_x = gl.permute(b_x, (0, 3, 5, 4, 2, 1))
-    elif FORMAT == "q4_0":
-        b_x = gl.permute(b_x, (0, 3, 6, 5, 4, 2, 1))
-    else:
-        b_x = gl.permute(b_x, (0, 3, 7, 6, 5, 4, 2, 1))
-    return gl.convert_layout(gl.reshape(b_x, (W, 256, 16)), gl.DotOperandLayout(0, L, 2))
-
-
-@gluon.jit
-def _channels(b_o, N: gl.constexpr, FORMAT: gl.constexpr):
-    """[256, N], channels as `_values` has them -> [N, 256] in order."""
-    if FORMAT == "q4_0":  # unit, code in its half, half, block
-        b_o = gl.permute(gl.reshape(b_o, (4, 4, 2, 8, N)), (4, 3, 2, 0, 1))
-    else:
-        b_o = gl.permute(gl.reshape(b_o, (32, 8, N)), (2, 1, 0))
-    return gl.reshape(b_o, (N, 256))
-
-
 # a tile of 8 x 8 f16 of a warp's, rows in the place of columns
 _TRANSPOSE = gl.constexpr("movmatrix.sync.aligned.m8n8.trans.b16 $0, $1;")
 
@@ -365,9 +102,6 @@ def _weights(b_p, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
     b_p = gl.inline_asm_elementwise(_TRANSPOSE, "=r,r", [b_p.to(gl.float16)], gl.float16, is_pure=False, pack=2)
     b_p = gl.reshape(gl.permute(gl.reshape(b_p, (W, 2, 8, N // 8, 8)), (0, 1, 4, 3, 2)), (W, 16, N))
     return gl.convert_layout(b_p, gl.DotOperandLayout(1, L, 2))
-
-
-# -- queries -----------------------------------------------------------------------------------------------------------
 
 
 @gluon.jit
@@ -382,9 +116,9 @@ def _signed(b_x, o_i, LOW: gl.constexpr, HIGH: gl.constexpr):
 def _rotated_lanes(W, N):
     """[N, W, 4, 64 / W]: a warp has a piece of each 64 values of every query."""
     return gl.DistributedLinearLayout(
-        reg_bases=_bits(3, 4, 1, 64 // W) + _bits(0, 4, 8, N // 8),
-        lane_bases=_bits(2, 4, 1, 4) + _bits(0, 4, 1, 8),
-        warp_bases=_bits(1, 4, 1, W),
+        reg_bases=bits(3, 4, 1, 64 // W) + bits(0, 4, 8, N // 8),
+        lane_bases=bits(2, 4, 1, 4) + bits(0, 4, 1, 8),
+        warp_bases=bits(1, 4, 1, W),
         block_bases=[],
         shape=[N, W, 4, 64 // W],
     )
@@ -401,7 +135,7 @@ def _rotated(p_q, m, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
     """R(q) [N, W, 4, 64 / W] of the group of 128 at p_q: sums over its pieces, signed as lane and warp want them, are
     what butterflies over more than a lane's own values would give."""
     U: gl.constexpr = 64 // W
-    o_w, o_l, o_i = _along(W, 1, L), _along(4, 2, L), _along(U, 3, L)
+    o_w, o_l, o_i = along(W, 1, L), along(4, 2, L), along(U, 3, L)
     b_x = gl.zeros((N, W, 4, U), gl.float32, L)
     for i in gl.static_range(2 * W):
         # a sign for every bit that the piece's number and the place of the sum have in common
@@ -423,23 +157,20 @@ def _queries(held, q, s_q_t, s_q_h, first, i_kv, rows, G: gl.constexpr, W: gl.co
     """N queries into shared memory, by halves."""
     if FORMAT == "tq3_0":
         B: gl.constexpr = _rotated_lanes(W, N)
-        o_m = first + _along(N, 0, B)
+        o_m = first + along(N, 0, B)
         p_q, m = q + (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h, o_m < rows
-        b_x = _rotated(p_q + (_along(4, 2, B) // 2 * 128 + _along(64 // W, 3, B)), m, W, N, B)
+        b_x = _rotated(p_q + (along(4, 2, B) // 2 * 128 + along(64 // W, 3, B)), m, W, N, B)
         # half, 16 p + j
         b_x = gl.reshape(gl.permute(b_x, (0, 2, 1, 3)), (N, 4, 2, 2, 16))
         b_x = gl.reshape(gl.permute(b_x, (2, 4, 1, 3, 0)), (2, 128, N))
     else:
-        B: gl.constexpr = _query_lanes(W, N)
-        o_m = first + _along(N, 0, B)
+        C: gl.constexpr = _query_lanes(W, N)
+        o_m = first + along(N, 0, C)
         p_q, m = q + (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h, o_m < rows
-        p_q += _along(4, 1, B) * 32 + _along(32, 2, B)
+        p_q += along(4, 1, C) * 32 + along(32, 2, C)
         a, b = gl.load(p_q, mask=m, other=0.0), gl.load(p_q + 128, mask=m, other=0.0)
-        b_x = gl.permute(gl.join(_in_columns(a, N, FORMAT), _in_columns(b, N, FORMAT)), (2, 0, 1))
+        b_x = gl.permute(gl.join(in_columns(a, N, FORMAT), in_columns(b, N, FORMAT)), (2, 0, 1))
     _put(held, b_x, N)
-
-
-# -- the kernel --------------------------------------------------------------------------------------------------------
 
 
 @gluon.jit
@@ -463,8 +194,8 @@ def _seen(o_row, end, T, ancestors):
 def _masked(b_x, row, end, first, T, rows, ancestors, G: gl.constexpr, W: gl.constexpr, N: gl.constexpr,
             L: gl.constexpr):  # fmt: skip
     """No number where a query does not see a row."""
-    o_j = row - end + _along(W, 0, L) * 16 + _along(16, 1, L)
-    o_m = first + _along(N, 2, L)
+    o_j = row - end + along(W, 0, L) * 16 + along(16, 1, L)
+    o_m = first + along(N, 2, L)
     m = (o_j >= 0) & (o_j < T) & (o_m < rows)
     b_a = gl.load(ancestors + o_m // G * T + o_j, mask=m, other=0)
     return gl.where((o_j < 0) | (b_a != 0), b_x, float("-inf"))
@@ -503,8 +234,8 @@ def own_rows(
         # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
         end = gl.minimum(gl.load(start, volatile=True), S - T)
         row, stop = _share(end, T, window, i_split, splits, ROWS)
-        _ahead(p_k, row, stop, s_k_s, ROWS)
-        _ahead(p_v, row, stop, s_v_s, ROWS)
+        ahead(p_k, row, stop, s_k_s, ROWS)
+        ahead(p_v, row, stop, s_v_s, ROWS)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     end = gl.load(start, volatile=True)
@@ -512,9 +243,9 @@ def own_rows(
     if FORMAT_K != "tq3_0":
         _queries(asked, q, s_q_t, s_q_h, first, i_kv, rows, G, W, N, FORMAT_K)
     row, stop = _share(end, T, window, i_split, splits, ROWS)
-    k0w, k0h, k0d = _read(p_k, row, stop, s_k_s, 0, W, FORMAT_K)
-    k1w, k1h, k1d = _read(p_k, row, stop, s_k_s, 1, W, FORMAT_K)
-    vw, vh, vd = _read(p_v, row, stop, s_v_s, None, W, FORMAT_V)
+    k0w, k0h, k0d = read(p_k, row, stop, s_k_s, 0, W, FORMAT_K)
+    k1w, k1h, k1d = read(p_k, row, stop, s_k_s, 1, W, FORMAT_K)
+    vw, vh, vd = read(p_v, row, stop, s_v_s, None, W, FORMAT_V)
     if FORMAT_K == "tq3_0":
         # a rotation is long: beside the first rows
         _queries(asked, q, s_q_t, s_q_h, first, i_kv, rows, G, W, N, FORMAT_K)
@@ -522,8 +253,8 @@ def own_rows(
 
     # here, or the compiler has one in the loop
     barrier()
-    V: gl.constexpr = _value_lanes(W, _words(FORMAT_V), False)
-    o_v = _along(W, 0, V) * 16 + _along(16, 1, V)
+    V: gl.constexpr = value_lanes(W, words(FORMAT_V), False)
+    o_v = along(W, 0, V) * 16 + along(16, 1, V)
     z = gl.zeros((W, 16, N), gl.float32, L)
     b_m = gl.full((W, N), LOWEST, gl.float32, gl.SliceLayout(1, L))
     codebook = gl.inline_asm_elementwise(
@@ -531,10 +262,10 @@ def own_rows(
     )
     b_l, b_o = z, gl.zeros((W, 256, N), gl.float32, L)
     for at in range(row, stop, ROWS):
-        b_x = mma_v2(_keys(k0w, k0h, k0d, codebook, W, FORMAT_K, L), _got(asked.slice(0, N // 2), W, N, L), z)
-        k0w, k0h, k0d = _read(p_k, at + ROWS, stop, s_k_s, 0, W, FORMAT_K)
-        b_y = mma_v2(_keys(k1w, k1h, k1d, codebook, W, FORMAT_K, L), _got(asked.slice(N // 2, N // 2), W, N, L), z)
-        k1w, k1h, k1d = _read(p_k, at + ROWS, stop, s_k_s, 1, W, FORMAT_K)
+        b_x = mma_v2(keys(k0w, k0h, k0d, codebook, W, FORMAT_K, L), _got(asked.slice(0, N // 2), W, N, L), z)
+        k0w, k0h, k0d = read(p_k, at + ROWS, stop, s_k_s, 0, W, FORMAT_K)
+        b_y = mma_v2(keys(k1w, k1h, k1d, codebook, W, FORMAT_K, L), _got(asked.slice(N // 2, N // 2), W, N, L), z)
+        k1w, k1h, k1d = read(p_k, at + ROWS, stop, s_k_s, 1, W, FORMAT_K)
         b_x = (b_x + b_y) * scale
         if at + ROWS > end:
             b_x = _masked(b_x, at, end, first, T, rows, ancestors, G, W, N, L)
@@ -543,8 +274,8 @@ def own_rows(
         b_old, b_m = gl.exp2(b_m - b_top), b_top
         b_p = gl.exp2(b_x - gl.expand_dims(b_top, 1))
         b_l = b_l * gl.expand_dims(b_old, 1) + b_p
-        b_v = _values(vw, vh, vd, codebook, W, FORMAT_V, L)
-        vw, vh, vd = _read(p_v, at + ROWS, stop, s_v_s, None, W, FORMAT_V)
+        b_v = values(vw, vh, vd, codebook, W, FORMAT_V, L)
+        vw, vh, vd = read(p_v, at + ROWS, stop, s_v_s, None, W, FORMAT_V)
         b_o = mma_v2(b_v, _weights(b_p, W, N, L), b_o * gl.expand_dims(b_old, 1))
 
     # the warps' sums beside each other, and one barrier
@@ -562,7 +293,7 @@ def own_rows(
     b_w = gl.exp2(b_m - gl.expand_dims(b_top, 0))
     b_sum = gl.sum(b_l * b_w, 0)
     b_w *= gl.expand_dims(gl.where(b_sum > 0.0, (SMALLER if FORMAT_V == "tq3_0" else 1.0) / b_sum, b_sum), 0)
-    b_o = _channels(gl.sum(b_o * gl.expand_dims(b_w, 1), 0), N, FORMAT_V).to(gl.float16)  # [N, 256]
+    b_o = channels(gl.sum(b_o * gl.expand_dims(b_w, 1), 0), N, FORMAT_V).to(gl.float16)  # [N, 256]
 
     o_part, m = _parts(first + gl.arange(0, N, b_top.type.layout), i_split, i_kv, T, H, rows, G)
     gl.store(part_m + o_part, b_top, mask=m)
