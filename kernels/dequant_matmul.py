@@ -319,11 +319,11 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     """Warps a program of the ring's, and programs a multiprocessor: several, so that one unpacks while others wait, but
     what each fetches of x is the more the fewer rows of W it has, and the sum the longer the more share it."""
     if swiglu:
-        warps, resident = 8, 2 if M <= 32 else 1
+        warps, resident = (16, 1) if 16 < M <= 32 else (8, 2 if M <= 32 else 1)
     elif N <= 2048:
         warps, resident = 4, 2 if M <= 32 else 1
     elif M > 24 or N * records < 5120 * 32:
-        warps, resident = 4, 3 if M <= 8 else 2
+        warps, resident = 4, 3 if M <= 24 else 2
     else:
         warps, resident = 4, 4 if M <= 8 or (M <= 16 and N > 12288) else 3
     while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
