@@ -53,6 +53,12 @@ def has_imma(device: torch.device) -> bool:
     return _capability(device) >= 80
 
 
+def lacks_imma(device: torch.device) -> bool:
+    """Whether kernels launched now are compiled for a GPU without them. The interpreter takes the instructions' plain
+    twins: compiled, those are minutes of the compiler's time and hundreds of registers."""
+    return bool(compiled_for(device)) and not has_imma(device)
+
+
 def has_wgmma(device: torch.device) -> bool:
     """Whether four warps multiply together what lies in shared memory: sm90 alone."""
     return _capability(device) == 90
