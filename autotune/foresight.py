@@ -50,11 +50,29 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
         resident, swiglu = config["resident"], case["epilogue"] == "swiglu"
         if stages(case["format"], case["M"], max(8 if swiglu else 4, config["warps"]), resident, swiglu) < 2:
             return f"no room for {resident} programs of the ring, with two records each"
+    if op == "dequant_matmul" and case["layout"] == "tiles" and (why := _integer_cores(case, config, arch)):
+        return why
     gguf = op == "dequant_matmul" and case["layout"] == "gguf" and case["precision"] == "int8" and case["M"] > 1
     if gguf and config["int8_dot"] and "i8" in arch.refused:
         return f"Triton has no integer dot for {arch.name}"
     if gguf and config["int8_dot"] and case["format"] == "q6_k" and arch.backend == "cuda":
         return "an integer dot is at least 32 deep, q6_k has groups of 16"
+    return None
+
+
+def _imma(arch: Arch) -> bool:
+    """Whether it has m16n8k32 and m16n8k16."""
+    return arch.backend == "cuda" and bool(arch.dot)
+
+
+def _integer_cores(case: Case, config: dict[str, Any], arch: Arch) -> str | None:
+    """Why weights in tiles do not run by the instructions that they lie in order for."""
+    one_way = config["warps"] if case["precision"] == "int8" else config["algorithm"] == "rows"
+    if one_way and not _imma(arch):
+        return f"{arch.name} has no m16n8k32: int8 runs as split there, exact as split or wide"
+    paired = case["precision"] == "int8" and config["warps"] and config["pair"] and case["epilogue"] != "swiglu"
+    if paired and case["M"] > 32:
+        return f"32 rows of W and {case['M']} of x take the compiler a minute and spill"
     return None
 
 
@@ -153,18 +171,19 @@ def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
             return 512 * config["block_n"]
         x, weights = column * min(config["block_m"], _up(M, 16)), column * config["block_n"]
         read = _READ[case["format"]] * config["block_n"] * pair
-    elif case["precision"] == "int8" or (case["layout"] == "lanes" and M <= MOST_ROWS and arch.dot):
+    elif case["precision"] == "int8" and not _imma(arch):
+        # codes of a record; without products of tiles as f32
+        return 32768 + ahead * 4096 if arch.dot else 65536
+    elif case["precision"] == "int8":
         # in registers
         return 0
     else:
-        x, weights = column * min(config["tile_m"], _up(M, 16 if case["layout"] == "lanes" else 8)), column * ROWS
+        x, weights = column * min(config["tile_m"], _up(M, 8)), column * ROWS
         read = RECORD[case["format"]] * pair
     if arch.backend == "hip":
         return max(x, weights) if not ahead else ahead * x + weights
     if not arch.dot:
         return max(x, weights) if case["layout"] != "gguf" else x + weights
-    if case["layout"] == "lanes":
-        return (ahead + 1) * x
     if case["layout"] == "tiles":
         # without PTX the weights would pass through memory; the sums do, where programs share them
         return max(x, ahead * (x + read) + weights // 2)

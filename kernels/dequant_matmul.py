@@ -31,7 +31,7 @@ from .config import pick
 from .lib import plain_rows
 from .lib import ring_exact as ring
 from .lib.blocks import CHUNK, dequantise, unpack
-from .lib.device import has_imma, has_much_shared, has_pdl, has_ptx, has_wgmma, lacks_imma, processors
+from .lib.device import has_imma, has_much_shared, has_pdl, has_ptx, has_wgmma, lacks_dot, lacks_imma, processors
 from .lib.row_int8 import row_int8
 from .lib.rows_exact import arrange, rows_exact
 from .lib.rows_int8 import quantise_rows, rows_int8
@@ -260,7 +260,7 @@ def _on_tiles(
     # the ring takes x in pieces of 16 bytes
     rings = has_wgmma(x.device) and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
     if lacks_imma(x.device):
-        config = _plain(config, rows, K, precision)
+        config = _plain(config, M, rows, K, precision, lacks_dot(x.device))
     config = _by_shape(
         config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device), rings
     )
@@ -277,14 +277,13 @@ def _on_tiles(
     return out
 
 
-def _plain(config: Config, N: int, K: int, precision: str) -> Config:
-    """What runs without m16n8k32 and m16n8k16."""
-    if config.algorithm == "rows" or (precision == "int8" and config.warps):
+def _plain(config: Config, M: int, N: int, K: int, precision: str, by_one: bool) -> Config:
+    """What runs without m16n8k32 and m16n8k16; `by_one`: without any product of tiles."""
+    if config.warps if precision == "int8" else config.algorithm == "rows":
         asked = f"'{config.algorithm}' with {config.warps} warps"
         raise ValueError(f"dequant_matmul takes split, wide if exact, without integer tensor cores, not {asked}")
-    if precision == "int8" and not config.algorithm:
-        return replace(config, algorithm="split", split=_split(N, K))
-    return config
+    split = config.algorithm != "split" if precision == "int8" else not config.algorithm and M > MOST_ROWS and by_one
+    return replace(config, algorithm="split", split=_split(N, K)) if split else config
 
 
 def _split(N: int, K: int) -> int:
@@ -432,7 +431,10 @@ def _tiled(
     config: Config,
     BM: int,
 ) -> None:
-    (M, N), K = out.shape, x.shape[1]
+    (M, N), K, warps = out.shape, x.shape[1], 4
+    if lacks_dot(x.device):
+        # whole rows and columns stand in registers
+        BM, warps = min(BM, 16), 8
     split = min(config.split, K // COLUMNS)
     parts = split * M * N * (2 if swiglu else 1) if split > 1 else 0
     partial = torch.empty(parts, dtype=torch.float32, device=x.device)
@@ -440,7 +442,7 @@ def _tiled(
     tiled[blocks](
         x, x.stride(0), d, d_sum, weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out,
         partial, counters(x.device, blocks[0] * blocks[2]), M, N, K, **_meta(format, swiglu), SPLIT=split > 1, BM=BM,
-        STAGES=config.num_stages, ASM=has_ptx(x.device), num_warps=4,
+        STAGES=config.num_stages, ASM=has_ptx(x.device), num_warps=warps,
     )  # fmt: skip
 
 

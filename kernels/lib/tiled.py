@@ -60,7 +60,8 @@ def _step(
     return acc
 
 
-@triton.jit
+# M is compared with and no more: a kernel for each kind of number would be the same
+@triton.jit(do_not_specialize=["M"])
 def tiled(
     x, s_x_m,
     d, d_sum,
