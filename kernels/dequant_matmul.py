@@ -14,7 +14,7 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
 Weights rearranged once (layout "tiles") need no such conversion. One row of int8: `lib/row_int8.py`; several:
 `lib/rows_int8.py`. Activations as they are: `lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and
-`lib/tiled.py` where a program has little shared memory or a weight few rows.
+`lib/tiled.py` where a program has little shared memory or a weight few rows; of int8, where m16n8k32 is missing.
 """
 
 from dataclasses import dataclass, replace
@@ -51,7 +51,8 @@ class Config:
     block_m: int = 32
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
-    # over tiles, exact: "split", "wide", "rows" or "ring"; "" chooses it and all of its knobs by the shape
+    # over tiles, exact: "split", "wide", "rows" or "ring"; of int8, "split" where there are no integer tensor cores;
+    # "" chooses it and all of its knobs by the shape
     algorithm: str = ""
     # of "split" and "wide" rows of x a program; programs that share a tile's columns, or (of "ring" too) programs a
     # multiprocessor; tiles side by side

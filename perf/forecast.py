@@ -10,7 +10,6 @@ tuner would leave out is left out here.
 """
 
 import dataclasses
-import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -63,17 +62,16 @@ def draw(op: Op, arch: str, count: int) -> list[tuple[str, str]]:
 
 
 def work(ops: list[str], archs: list[str], count: int, sources: list[str]) -> list[Task]:
-    """One task a point, in turns of an op and an architecture each: what is done of them at any time is a sample."""
+    """One task a point, shuffled: what is done of them at any time is a sample."""
     known = registered(sources)
-    columns = [
-        [
-            Task(name, arch, (case,), "points", tuple(sources), (config,))
-            for case, config in draw(known[name], arch, count)
-        ]
+    found = [
+        Task(name, arch, (case,), "points", tuple(sources), (config,))
         for name in ops
         for arch in archs
+        for case, config in draw(known[name], arch, count)
     ]
-    return [task for row in itertools.zip_longest(*columns) for task in row if task]
+    random.Random(SEED).shuffle(found)
+    return found
 
 
 def judged(task: Task, builds: list[Build]) -> Point:
