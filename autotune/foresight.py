@@ -158,6 +158,8 @@ def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
     """256 columns of x and of dequantised weights, f16; on NVIDIA also the bytes of weights that are loaded ahead."""
     M, size = case["M"], 4 if case["dtype"] == "f32" else 2
     ahead, pair = max(0, config["num_stages"] - 1), 2 if case["epilogue"] == "swiglu" else 1
+    if case["layout"] == "tiles" and config["algorithm"] in ("", "split") and arch.name.startswith("gfx1"):
+        ahead = 0
     column = 256 * (size if arch.dot else 4)
     if _exact_tiles(case) and config["algorithm"] in ("ring", "rows"):
         # the ring asks for what there is

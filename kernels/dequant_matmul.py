@@ -31,7 +31,17 @@ from .config import pick
 from .lib import plain_rows
 from .lib import ring_exact as ring
 from .lib.blocks import CHUNK, dequantise, unpack
-from .lib.device import has_imma, has_much_shared, has_pdl, has_ptx, has_wgmma, lacks_dot, lacks_imma, processors
+from .lib.device import (
+    has_few_registers,
+    has_imma,
+    has_much_shared,
+    has_pdl,
+    has_ptx,
+    has_wgmma,
+    lacks_dot,
+    lacks_imma,
+    processors,
+)
 from .lib.row_int8 import row_int8
 from .lib.rows_exact import arrange, rows_exact
 from .lib.rows_int8 import quantise_rows, rows_int8
@@ -261,7 +271,7 @@ def _on_tiles(
     # the ring takes x in pieces of 16 bytes
     rings = has_wgmma(x.device) and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
     if lacks_imma(x.device):
-        config = _plain(config, M, rows, K, precision, lacks_dot(x.device))
+        config = _plain(config, M, rows, K, precision, lacks_dot(x.device) or has_few_registers(x.device))
     config = _by_shape(
         config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device), rings
     )
@@ -278,18 +288,18 @@ def _on_tiles(
     return out
 
 
-def _plain(config: Config, M: int, N: int, K: int, precision: str, by_one: bool) -> Config:
-    """What runs without m16n8k32 and m16n8k16; `by_one`: without any product of tiles."""
+def _plain(config: Config, M: int, N: int, K: int, precision: str, crowded: bool) -> Config:
+    """What runs without m16n8k32 and m16n8k16; `crowded`: a tile of wide and what it loads ahead do not fit."""
     if config.warps if precision == "int8" else config.algorithm == "rows":
         asked = f"'{config.algorithm}' with {config.warps} warps"
         raise ValueError(f"dequant_matmul takes split, wide if exact, without integer tensor cores, not {asked}")
-    split = config.algorithm != "split" if precision == "int8" else not config.algorithm and M > MOST_ROWS and by_one
-    return replace(config, algorithm="split", split=_split(N, K)) if split else config
+    split = config.algorithm != "split" if precision == "int8" else not config.algorithm and M > MOST_ROWS and crowded
+    return replace(config, algorithm="split", split=_split(M, N, K)) if split else config
 
 
-def _split(N: int, K: int) -> int:
+def _split(M: int, N: int, K: int) -> int:
     """About three programs a multiprocessor of 132."""
-    return max(1, min(K // COLUMNS, round(350 / (N // ROWS))))
+    return max(1, min(K // COLUMNS, round(350 / (N // ROWS * triton.cdiv(M, MOST_ROWS)))))
 
 
 def _by_shape(
@@ -327,7 +337,7 @@ def _by_shape(
     if N <= 2048 or swiglu:
         return replace(config, algorithm="split", split=2 if swiglu else max(1, records // 2))
     if not much_shared or format == "q5_k" or N > 65536 or (N <= 8192 and records <= 20):
-        return replace(config, algorithm="split", split=_split(N, K))
+        return replace(config, algorithm="split", split=_split(M, N, K))
     # as many rows of W a program as share x without a spilled register
     warps = 16 if format in ("q4_k", "q4_0") else 8
     return replace(config, algorithm="wide", warps=warps, tile_m=64, num_stages=3, resident=1)
@@ -432,10 +442,15 @@ def _tiled(
     config: Config,
     BM: int,
 ) -> None:
-    (M, N), K, warps = out.shape, x.shape[1], 4
+    (M, N), K, warps, stages = out.shape, x.shape[1], 4, config.num_stages
     if lacks_dot(x.device):
         # whole rows and columns stand in registers
         BM, warps = min(BM, 16), 8
+    elif lacks_imma(x.device):
+        # matrix cores take 16 rows
+        BM = max(BM, 16)
+    if has_few_registers(x.device):
+        warps, stages = 8, 1
     split = min(config.split, K // COLUMNS)
     parts = split * M * N * (2 if swiglu else 1) if split > 1 else 0
     partial = torch.empty(parts, dtype=torch.float32, device=x.device)
@@ -443,7 +458,7 @@ def _tiled(
     tiled[blocks](
         x, x.stride(0), d, d_sum, weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out,
         partial, counters(x.device, blocks[0] * blocks[2]), M, N, K, **_meta(format, swiglu), SPLIT=split > 1, BM=BM,
-        STAGES=config.num_stages, ASM=has_ptx(x.device), num_warps=warps,
+        STAGES=stages, ASM=has_ptx(x.device), num_warps=warps,
     )  # fmt: skip
 
 

@@ -64,6 +64,11 @@ def lacks_dot(device: torch.device) -> bool:
     return 0 < _capability(device) < 80
 
 
+def has_few_registers(device: torch.device) -> bool:
+    """Whether a lane has no registers to spare for what is loaded ahead: RDNA's 256, accumulators among them."""
+    return compiled_for(device).startswith("gfx1")
+
+
 def has_wgmma(device: torch.device) -> bool:
     """Whether four warps multiply together what lies in shared memory: sm90 alone."""
     return _capability(device) == 90
