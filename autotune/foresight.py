@@ -2,6 +2,7 @@
 
     threads      num_warps x the lanes of a warp                       1024 to a program
     kinds        what `tl.dot` is asked to multiply                    Arch.refused
+    launchers    which ways they refuse; what takes a compiler minutes
     memory       tiles that wait in shared memory, by op (`_NEEDS`)    Arch.shared
 
 Memory is estimated from above: what is needed on the way into a dot, plus what is loaded ahead. How often that is right
@@ -52,6 +53,10 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
             return f"no room for {resident} programs of the ring, with two records each"
     if op == "dequant_matmul" and case["layout"] == "tiles" and (why := _integer_cores(case, config, arch)):
         return why
+    if op == "tree_attention" and (why := _left(case, config, arch)):
+        return why
+    if op == "tree_conv" and (each := config["BLOCK_C"] * config["BLOCK_T"] // (config["num_warps"] * arch.warp)) > 256:
+        return f"{each} numbers a lane take the compiler a minute"
     gguf = op == "dequant_matmul" and case["layout"] == "gguf" and case["precision"] == "int8" and case["M"] > 1
     if gguf and config["int8_dot"] and "i8" in arch.refused:
         return f"Triton has no integer dot for {arch.name}"
@@ -73,6 +78,28 @@ def _integer_cores(case: Case, config: dict[str, Any], arch: Arch) -> str | None
     paired = case["precision"] == "int8" and config["warps"] and config["pair"] and case["epilogue"] != "swiglu"
     if paired and case["M"] > 32:
         return f"32 rows of W and {case['M']} of x take the compiler a minute and spill"
+    return None
+
+
+def _left(case: Case, config: dict[str, Any], arch: Arch) -> str | None:
+    """Why what stands on the left of tree_attention's products does not suit the cache; 144 rows are one pass."""
+    left, rows, codes = (
+        config["left"],
+        config["BLOCK_M"],
+        [case[name] in QUANTISED for name in ("format_k", "format_v")],
+    )
+    if left == "queries":
+        rows_in_all = case["T"] * case["H"] // case["Hkv"]
+        return f"{rows} queries are no power of two" if rows & (rows - 1) and _up(rows_in_all, 16) > rows else None
+    if case["dtype"] == "f32" or case["D"] != 256 or not any(codes):
+        return "without queries on the left, they are of 16 bits, a head is 256 and the cache quantised"
+    if left == "own" or rows == 144:
+        if arch.name != "sm90" or not all(codes):
+            return f"rows of a warp's own and one pass are for K and V quantised, on sm90, not {arch.name}"
+        suits = case["T"] <= 64 if left == "keys" else rows in (8, 16) and config["num_warps"] in (4, 8)
+        return None if suits else f"{case['T']} nodes and tiles of {rows} do not suit '{left}'"
+    if config["BLOCK_S"] % 64 or config["num_warps"] != 4:
+        return "keys on the left come 64 at a time, to four warps"
     return None
 
 
@@ -100,9 +127,10 @@ def _delta_rule(config: dict[str, Any], case: Case, arch: Arch) -> int:
     BK, BV = min(config.get("BLOCK_K", case["K"]), case["K"]), min(config["BLOCK_V"], case["V"])
     size = 4 if case["dtype"] == "f32" else 2
     tokens, state, square = BT * BK, BK * BV, BT * BT
-    if arch.backend == "hip":
-        return 4 * max(tokens, state, square)
     waiting = max(0, config.get("num_stages", 1) - 1) if arch.dot else 0
+    if arch.backend == "hip":
+        # q, k, v and the factors' planes
+        return max(4 * max(tokens, state, square), waiting * (2 * size * tokens + size * BT * BV + 6 * square))
     if config["precision"] == "bf16":
         # without tensor cores the three parts are f32 again
         parts = 6 if arch.dot else 12
@@ -140,7 +168,9 @@ def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int
         return max(query + matrix, tile, 2 * tile * ahead + weights if plain else 0)
     raw = sum(BS * row_size(name, D) for name in formats if name in QUANTISED)
     if plain:
-        return max(2 * query, query + max(tile, 2 * tile * ahead) + 2 * weights)
+        # sm100 keeps the weights of another tile
+        more = 2 * weights + 1024 if arch.name == "sm100" else 0
+        return max(2 * query, query + max(tile, 2 * tile * ahead) + 2 * weights + more)
     return max(2 * query, query + matrix, query + 2 * tile + raw * ahead)
 
 
