@@ -318,7 +318,7 @@ def run(work: list[Task], workers: int) -> Iterator[tuple[Task, list[Build]]]:
                 yield task, builds
         finally:
             # whoever takes no more of them waits for those alone that have begun
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
 
 def alone() -> None:
