@@ -31,6 +31,8 @@ EXACT = {
 }
 ONE_ROW = {"warps", "pair", "registers", "num_stages"}
 SEVERAL_ROWS = {"warps", "pair", "registers"}
+# of int8 where there is no m16n8k32
+PLAIN = {"": {"algorithm"}, "split": EXACT["split"]}
 
 
 def unread_by(case: Case) -> set[str]:
@@ -39,7 +41,11 @@ def unread_by(case: Case) -> set[str]:
         return set(SPACE) - BLOCKS
     if case["precision"] == "exact":
         return set(SPACE) - set().union(*EXACT.values())
-    return set(SPACE) - (ONE_ROW if case["M"] == 1 else SEVERAL_ROWS)
+    return set(SPACE) - (ONE_ROW if case["M"] == 1 else SEVERAL_ROWS) - EXACT["split"]
+
+
+def _imma(gpu: str) -> bool:
+    return gpu.startswith("sm") and not gpu.startswith("sm75")
 
 
 def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
@@ -47,6 +53,12 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         used = BLOCKS
     elif case["precision"] == "exact":
         used = EXACT[config["algorithm"]]
+        if config["algorithm"] == "rows" and not _imma(gpu):
+            return "rows takes m16n8k16, which is missing here"
+    elif not _imma(gpu):
+        if config["algorithm"] not in PLAIN:
+            return "int8 without m16n8k32 runs as split"
+        used = PLAIN[config["algorithm"]]
     else:
         used = ONE_ROW if case["M"] == 1 else SEVERAL_ROWS
     for knob in set(config) - used:
@@ -54,7 +66,12 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
             return f"{knob} has no effect here"
     if case["layout"] == "gguf":
         return _legal_blocks(config, case, gpu)
-    return _legal_exact(config, case, gpu) if case["precision"] == "exact" else _legal_int8(config, case)
+    if case["precision"] == "exact":
+        return _legal_exact(config, case, gpu)
+    if config["algorithm"] == "split":
+        records = case["K"] // 256
+        return f"there are {records} records to split" if config["split"] > records else None
+    return _legal_int8(config, case)
 
 
 def _legal_exact(config: dict[str, Any], case: Case, gpu: str) -> str | None:

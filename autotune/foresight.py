@@ -2,6 +2,7 @@
 
     threads      num_warps x the lanes of a warp                       1024 to a program
     kinds        what `tl.dot` is asked to multiply                    Arch.refused
+    launchers    which ways they refuse; what takes a compiler minutes
     memory       tiles that wait in shared memory, by op (`_NEEDS`)    Arch.shared
 
 Memory is estimated from above: what is needed on the way into a dot, plus what is loaded ahead. How often that is right
@@ -50,11 +51,55 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
         resident, swiglu = config["resident"], case["epilogue"] == "swiglu"
         if stages(case["format"], case["M"], max(8 if swiglu else 4, config["warps"]), resident, swiglu) < 2:
             return f"no room for {resident} programs of the ring, with two records each"
+    if op == "dequant_matmul" and case["layout"] == "tiles" and (why := _integer_cores(case, config, arch)):
+        return why
+    if op == "tree_attention" and (why := _left(case, config, arch)):
+        return why
+    if op == "tree_conv" and (each := config["BLOCK_C"] * config["BLOCK_T"] // (config["num_warps"] * arch.warp)) > 256:
+        return f"{each} numbers a lane take the compiler a minute"
     gguf = op == "dequant_matmul" and case["layout"] == "gguf" and case["precision"] == "int8" and case["M"] > 1
     if gguf and config["int8_dot"] and "i8" in arch.refused:
         return f"Triton has no integer dot for {arch.name}"
     if gguf and config["int8_dot"] and case["format"] == "q6_k" and arch.backend == "cuda":
         return "an integer dot is at least 32 deep, q6_k has groups of 16"
+    return None
+
+
+def _imma(arch: Arch) -> bool:
+    """Whether it has m16n8k32 and m16n8k16."""
+    return arch.backend == "cuda" and bool(arch.dot)
+
+
+def _integer_cores(case: Case, config: dict[str, Any], arch: Arch) -> str | None:
+    """Why weights in tiles do not run by the instructions that they lie in order for."""
+    one_way = config["warps"] if case["precision"] == "int8" else config["algorithm"] == "rows"
+    if one_way and not _imma(arch):
+        return f"{arch.name} has no m16n8k32: int8 runs as split there, exact as split or wide"
+    paired = case["precision"] == "int8" and config["warps"] and config["pair"] and case["epilogue"] != "swiglu"
+    if paired and case["M"] > 32:
+        return f"32 rows of W and {case['M']} of x take the compiler a minute and spill"
+    return None
+
+
+def _left(case: Case, config: dict[str, Any], arch: Arch) -> str | None:
+    """Why what stands on the left of tree_attention's products does not suit the cache; 144 rows are one pass."""
+    left, rows, codes = (
+        config["left"],
+        config["BLOCK_M"],
+        [case[name] in QUANTISED for name in ("format_k", "format_v")],
+    )
+    if left == "queries":
+        rows_in_all = case["T"] * case["H"] // case["Hkv"]
+        return f"{rows} queries are no power of two" if rows & (rows - 1) and _up(rows_in_all, 16) > rows else None
+    if case["dtype"] == "f32" or case["D"] != 256 or not any(codes):
+        return "without queries on the left, they are of 16 bits, a head is 256 and the cache quantised"
+    if left == "own" or rows == 144:
+        if arch.name != "sm90" or not all(codes):
+            return f"rows of a warp's own and one pass are for K and V quantised, on sm90, not {arch.name}"
+        suits = case["T"] <= 64 if left == "keys" else rows in (8, 16) and config["num_warps"] in (4, 8)
+        return None if suits else f"{case['T']} nodes and tiles of {rows} do not suit '{left}'"
+    if config["BLOCK_S"] % 64 or config["num_warps"] != 4:
+        return "keys on the left come 64 at a time, to four warps"
     return None
 
 
@@ -82,9 +127,10 @@ def _delta_rule(config: dict[str, Any], case: Case, arch: Arch) -> int:
     BK, BV = min(config.get("BLOCK_K", case["K"]), case["K"]), min(config["BLOCK_V"], case["V"])
     size = 4 if case["dtype"] == "f32" else 2
     tokens, state, square = BT * BK, BK * BV, BT * BT
-    if arch.backend == "hip":
-        return 4 * max(tokens, state, square)
     waiting = max(0, config.get("num_stages", 1) - 1) if arch.dot else 0
+    if arch.backend == "hip":
+        # q, k, v and the factors' planes
+        return max(4 * max(tokens, state, square), waiting * (2 * size * tokens + size * BT * BV + 6 * square))
     if config["precision"] == "bf16":
         # without tensor cores the three parts are f32 again
         parts = 6 if arch.dot else 12
@@ -125,7 +171,9 @@ def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int
         return max(query + matrix, tile, 2 * tile * ahead + weights if plain else 0)
     raw = sum(BS * row_size(name, D) for name in formats if name in QUANTISED)
     if plain:
-        return max(2 * query, query + max(tile, 2 * tile * ahead) + 2 * weights)
+        # sm100 keeps the weights of another tile
+        more = 2 * weights + 1024 if arch.name == "sm100" else 0
+        return max(2 * query, query + max(tile, 2 * tile * ahead) + 2 * weights + more)
     return max(2 * query, query + matrix, query + 2 * tile + raw * ahead)
 
 
@@ -143,6 +191,8 @@ def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
     """256 columns of x and of dequantised weights, f16; on NVIDIA also the bytes of weights that are loaded ahead."""
     M, size = case["M"], 4 if case["dtype"] == "f32" else 2
     ahead, pair = max(0, config["num_stages"] - 1), 2 if case["epilogue"] == "swiglu" else 1
+    if case["layout"] == "tiles" and config["algorithm"] in ("", "split") and arch.name.startswith("gfx1"):
+        ahead = 0
     column = 256 * (size if arch.dot else 4)
     if _exact_tiles(case) and config["algorithm"] in ("ring", "rows"):
         # the ring asks for what there is
@@ -156,18 +206,19 @@ def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
             return 512 * config["block_n"]
         x, weights = column * min(config["block_m"], _up(M, 16)), column * config["block_n"]
         read = _READ[case["format"]] * config["block_n"] * pair
-    elif case["precision"] == "int8" or (case["layout"] == "lanes" and M <= MOST_ROWS and arch.dot):
+    elif case["precision"] == "int8" and not _imma(arch):
+        # codes of a record; without products of tiles as f32
+        return 32768 + ahead * 4096 if arch.dot else 65536
+    elif case["precision"] == "int8":
         # in registers
         return 0
     else:
-        x, weights = column * min(config["tile_m"], _up(M, 16 if case["layout"] == "lanes" else 8)), column * ROWS
+        x, weights = column * min(config["tile_m"], _up(M, 8)), column * ROWS
         read = RECORD[case["format"]] * pair
     if arch.backend == "hip":
         return max(x, weights) if not ahead else ahead * x + weights
     if not arch.dot:
         return max(x, weights) if case["layout"] != "gguf" else x + weights
-    if case["layout"] == "lanes":
-        return (ahead + 1) * x
     if case["layout"] == "tiles":
         # without PTX the weights would pass through memory; the sums do, where programs share them
         return max(x, ahead * (x + read) + weights // 2)

@@ -14,7 +14,7 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
 Weights rearranged once (layout "tiles") need no such conversion. One row of int8: `lib/row_int8.py`; several:
 `lib/rows_int8.py`. Activations as they are: `lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and
-`lib/tiled.py` where a program has little shared memory or a weight few rows.
+`lib/tiled.py` where a program has little shared memory or a weight few rows; of int8, where m16n8k32 is missing.
 """
 
 from dataclasses import dataclass, replace
@@ -31,7 +31,17 @@ from .config import pick
 from .lib import plain_rows
 from .lib import ring_exact as ring
 from .lib.blocks import CHUNK, dequantise, unpack
-from .lib.device import has_imma, has_much_shared, has_pdl, has_ptx, has_wgmma, processors
+from .lib.device import (
+    has_few_registers,
+    has_imma,
+    has_much_shared,
+    has_pdl,
+    has_ptx,
+    has_wgmma,
+    lacks_dot,
+    lacks_imma,
+    processors,
+)
 from .lib.row_int8 import row_int8
 from .lib.rows_exact import arrange, rows_exact
 from .lib.rows_int8 import quantise_rows, rows_int8
@@ -51,7 +61,8 @@ class Config:
     block_m: int = 32
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
-    # over tiles, exact: "split", "wide", "rows" or "ring"; "" chooses it and all of its knobs by the shape
+    # over tiles, exact: "split", "wide", "rows" or "ring"; of int8, "split" where there are no integer tensor cores;
+    # "" chooses it and all of its knobs by the shape
     algorithm: str = ""
     # of "split" and "wide" rows of x a program; programs that share a tile's columns, or (of "ring" too) programs a
     # multiprocessor; tiles side by side
@@ -259,11 +270,15 @@ def _on_tiles(
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
     # the ring takes x in pieces of 16 bytes
     rings = has_wgmma(x.device) and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    if lacks_imma(x.device):
+        config = _plain(config, M, rows, K, precision, lacks_dot(x.device) or has_few_registers(x.device))
     config = _by_shape(
         config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device), rings
     )
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
-    if precision == "int8" and M == 1:
+    if precision == "int8" and config.algorithm == "split":
+        launch = _int8_split
+    elif precision == "int8" and M == 1:
         launch = _int8_row
     elif precision == "int8":
         launch = _int8_rows
@@ -271,6 +286,20 @@ def _on_tiles(
         launch = _EXACT[config.algorithm]
     launch(x, weight, format, residual, swiglu, out, config)
     return out
+
+
+def _plain(config: Config, M: int, N: int, K: int, precision: str, crowded: bool) -> Config:
+    """What runs without m16n8k32 and m16n8k16; `crowded`: a tile of wide and what it loads ahead do not fit."""
+    if config.warps if precision == "int8" else config.algorithm == "rows":
+        asked = f"'{config.algorithm}' with {config.warps} warps"
+        raise ValueError(f"dequant_matmul takes split, wide if exact, without integer tensor cores, not {asked}")
+    split = config.algorithm != "split" if precision == "int8" else not config.algorithm and M > MOST_ROWS and crowded
+    return replace(config, algorithm="split", split=_split(M, N, K)) if split else config
+
+
+def _split(M: int, N: int, K: int) -> int:
+    """About three programs a multiprocessor of 132."""
+    return max(1, min(K // COLUMNS, round(350 / (N // ROWS * triton.cdiv(M, MOST_ROWS)))))
 
 
 def _by_shape(
@@ -286,8 +315,8 @@ def _by_shape(
     rings: bool,
 ) -> Config:
     """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
-    records, tiles = K // COLUMNS, N // ROWS
-    if precision == "int8" and not config.warps:
+    records = K // COLUMNS
+    if precision == "int8" and config.algorithm != "split" and not config.warps:
         warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(M, N, records)
         registers = _registers(M, format, warps, pair or swiglu)
         chosen = replace(config, warps=warps, warp_rows=1, pair=pair, num_stages=stages, registers=registers)
@@ -308,8 +337,7 @@ def _by_shape(
     if N <= 2048 or swiglu:
         return replace(config, algorithm="split", split=2 if swiglu else max(1, records // 2))
     if not much_shared or format == "q5_k" or N > 65536 or (N <= 8192 and records <= 20):
-        # about three programs a multiprocessor of 132
-        return replace(config, algorithm="split", split=max(1, min(records, round(350 / tiles))))
+        return replace(config, algorithm="split", split=_split(M, N, K))
     # as many rows of W a program as share x without a spilled register
     warps = 16 if format in ("q4_k", "q4_0") else 8
     return replace(config, algorithm="wide", warps=warps, tile_m=64, num_stages=3, resident=1)
@@ -396,16 +424,53 @@ def _exact_split(
     out: torch.Tensor,
     config: Config,
 ) -> None:
-    (M, N), K = out.shape, x.shape[1]
+    BM = min(config.tile_m, max(8, triton.next_power_of_2(len(x))))
+    _tiled(x, None, None, weight, format, residual, swiglu, out, config, BM)
+
+
+def _int8_split(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> None:
+    q, d, d_sum = _quantised(x, format)
+    # 8 or 16 sums a weight row and row of x: more rows leave no registers
+    _tiled(q, d, d_sum, weight, format, residual, swiglu, out, config, 16)
+
+
+def _tiled(
+    x: torch.Tensor,
+    d: torch.Tensor | None,
+    d_sum: torch.Tensor | None,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+    BM: int,
+) -> None:
+    (M, N), K, warps, stages = out.shape, x.shape[1], 4, config.num_stages
+    if lacks_dot(x.device):
+        # whole rows and columns stand in registers
+        BM, warps = min(BM, 16), 8
+    elif lacks_imma(x.device):
+        # matrix cores take 16 rows
+        BM = max(BM, 16)
+    if has_few_registers(x.device):
+        warps, stages = 8, 1
     split = min(config.split, K // COLUMNS)
     parts = split * M * N * (2 if swiglu else 1) if split > 1 else 0
     partial = torch.empty(parts, dtype=torch.float32, device=x.device)
-    BM = min(config.tile_m, max(8, triton.next_power_of_2(M)))
     blocks = (N // ROWS, split, triton.cdiv(M, BM))
     tiled[blocks](
-        x, x.stride(0), weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out, partial,
-        counters(x.device, blocks[0] * blocks[2]), M, N, K, **_meta(format, swiglu), SPLIT=split > 1, BM=BM,
-        STAGES=config.num_stages, ASM=has_ptx(x.device), num_warps=4,
+        x, x.stride(0), d, d_sum, weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out,
+        partial, counters(x.device, blocks[0] * blocks[2]), M, N, K, **_meta(format, swiglu), SPLIT=split > 1, BM=BM,
+        STAGES=stages, ASM=has_ptx(x.device), num_warps=warps,
     )  # fmt: skip
 
 

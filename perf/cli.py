@@ -296,6 +296,10 @@ def ports(
             show_default=False,
         ),
     ] = 0,
+    limit: Annotated[
+        float,
+        typer.Option("--time", help="Of --foresee: seconds, then what is compiled by then is the sample; 0: all."),
+    ] = 0.0,
     fit: Annotated[
         bool,
         typer.Option(
@@ -338,7 +342,7 @@ def ports(
     if fit:
         raise typer.Exit(ports_cli.fit(chosen, wanted, workers, sources, as_json))
     if foresee:
-        raise typer.Exit(ports_cli.foresee(chosen, wanted, foresee, workers, save, sources, as_json))
+        raise typer.Exit(ports_cli.foresee(chosen, wanted, foresee, limit, workers, save, sources, as_json))
     raise typer.Exit(ports_cli.compile_(chosen, wanted, cases.split(","), kinds, workers, save, diff, sources, as_json))
 
 

@@ -22,7 +22,7 @@ import triton
 from ..autotune.foresight import foresee
 from ..autotune.gpu import ARCHS
 from ..autotune.space import Problem
-from ..kernels.config import CONFIGS
+from ..kernels.config import CONFIGS, FITTED
 from ..reference.ops import Op, registered
 from ..reference.spec import Case
 from .matrix import TIMED
@@ -35,6 +35,7 @@ def candidates(op: Op, case: Case, start: dict[str, Any], arch: str) -> list[dic
     """Points with smaller tiles, fewer stages, more warps or another way than `start`, the fewest and smallest changes
     first."""
     module = op.module("autotune")
+    unread = module.unread_by(case) if hasattr(module, "unread_by") else set()
     space, knobs = module.SPACE, []
     for knob, values in space.items():
         held = start[knob]
@@ -42,7 +43,7 @@ def candidates(op: Op, case: Case, start: dict[str, Any], arch: str) -> list[dic
         more = knob.endswith("warps")
         others = [v for v in values if ((v > held if more else v < held) if numbers else v != held)]
         at = _near(values, held) if numbers else values.index(held)
-        knobs.append([(0, held), *((abs(values.index(value) - at), value) for value in others)])
+        knobs.append([(0, held), *((abs(values.index(value) - at), value) for value in others if knob not in unread)])
     points = []
     for choice in itertools.product(*knobs):
         steps = [step for step, _ in choice]
@@ -57,30 +58,55 @@ def _near(values: tuple[Any, ...], held: Any) -> int:
     return min(range(len(values)), key=lambda number: abs(values[number] - held))
 
 
-def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], tries: int) -> dict[str, Any]:
-    """The entry of one case: its default where that does not spill, else the first point found that does not, or the
-    best."""
+def fitted(op_name: str, arch: str, sources: tuple[str, ...], tries: int) -> list[dict[str, Any]]:
+    """An entry of each case: its default where that does not spill, else the first point found that does not, or the
+    best. What served another case, or a relative, is tried first."""
     op = registered(sources)[op_name]
-    case = next(case for case in op.spec.cases["perf"] if case.id == case_id)
+    served = [entry["config"] for file in sorted(CONFIGS.glob(f"*{FITTED}/{op_name}.json")) for entry in _entries(file)]
+    found = []
+    for case in op.spec.cases["perf"]:
+        found.append(_entry(op, case, arch, sources, tries, served))
+        if found[-1]["changes"] and found[-1]["config"] not in served[:1]:
+            served.insert(0, found[-1]["config"])
+    return found
+
+
+def _entries(file: Path) -> list[dict[str, Any]]:
+    return [entry for entry in json.loads(file.read_text())["entries"] if not entry["spills"]]
+
+
+def _entry(
+    op: Op, case: Case, arch: str, sources: tuple[str, ...], tries: int, served: list[dict[str, Any]]
+) -> dict[str, Any]:
     start = default(op, case, arch)
 
     def cost(config: dict[str, Any]) -> tuple[int, int]:
         text = json.dumps(config, sort_keys=True)
-        builds = compile_all(Task(op_name, arch, (case_id,), "points", sources, (text,)))
+        builds = compile_all(Task(op.name, arch, (case.id,), "points", sources, (text,)))
         return sum(bool(build.error) for build in builds), sum(build.spills for build in builds)
 
     before = best = cost(start)
     chosen, left = start, candidates(op, case, start, arch) if best > (0, 0) else []
-    for _ in range(min(tries, len(left))):
-        # one step from the best so far, the fewest changes of the default first
-        point = min(left, key=lambda point: sum(point[knob] != chosen[knob] for knob in point))
+    first = [point for point in served if point in left]
+    # of the most changes: where even that spills, few are worth the time
+    first += left[-1:]
+    hopeless = False
+    for number in range(min(tries, len(left))):
+        if hopeless and number >= tries // 3:
+            break
+        # then one step from the best so far, the fewest changes of the default first
+        point = first.pop(0) if first else min(left, key=lambda p: sum(p[knob] != chosen[knob] for knob in p))
+        last = point is left[-1]
         left.remove(point)
-        if (found := cost(point)) < best:
+        first = [other for other in first if other != point]
+        found = cost(point)
+        hopeless |= last and found > (0, 0)
+        if found < best:
             best, chosen = found, point
         if best == (0, 0):
             break
     stamp = {
-        "kernel": Problem(op_name, case, arch, sources).kernel_hash,
+        "kernel": Problem(op.name, case, arch, sources).kernel_hash,
         "triton": triton.__version__,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
     }
@@ -90,20 +116,11 @@ def fitted(op_name: str, case_id: str, arch: str, sources: tuple[str, ...], trie
 
 
 def fit(work: list[tuple[str, str]], sources: tuple[str, ...], workers: int) -> Iterator[tuple[str, str, Any]]:
-    """For each (op, architecture) whose defaults spill: all its entries, when every case has one."""
-    known = registered(sources)
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {pair: [] for pair in work}
+    """For each (op, architecture) whose defaults spill: all its entries."""
     with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=alone) as pool:
-        waiting = {
-            pool.submit(fitted, name, case.id, arch, sources, TRIES): (name, arch)
-            for name, arch in work
-            for case in known[name].spec.cases["perf"]
-        }
+        waiting = {pool.submit(fitted, name, arch, sources, TRIES): (name, arch) for name, arch in work}
         for done in as_completed(waiting):
-            pair = waiting[done]
-            found[pair].append(done.result())
-            if len(found[pair]) == len(known[pair[0]].spec.cases["perf"]):
-                yield *pair, found[pair]
+            yield *waiting[done], done.result()
 
 
 def save(op: str, arch: str, entries: list[dict[str, Any]], home: Path = CONFIGS) -> Path | None:

@@ -10,7 +10,6 @@ tuner would leave out is left out here.
 """
 
 import dataclasses
-import itertools
 import json
 import random
 from collections.abc import Iterator
@@ -47,7 +46,7 @@ class Point:
 
 def draw(op: Op, arch: str, count: int) -> list[tuple[str, str]]:
     """Cases and configs: both ends of every knob, the others at their defaults, and `count` points of the whole space,
-    evenly from all cases and all values of every knob; the same for the same op."""
+    evenly from all cases and all values of every knob; the same for the same op, and the first of more."""
     if not op.has("autotune"):
         return []
     generator = random.Random(f"{SEED} {op.name} {arch}")
@@ -55,23 +54,24 @@ def draw(op: Op, arch: str, count: int) -> list[tuple[str, str]]:
     default = dataclasses.asdict(op.module("kernels").Config())
     cases = list(dict.fromkeys(case.id for group in ("perf", "qwen35") for case in op.spec.cases.get(group, ())))
     points = [{knob: end} for knob, values in space.items() for end in (values[0], values[-1])]
-    points += [{knob: generator.choice(values) for knob, values in space.items()} for _ in range(count)]
-    found = [(generator.choice(cases), json.dumps({**default, **point}, sort_keys=True)) for point in points]
-    return list(dict.fromkeys(found))
+    found = [(generator.choice(cases), point) for point in points]
+    # one after the other, so that more points are the same ones and others
+    for _ in range(count):
+        found.append((generator.choice(cases), {knob: generator.choice(values) for knob, values in space.items()}))
+    return list(dict.fromkeys((case, json.dumps({**default, **point}, sort_keys=True)) for case, point in found))
 
 
 def work(ops: list[str], archs: list[str], count: int, sources: list[str]) -> list[Task]:
-    """One task a point, in turns of an op and an architecture each: what is done of them at any time is a sample."""
+    """One task a point, shuffled: what is done of them at any time is a sample."""
     known = registered(sources)
-    columns = [
-        [
-            Task(name, arch, (case,), "points", tuple(sources), (config,))
-            for case, config in draw(known[name], arch, count)
-        ]
+    found = [
+        Task(name, arch, (case,), "points", tuple(sources), (config,))
         for name in ops
         for arch in archs
+        for case, config in draw(known[name], arch, count)
     ]
-    return [task for row in itertools.zip_longest(*columns) for task in row if task]
+    random.Random(SEED).shuffle(found)
+    return found
 
 
 def judged(task: Task, builds: list[Build]) -> Point:

@@ -203,8 +203,8 @@ def _forecast(forecast: dict[str, Any] | None) -> list[str]:
         "",
         f"`draftwood ports --foresee {forecast['count']}` with triton {forecast.get('triton', '?')}: "
         f"{sum(every.values())} points of the ops' whole spaces,",
-        f"both ends of every knob and {forecast['count']} points an op and architecture drawn at random (seed "
-        f"{forecast['seed']}),",
+        f"a random part of {forecast.get('drawn', sum(every.values()))}: both ends of every knob and "
+        f"{forecast['count']} points an op and architecture (seed {forecast['seed']}),",
         "each foreseen from spec and config alone (`autotune/foresight.py`) and then really compiled.",
         f"{failed} did not run; {every['missed']} of these were not foreseen ({every['missed'] / max(1, failed):.1%}).",
         "",

@@ -310,11 +310,15 @@ def run(work: list[Task], workers: int) -> Iterator[tuple[Task, list[Build]]]:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(min(workers, len(waiting)), mp_context=context, initializer=alone) as pool:
         futures = {pool.submit(compile_all, task): (task, file) for task, file in waiting}
-        for done in as_completed(futures):
-            task, file = futures[done]
-            builds = done.result()
-            _write(file, json.dumps([dataclasses.asdict(build) for build in builds]).encode())
-            yield task, builds
+        try:
+            for done in as_completed(futures):
+                task, file = futures[done]
+                builds = done.result()
+                _write(file, json.dumps([dataclasses.asdict(build) for build in builds]).encode())
+                yield task, builds
+        finally:
+            # whoever takes no more of them waits for those alone that have begun
+            pool.shutdown(cancel_futures=True)
 
 
 def alone() -> None:

@@ -54,14 +54,26 @@ def compile_(
 
 
 def foresee(
-    ops: list[str], archs: list[str], count: int, workers: int, save: bool, sources: list[str], as_json: bool
+    ops: list[str],
+    archs: list[str],
+    count: int,
+    limit_s: float,
+    workers: int,
+    save: bool,
+    sources: list[str],
+    as_json: bool,
 ) -> int:
-    work = forecast.work(ops, archs, count, sources)
+    work, started = forecast.work(ops, archs, count, sources), time.monotonic()
     sampled = ((point, point) for point in forecast.sample(work, workers))
-    points = [point for _, point in tables.progress(sampled, len(work), "foreseeing", None if as_json else err)]
+    points: list[forecast.Point] = []
+    for _, point in tables.progress(sampled, len(work), "foreseeing", None if as_json else err):
+        points.append(point)
+        if limit_s and time.monotonic() - started > limit_s:
+            break
     rows = forecast.table(points)
     if save:
-        report = {"count": count, "seed": forecast.SEED, "triton": porting.triton.__version__, "rows": rows}
+        made = {"count": count, "drawn": len(work), "seed": forecast.SEED, "triton": porting.triton.__version__}
+        report = {**made, "rows": rows}
         matrix.PAGE.write_text(matrix.page(matrix.save([], report)))
     if as_json:
         print(json.dumps({"rows": rows, "points": [asdict(point) for point in points]}, indent=0))

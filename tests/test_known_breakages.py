@@ -59,6 +59,7 @@ BUILDS = {
     "fp8": (_cast, F8, {"N": 256}, ("sm80", "sm89")),
     "fp8 fnuz": (_cast, F8_FNUZ, {"N": 256}, ("sm89", "gfx942")),
     "32 warps": (_cast, ("float32", "bfloat16"), {"N": 1024, "num_warps": 32}, ("sm90", "gfx942")),
+    "one warp": (_dot, HALF, {"M": 128, "N": 128, "BK": 32, "num_warps": 1}, ("sm80", "sm120")),
 }
 
 
@@ -73,6 +74,12 @@ OWN = {
         {"layout": "gguf", "precision": "int8", "M": 23, "format": "q4_k"},
         {"int8_dot": True, "block_n": 32},
         ("sm75",),
+    ),
+    "weights, int8 in tiles": (
+        "dequant_matmul",
+        {"layout": "tiles", "precision": "int8"},
+        {"warps": 4},
+        ("sm75", "gfx942"),
     ),
     "delta rule, tf32x3": (
         "tree_gdn",
@@ -111,6 +118,13 @@ def _found(scratch: str) -> dict[str, dict]:
     return json.loads(run.stdout)
 
 
+def _disassembled(cubin: bytes, scratch: Path) -> int:
+    file, tool = scratch / "spills.cubin", Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    file.write_bytes(cubin)
+    code = subprocess.run([str(tool), "-c", str(file)], capture_output=True, text=True, check=True).stdout
+    return len(re.findall(r"\b(?:LDL|STL)\b", code))
+
+
 def _main() -> None:
     import torch
     from draftwood.autotune import elsewhere
@@ -130,6 +144,8 @@ def _main() -> None:
                 try:
                     (one,) = elsewhere.launches(call)
                     rows[f"{name} {arch.name}"] = measure(one, arch)
+                    if name == "one warp":
+                        rows[f"{name} {arch.name}"]["disassembled"] = _disassembled(one.asm["cubin"], Path(scratch))
                 except Exception as error:
                     rows[f"{name} {arch.name}"] = {"error": sentence(error)}
     for name, (_, _, _, archs) in OWN.items():
@@ -191,6 +207,11 @@ def test_fp8_has_two_codes_and_neither_is_everywhere_so_no_kernel_uses_it():
 def test_more_threads_than_a_program_can_have_compile_and_are_refused_here():
     assert "error" not in built("32 warps", "sm90")
     assert built("32 warps", "gfx942")["error"] == "takes 2048 threads, a program has 1024"
+
+
+@pytest.mark.parametrize("arch", ["sm80", "sm120"])
+def test_what_spills_is_counted_in_the_machine_code_as_nvdisasm_shows_it(arch):
+    assert built("one warp", arch)["spills"] == built("one warp", arch)["disassembled"] > 0
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "kernels").rglob("*.py")), ids=lambda file: file.stem)

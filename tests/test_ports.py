@@ -202,6 +202,50 @@ def test_where_defaults_spill_there_are_configs_to_try_smaller_ones_first_and_le
         assert point["num_warps"] >= start["num_warps"] and point["BLOCK_V"] <= start["BLOCK_V"]
 
 
+def test_what_served_a_relative_or_another_case_is_tried_first(tmp_path, monkeypatch):
+    op = registered()["prefill_attention"]
+    case = op.spec.cases["perf"][0]
+    start = vars(op.module("kernels").Config())
+    serves = {**start, "BLOCK_M": 16, "num_warps": 8}
+    (tmp_path / "gfx1100-fitted").mkdir()
+    entry = {"case": case.as_dict(), "config": serves, "spills": 0}
+    (tmp_path / "gfx1100-fitted" / "prefill_attention.json").write_text(json.dumps({"entries": [entry]}))
+    tried: list[dict] = []
+
+    def compile_all(task):
+        tried.append(json.loads(task.points[0]))
+        spills = 0 if tried[-1] == serves else 7
+        return [replace(GOOD, arch=task.arch, case=task.cases[0], spills=spills)]
+
+    monkeypatch.setattr(fit, "CONFIGS", tmp_path)
+    monkeypatch.setattr(fit, "compile_all", compile_all)
+    monkeypatch.setattr(fit, "default", lambda *_: start)
+    found = fit.fitted("prefill_attention", "gfx1151", (), 9)
+    assert {json.dumps(entry["config"]) for entry in found} == {json.dumps(serves)}
+    assert tried == [start, serves] * len(op.spec.cases["perf"])
+
+
+def test_where_even_the_smallest_of_all_spills_few_are_tried(monkeypatch, tmp_path):
+    tried: list[str] = []
+
+    def compile_all(task):
+        tried.append(task.points[0])
+        return [replace(GOOD, arch=task.arch, case=task.cases[0], spills=len(tried))]
+
+    start = vars(registered()["prefill_attention"].module("kernels").Config())
+    monkeypatch.setattr(fit, "CONFIGS", tmp_path)
+    monkeypatch.setattr(fit, "compile_all", compile_all)
+    monkeypatch.setattr(fit, "default", lambda *_: start)
+    found = fit.fitted("prefill_attention", "gfx1100", (), 9)
+    assert len(tried) == 4 * len(found) and not any(entry["changes"] for entry in found)
+
+
+def test_more_points_of_a_forecast_are_the_same_ones_and_others():
+    op = registered()["prefill_attention"]
+    few, many = (forecast.draw(op, "sm90", count) for count in (2, 9))
+    assert many[: len(few)] == few and len(many) > len(few)
+
+
 def test_a_fitted_config_is_taken_last_and_only_on_its_own_architecture(tmp_path, monkeypatch):
     from draftwood.kernels import config
 

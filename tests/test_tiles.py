@@ -5,6 +5,7 @@ import torch
 from draftwood.kernels.dequant_matmul import Config, dequant_matmul
 from draftwood.kernels.lib import workspace
 from draftwood.reference import formats, tiles
+from draftwood.reference.dequant_matmul import dequant_matmul as meaning
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -133,6 +134,23 @@ def test_rows_of_int8_are_the_one_row_each(name):
     together = dequant_matmul(x, held, name, "int8", layout="tiles")
     alone = torch.cat([dequant_matmul(row[None], held, name, "int8", layout="tiles") for row in x])
     assert torch.allclose(together, alone, rtol=1e-5, atol=1e-5 * float(alone.abs().max()))
+
+
+@pytest.mark.parametrize(("M", "swiglu", "split"), [(1, False, 2), (17, True, 1)])
+@pytest.mark.parametrize("name", TILED)
+def test_int8_without_integer_tensor_cores_means_the_same(name, M, swiglu, split):
+    held = tiles.to_tiles(formats.draw(name, 128, 512, torch.Generator().manual_seed(0)), name)
+    x = torch.randn(M, 512, generator=torch.Generator().manual_seed(M))
+    x[M // 2, :256], x[-1, 256:] = 0, x[-1, 256:] * 1e4
+    want = meaning(x, held, name, "int8", swiglu=swiglu, layout="tiles")
+    config = Config(algorithm="split", split=split)
+    y = dequant_matmul(x.to(DEVICE), held.to(DEVICE), name, "int8", swiglu=swiglu, layout="tiles", config=config)
+    assert torch.allclose(y.cpu(), want, rtol=1e-5, atol=1e-5 * float(want.abs().max()))
+    if M > 1:
+        return
+    x[-1, 300] = torch.nan
+    y = dequant_matmul(x.to(DEVICE), held.to(DEVICE), name, "int8", layout="tiles", config=config)
+    assert y.isnan().all()
 
 
 @pytest.mark.gpu

@@ -53,6 +53,22 @@ def has_imma(device: torch.device) -> bool:
     return _capability(device) >= 80
 
 
+def lacks_imma(device: torch.device) -> bool:
+    """Whether kernels launched now are compiled for a GPU without them. The interpreter takes the instructions' plain
+    twins: compiled, those are minutes of the compiler's time and hundreds of registers."""
+    return bool(compiled_for(device)) and not has_imma(device)
+
+
+def lacks_dot(device: torch.device) -> bool:
+    """Whether Triton multiplies tiles one number by one there: sm75."""
+    return 0 < _capability(device) < 80
+
+
+def has_few_registers(device: torch.device) -> bool:
+    """Whether a lane has no registers to spare for what is loaded ahead: RDNA's 256, accumulators among them."""
+    return compiled_for(device).startswith("gfx1")
+
+
 def has_wgmma(device: torch.device) -> bool:
     """Whether four warps multiply together what lies in shared memory: sm90 alone."""
     return _capability(device) == 90
@@ -82,7 +98,7 @@ def multiply(precision: str, device: torch.device) -> str:
     """How f32 are multiplied here (lib/wy.py) where a config says auto: on bf16 tensor cores where there are any."""
     if precision != "auto":
         return precision
-    return "ieee" if 0 < _capability(device) < 80 else "bf16"
+    return "ieee" if lacks_dot(device) else "bf16"
 
 
 def shared_memory(device: torch.device) -> int:

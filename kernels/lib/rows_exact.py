@@ -95,7 +95,8 @@ cvt.rn.bf16x2.f32 $0, b, a;
 }""")
 
 
-@triton.jit
+# M is compared with and no more: a kernel for each kind of number would be the same
+@triton.jit(do_not_specialize=["M"])
 def arrange(
     x, s_x_m,
     words,
@@ -314,7 +315,8 @@ def _step(
     return acc
 
 
-@triton.jit
+# M is compared with and no more: a kernel for each kind of number would be the same
+@triton.jit(do_not_specialize=["M"])
 def rows_exact(
     words_x,
     words,

@@ -21,7 +21,8 @@ from .tiles import HIGH, halves
 _HIGH = tl.constexpr(HIGH)
 
 
-@triton.jit
+# M is compared with and no more: a kernel for each kind of number would be the same
+@triton.jit(do_not_specialize=["M"])
 def quantise_rows(
     x, s_x_m,
     words, d, sums,
@@ -174,7 +175,8 @@ def _byte(w, I: tl.constexpr):
     return (w >> (8 * I)) & 255
 
 
-@triton.jit
+# M is compared with and no more: a kernel for each kind of number would be the same
+@triton.jit(do_not_specialize=["M"])
 def rows_int8(
     words_x, d_x, sums_x,
     words,

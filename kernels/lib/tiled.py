@@ -7,19 +7,22 @@
 
 Dequantised weights never touch shared memory: a lane's loads are its own operand registers. SPLIT programs share a
 tile; the last to arrive adds their partial sums in order, so the result does not depend on who that was.
+
+With d, x is in 8 bits. Codes meet codes, group by group, in f16, whose sums f32 holds exactly; scales come after. It
+serves where no m16n8k32 does (`row_int8.py`, `rows_int8.py`): on matrix cores of another kind, or on none.
 """
 
 import triton
 import triton.language as tl
 
-from .tiles import HIGH, weights
+from .tiles import HIGH, codes, scales_of, weights
 
 _HIGH = tl.constexpr(HIGH)
 
 
 @triton.jit
-def _step(acc, b_x, words, wide, p, FORMAT: tl.constexpr, SCALES: tl.constexpr, D: tl.constexpr, ASM: tl.constexpr):
-    """acc [64, BM] + the record at byte p · b_x [256, BM]."""
+def _record(words, wide, p, FORMAT: tl.constexpr, SCALES: tl.constexpr, D: tl.constexpr):
+    """The planes of the record at byte p, as `weights` takes them."""
     CODES: tl.constexpr = 8192 if FORMAT == "q8_0" else 4096
     o_r, o_8 = tl.arange(0, 64), tl.arange(0, 8)
     b_w = tl.load(words + p // 2 + tl.arange(0, CODES), eviction_policy="evict_first")
@@ -32,13 +35,36 @@ def _step(acc, b_x, words, wide, p, FORMAT: tl.constexpr, SCALES: tl.constexpr, 
         b_d = tl.load(words + (p + D) // 2 + o_r, eviction_policy="evict_first")
     if FORMAT == "q4_k" or FORMAT == "q5_k":
         b_d = tl.load(wide + (p + D) // 4 + o_r, eviction_policy="evict_first")
-    b_a = weights(b_w, b_high, b_scales, b_d, FORMAT, ASM)
-    return tl.dot(b_a.to(b_x.dtype), b_x, acc)
+    return b_w, b_high, b_scales, b_d
 
 
 @triton.jit
+def _step(
+    acc, b_x, b_d, b_sum, words, wide, p,
+    FORMAT: tl.constexpr, SCALES: tl.constexpr, D: tl.constexpr, ASM: tl.constexpr,
+):  # fmt: skip
+    """acc [64, BM] + the record at byte p · b_x [256, BM]; b_d and b_sum [G, BM] where x is in 8 bits."""
+    b_w, b_high, b_scales, b_dw = _record(words, wide, p, FORMAT, SCALES, D)
+    if b_d is None:
+        b_a = weights(b_w, b_high, b_scales, b_dw, FORMAT, ASM)
+        acc = tl.dot(b_a.to(b_x.dtype), b_x, acc)
+    else:
+        G: tl.constexpr = b_d.shape[0]
+        b_q = tl.reshape(codes(b_w, b_high, FORMAT, ASM), (64, G, 256 // G))
+        b_dot = tl.dot(tl.permute(b_q, (1, 0, 2)), tl.reshape(b_x.to(tl.float16), (G, 256 // G, b_x.shape[1])))
+        b_scale, b_min = scales_of(b_scales, b_dw, FORMAT, ASM)  # [64, G]
+        b_dot = b_dot * tl.trans(b_scale)[:, :, None] * b_d[:, None, :]  # [G, 64, BM]
+        if FORMAT == "q4_k" or FORMAT == "q5_k":
+            b_dot -= tl.trans(b_min)[:, :, None] * b_sum[:, None, :]
+        acc += tl.sum(b_dot, 0)
+    return acc
+
+
+# M is compared with and no more: a kernel for each kind of number would be the same
+@triton.jit(do_not_specialize=["M"])
 def tiled(
     x, s_x_m,
+    d, d_sum,
     words,
     wide,
     residual, s_residual_m,
@@ -56,6 +82,7 @@ def tiled(
     STAGES: tl.constexpr,
     ASM: tl.constexpr,
 ):  # fmt: skip
+    G: tl.constexpr = 16 if FORMAT == "q6_k" else 8
     i_t, i_s = tl.program_id(0), tl.program_id(1)
     steps = K // 256
     first, last = steps * i_s // tl.num_programs(1), steps * (i_s + 1) // tl.num_programs(1)
@@ -69,9 +96,16 @@ def tiled(
     acc_up = tl.zeros((64, BM), tl.float32)
     for i_k in tl.range(first, last, num_stages=STAGES):
         b_x = tl.load(p_x + i_k * 256, mask=m_m[None, :], other=0.0)  # [256, BM]
-        acc = _step(acc, b_x, words, wide, row + i_k * RECORD, FORMAT, SCALES, D, ASM)
+        b_d, b_sum = None, None
+        if d is not None:
+            # q6_k's groups are half as wide
+            o_g = tl.arange(0, G)[:, None] * 8 // G
+            o_d = o_m.to(tl.int64)[None, :] * (K // 32) + i_k * 8 + o_g
+            b_d = tl.load(d + o_d, mask=m_m[None, :], other=0.0)  # [G, BM]
+            b_sum = tl.load(d_sum + o_d, mask=m_m[None, :], other=0.0)
+        acc = _step(acc, b_x, b_d, b_sum, words, wide, row + i_k * RECORD, FORMAT, SCALES, D, ASM)
         if SWIGLU:
-            acc_up = _step(acc_up, b_x, words, wide, up + i_k * RECORD, FORMAT, SCALES, D, ASM)
+            acc_up = _step(acc_up, b_x, b_d, b_sum, words, wide, up + i_k * RECORD, FORMAT, SCALES, D, ASM)
 
     o_n = i_t * 64 + tl.arange(0, 64)
     o_out = o_m.to(tl.int64)[None, :] * N + o_n[:, None]  # [64, BM]

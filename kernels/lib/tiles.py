@@ -222,3 +222,22 @@ def weights(w, high, scales, d, FORMAT: tl.constexpr, ASM: tl.constexpr):
     else:
         q = tl.reshape(q, (64, 8, 32)) * scales.to(tl.float16, bitcast=True)[:, :, None]
     return tl.reshape(q, (64, 256))
+
+
+@triton.jit
+def scales_of(scales, d, FORMAT: tl.constexpr, ASM: tl.constexpr):
+    """Planes as `weights` takes them -> scale and minimum of every group of codes, [64, 8 or 16] f32, not rounded."""
+    if FORMAT == "q4_k" or FORMAT == "q5_k":
+        b_scale, b_min = byte_pair(scales, "unsigned", ASM)
+        b_d, b_dmin = halves(d)
+        b_scale = b_scale.to(tl.float32) * b_d.to(tl.float32)[:, None]
+        b_min = b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None]
+    elif FORMAT == "q6_k":
+        even, odd = byte_pair(scales, "biased", ASM)
+        b_scale = tl.reshape(tl.join(even, odd), (64, 16)).to(tl.float32)
+        b_scale = b_scale * d.to(tl.float16, bitcast=True).to(tl.float32)[:, None]
+        b_min = b_scale
+    else:
+        b_scale = scales.to(tl.float16, bitcast=True).to(tl.float32)
+        b_min = b_scale
+    return b_scale, b_min
