@@ -226,12 +226,15 @@ def weights(w, high, scales, d, FORMAT: tl.constexpr, ASM: tl.constexpr):
 
 @triton.jit
 def scales_of(scales, d, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """Planes as `weights` takes them -> scale and minimum of every group of codes, [64, 8 or 16] f32, not rounded."""
+    """Planes as `weights` takes them -> scale and minimum of every group of `codes`, [64, 8 or 16] f32, not rounded."""
     if FORMAT == "q4_k" or FORMAT == "q5_k":
         b_scale, b_min = byte_pair(scales, "unsigned", ASM)
         b_d, b_dmin = halves(d)
         b_scale = b_scale.to(tl.float32) * b_d.to(tl.float32)[:, None]
         b_min = b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None]
+        if FORMAT == "q5_k":
+            # its codes are around 0
+            b_min -= 16.0 * b_scale
     elif FORMAT == "q6_k":
         even, odd = byte_pair(scales, "biased", ASM)
         b_scale = tl.reshape(tl.join(even, odd), (64, 16)).to(tl.float32)
