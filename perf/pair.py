@@ -76,7 +76,7 @@ def load_draft(setting: Setting, path: Path) -> Draft:
 
 def held_out(setting: Setting) -> list[int]:
     """The tokens of the modules held out, one text after another."""
-    _, texts = corpus.divided(corpus.library(modules=corpus.held_out()))
+    _, texts = corpus.divided(corpus.standard_library(modules=corpus.held_out()))
     words = text.load(gguf.load(shipped.target(folder=setting.folder)))
     end = min(words.ends)
     return [token for one in texts for token in (*words.encode(one), end)]

@@ -259,7 +259,7 @@ def test_nothing_of_the_modules_held_out_is_trained_on():
 
 
 def test_the_library_is_read_from_the_interpreter_and_holds_every_module_held_out():
-    found = corpus.library(modules=corpus.held_out())
+    found = corpus.standard_library(modules=corpus.held_out())
     assert {corpus.module(path) for path in found} == corpus.held_out() and len(corpus.held_out()) >= 20
     assert not any(corpus.LEFT_OUT & set(path.parts) for path in found)
     assert "class JSONDecoder" in found[Path("json/decoder.py")]

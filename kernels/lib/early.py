@@ -15,21 +15,26 @@ from triton.language.extra import cuda
 
 from .device import has_pdl
 
+# one thread asks the L2 for $2 bytes from $1 on
+ASK = tl.constexpr(
+    """
+{
+.reg .pred first;
+.reg .u32 lane;
+mov.u32 lane, %tid.x;
+setp.eq.u32 first, lane, 0;
+@first cp.async.bulk.prefetch.L2.global [$1], $2;
+mov.u32 $0, 0;
+}
+"""
+)
+
 
 @triton.jit
 def prefetch(p, BYTES: tl.constexpr):
     """Ask the L2 for BYTES from p on, both multiples of 16; the first thread of a program does it."""
     tl.inline_asm_elementwise(
-        """
-        {
-            .reg .pred first;
-            .reg .u32 lane;
-            mov.u32 lane, %tid.x;
-            setp.eq.u32 first, lane, 0;
-            @first cp.async.bulk.prefetch.L2.global [$1], $2;
-            mov.u32 $0, 0;
-        }
-        """,
+        ASK,
         "=r,l,r",
         [p.to(tl.int64), BYTES],
         dtype=tl.int32,

@@ -13,6 +13,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from ...reference.quantisers import TQ3_CODES
+from .early import ASK
 from .operands import Q4_0, Q8_0
 
 # the codebook is taken so much larger that f16 holds it to 2^-15.6, and not 2^-11.8; whoever sums it takes that back
@@ -176,27 +177,12 @@ def read(p, row, stop, s: gl.constexpr, HALF: gl.constexpr, W: gl.constexpr, FOR
     return b_w, b_h, b_d
 
 
-# one thread asks the L2 for $2 bytes from $1 on
-_ASK = gl.constexpr(
-    """
-{
-.reg .pred first;
-.reg .u32 lane;
-mov.u32 lane, %tid.x;
-setp.eq.u32 first, lane, 0;
-@first cp.async.bulk.prefetch.L2.global [$1], $2;
-mov.u32 $0, 0;
-}
-"""
-)
-
-
 @gluon.jit
 def ahead(p, row, stop, s: gl.constexpr, ROWS: gl.constexpr):
     """A whole tile on its way to the L2."""
     if row + ROWS <= stop:
         at = p.to(gl.int64) + row.to(gl.int64) * s
-        gl.inline_asm_elementwise(_ASK, "=r,l,r", [at, ROWS * s], gl.int32, is_pure=False, pack=1)
+        gl.inline_asm_elementwise(ASK, "=r,l,r", [at, ROWS * s], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit

@@ -54,7 +54,7 @@ def module(path: Path) -> str:
     return Path(parts[0]).stem.removeprefix("test_")
 
 
-def library(root: Path | None = None, modules: frozenset[str] = frozenset()) -> dict[Path, str]:
+def standard_library(root: Path | None = None, modules: frozenset[str] = frozenset()) -> dict[Path, str]:
     """The source files of the running interpreter's standard library, by their paths from there; of some modules, where
     any are named."""
     root = root or Path(sysconfig.get_paths()["stdlib"])

@@ -196,7 +196,7 @@ def make(
     sizes: Sizes | None = None,
 ) -> list[Path]:
     """Everything, from the library's text to the files of the pair in `folder`; what is finished is not done again."""
-    sizes, files, started = sizes or Sizes(), corpus.library(library), time.perf_counter()
+    sizes, files, started = sizes or Sizes(), corpus.standard_library(library), time.perf_counter()
     texts, held_texts = corpus.divided(files)
     # a quarter of the files shows what is frequent
     words = corpus.vocabulary(texts[::4], TARGET.vocab)
