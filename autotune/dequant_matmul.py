@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..kernels.dequant_matmul import MOST_ROWS
+from ..kernels.dequant_matmul import MOST_ROWS, RING_ROWS
 from ..kernels.lib.ring_exact import stages
 from ..reference.spec import Case
 
@@ -89,8 +89,8 @@ def _legal_exact(config: dict[str, Any], case: Case, gpu: str) -> str | None:
             return f"rows takes {MOST_ROWS} rows of x, and warps"
         case "ring" if not gpu.startswith("sm90"):
             return "the ring is written for sm90"
-        case "ring" if not few or config["warps"] not in (4, 8, 16):
-            return f"the ring takes {MOST_ROWS} rows of x, and 4, 8 or 16 warps"
+        case "ring" if case["M"] > RING_ROWS or config["warps"] not in (4, 8, 16):
+            return f"the ring takes {RING_ROWS} rows of x, and 4, 8 or 16 warps"
         case "ring" if case["N"] % (16 * config["warps"]) or (case["epilogue"] == "swiglu" and config["warps"] < 8):
             return f"{case['N']} rows of W do not make groups of {config['warps']} warps"
         case "ring" if (

@@ -14,7 +14,7 @@ An op of one's own says what it needs by `shared_bytes(config, case, arch)` in i
 from collections.abc import Callable
 from typing import Any
 
-from ..kernels.dequant_matmul import MOST_ROWS
+from ..kernels.dequant_matmul import RING_ROWS
 from ..kernels.gdn_prefill import CHUNKED_FROM
 from ..kernels.lib.ring_exact import stages
 from ..reference.cache import QUANTISED, row_size
@@ -46,8 +46,8 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
     if op == "dequant_matmul" and _exact_tiles(case) and config["algorithm"] == "ring":
         if arch.name != "sm90":
             return f"the ring's four warps multiply together, as those of sm90 do and of {arch.name} do not"
-        if case["M"] > MOST_ROWS:
-            return f"the ring takes {MOST_ROWS} rows of x, not {case['M']}"
+        if case["M"] > RING_ROWS:
+            return f"the ring takes {RING_ROWS} rows of x, not {case['M']}"
         resident, swiglu = config["resident"], case["epilogue"] == "swiglu"
         if stages(case["format"], case["M"], max(8 if swiglu else 4, config["warps"]), resident, swiglu) < 2:
             return f"no room for {resident} programs of the ring, with two records each"

@@ -52,6 +52,8 @@ from .lib.workspace import counters
 
 # as many rows of x as a program of few rows takes; beyond them exact goes to `wide_exact`
 MOST_ROWS = 64
+# and the ring, where it is
+RING_ROWS = 96
 
 
 @dataclass(frozen=True)
@@ -269,7 +271,10 @@ def _on_tiles(
     dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
     # the ring takes x in pieces of 16 bytes
-    rings = has_wgmma(x.device) and x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    whole = x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    rings = has_wgmma(x.device) and whole
+    if config.algorithm == "ring" and not whole:
+        config = replace(config, algorithm="")
     if lacks_imma(x.device):
         config = _plain(config, M, rows, K, precision, lacks_dot(x.device) or has_few_registers(x.device))
     config = _by_shape(
@@ -323,7 +328,7 @@ def _by_shape(
         return replace(chosen, early=config.early or early)
     if precision == "int8" or config.algorithm:
         return config
-    if M <= MOST_ROWS and rings:
+    if M <= RING_ROWS and rings:
         warps, resident = _ring_program(M, N, records, format, swiglu)
         return replace(config, algorithm="ring", warps=warps, resident=resident)
     if M <= 8 and imma:
@@ -347,13 +352,19 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     """Warps a program of the ring's, and programs a multiprocessor: several, so that one unpacks while others wait, but
     what each fetches of x is the more the fewer rows of W it has, and the sum the longer the more share it."""
     if swiglu:
-        warps, resident = (16, 1) if 16 < M <= 32 else (8, 2 if M <= 32 else 1)
+        warps, resident = (8, 2) if M <= 8 else (16, 1) if M <= 32 else (8, 1)
     elif N <= 2048:
-        warps, resident = 4, 2 if M <= 32 else 1
-    elif M > 24 or N * records < 5120 * 32:
-        warps, resident = 4, 3 if M <= 24 else 2
+        warps, resident = 4, 2
+    elif M > MOST_ROWS or N > 65536:
+        warps, resident = 8, 2 if 8 < M <= 32 else 1
+    elif N * records < 5120 * 32:
+        warps, resident = 4, 3 if (32 if records <= 20 else 24) >= M else 2
+    elif M > 32:
+        warps, resident = (8, 1) if N * records > 5120 * 60 else (4, 2)
+    elif N > 12288:
+        warps, resident = (8, 2) if 16 < M <= 24 else (4, 3 if M > 24 else 4)
     else:
-        warps, resident = 4, 4 if M <= 8 or (M <= 16 and N > 12288) else 3
+        warps, resident = 4, 4 if M <= 8 else 3 if M <= 24 else 2
     while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
         resident -= 1
     return warps, resident
@@ -548,10 +559,12 @@ def _exact_ring(
         raise ValueError(f"the ring has no room for {resident} programs of {W} warps and {M} rows of x")
     P = _ring_shares(groups, K // COLUMNS, resident * processors(x.device))
     partial = torch.empty(2 * P * 128 * W * E, dtype=torch.float32, device=x.device)
+    # products of one record beside codes of the next: with few warps, if they have the registers
+    over = W == 8 and resident == 1 and E > 4 and not swiglu
     early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial,
-        counters(x.device, groups), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages,
+        counters(x.device, groups), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages, OVER=over,
         CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": ring.registers(W, resident)},
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """Where shared memory lies, which inline PTX wants to know and Gluon does not say.
 
-    every KiB of shared memory is told its own address, once, before anything else is in it
-    memory that begins with a KiB then says where it begins
+every KiB of shared memory is told its own address, once, before anything else is in it
+memory that begins with a KiB then says where it begins
 """
 
 from triton.experimental import gluon
@@ -58,9 +58,7 @@ def _threads(W):
 @gluon.jit
 def tell(W: gl.constexpr):
     """W: the program's warps."""
-    gl.inline_asm_elementwise(
-        _TELL, "=r,r", [gl.arange(0, _KIB, layout=_threads(W))], gl.int32, is_pure=False, pack=1
-    )
+    gl.inline_asm_elementwise(_TELL, "=r,r", [gl.arange(0, _KIB, layout=_threads(W))], gl.int32, is_pure=False, pack=1)
     barrier()
 
 
@@ -78,9 +76,10 @@ def begin(at, count, S: gl.constexpr, W: gl.constexpr):
 
 
 @gluon.jit
-def arrive(at, W: gl.constexpr):
+def arrive(at, when, W: gl.constexpr):
     """Every warp at the mbarrier there, when it comes to it: `mbarrier.arrive` has all of them wait for each other."""
-    _each(_ARRIVE, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.arange(0, 32 * W, layout=_threads(W)) % 32)
+    lane = gl.arange(0, 32 * W, layout=_threads(W)) % 32
+    _each(_ARRIVE, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.where(when, lane, 1))
 
 
 @gluon.jit

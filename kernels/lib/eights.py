@@ -10,6 +10,7 @@ Registers are tensors [W, 32] of one number a lane each (lane 4g + t), in `lanes
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+
 @gluon.constexpr_function
 def lanes(W):
     return gl.BlockedLayout([1, 1], [1, 32], [W, 1], [1, 0])
@@ -22,15 +23,20 @@ def _each(kind, count):
 
 @gluon.constexpr_function
 def _product(eights, kind):
-    """Four products of 16 columns, in one group. $: sums, sums before (the same registers), A, B's address / 16."""
+    """Four products of 16 columns, in one group. $: sums, sums before (the same registers), A, B's address / 16, and 0
+    where nothing was before."""
     n = 4 * eights
     sums = ", ".join(f"${i}" for i in range(n))
-    # rows eight apart are 4096 bytes apart; what the upper word says of the swizzle
-    text = "{\n.reg .b64 d;\n.reg .b32 l, h;\n.reg .pred p;\nsetp.eq.u32 p, 0, 0;\nmov.b32 h, 0x40000100;\nwgmma.fence.sync.aligned;\n"
+    # the first adds or not, the others do; the descriptor's upper half: rows eight apart are 4096 bytes apart, swizzle
+    text = (
+        "{\n.reg .b64 d;\n.reg .b32 l, h;\n.reg .pred p0, p1;\n"
+        f"setp.ne.u32 p0, ${2 * n + 17}, 0;\nsetp.eq.u32 p1, 0, 0;\nmov.b32 h, 0x40000100;\nwgmma.fence.sync.aligned;\n"
+    )
     for k in range(4):
         a = ", ".join(f"${2 * n + 4 * k + i}" for i in range(4))
         text += f"add.u32 l, ${2 * n + 16}, {2 * k};\nmov.b64 d, {{l, h}};\n"
-        text += f"wgmma.mma_async.sync.aligned.m64n{8 * eights}k16.f32.{kind}.{kind} {{{sums}}}, {{{a}}}, d, p, 1, 1, 0;\n"
+        text += f"wgmma.mma_async.sync.aligned.m64n{8 * eights}k16.f32.{kind}.{kind} {{{sums}}}, {{{a}}}, d, "
+        text += f"{'p1' if k else 'p0'}, 1, 1, 0;\n"
     return text + "wgmma.commit_group.sync.aligned;\n}"
 
 
@@ -46,12 +52,13 @@ def _waited(left):
 
 
 @gluon.jit
-def multiplied(acc, a, at, W: gl.constexpr, BF16: gl.constexpr):
-    """acc + A · Bᵀ of 64 columns, under way; at: where B's columns lie, by 16 bytes."""
+def multiplied(acc, a, at, more, W: gl.constexpr, BF16: gl.constexpr):
+    """A · Bᵀ of 64 columns, under way, and acc if there is `more` than that; at: where B's columns lie, by 16 bytes."""
     E: gl.constexpr = len(acc) // 4
     at = gl.full((W, 32), at, gl.int32, layout=lanes(W))
+    more = gl.full((W, 32), more, gl.int32, layout=lanes(W))
     return gl.inline_asm_elementwise(
-        _product(E, "bf16" if BF16 else "f16"), _registers(E, 17), acc + a + (at,), _each(gl.float32, 4 * E),
+        _product(E, "bf16" if BF16 else "f16"), _registers(E, 18), acc + a + (at, more), _each(gl.float32, 4 * E),
         is_pure=False, pack=1,
     )  # fmt: skip
 

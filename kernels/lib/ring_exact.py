@@ -8,11 +8,12 @@
     a warp   record of W ──TMA──> | stage 0 | stage 1 | ... |     the first ones before the launch before has ended
              x           ──TMA──> |   "     |    "    |     |
     W warps  codes ──16 bytes a lane──> registers ──> f16 A ─┐
-             x ───────────────────────────────────────────> B ┴─ wgmma ──> [16 W, 8 E]
+             x ───────────────────────────────────────────> B ┴─ wgmma ──> [16 W, 8 E]      E: eights of rows of x
 
 `lib/wide_exact.py` in Gluon: Triton's compiler has loads wait behind the last product, here several records are on
 their way whatever the program waits for, and the codes of the next 64 columns are unpacked under the product of these.
-What limits it: dequantisation's instructions (three for two weights); the start, and the sum of shares.
+Nor does a warp wait for another: it waits for a record and gives its slot back by itself, and only wgmma brings four
+together. What limits it: dequantisation's instructions (three for two weights); the start, and the sum of shares.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -50,8 +51,9 @@ from .rows_exact import (
 from .tiles import HIGH
 
 _HIGH = gl.constexpr(HIGH)
-# bytes that a program of sm90 may have, and what of them barriers take
-SHARED, BARRIERS = 232448, 2048
+# bytes of shared memory of a multiprocessor of sm90, and what of a program's share the system, barriers and the
+# hand-over to other warps take
+SHARED, TAKEN = 233472, 1024 + 1024 + 256
 # pieces of 2 KiB a 64 rows: codes, and the bits above them
 CODES = {"q8_0": 8}
 ABOVE = {"q5_k": 1, "q6_k": 2}
@@ -71,7 +73,7 @@ def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
     d = {"q4_k": 64, "q5_k": 64, "q6_k": 32}.get(format, 0)
     record = W * (512 * (CODES.get(format, 4) + ABOVE.get(format, 0)) + 256 + d) + eights_of(M) * 4096
     # gate and up pass through shared memory at the end
-    return min(8, (SHARED // resident - BARRIERS - (1024 * W if swiglu else 0)) // record)
+    return min(8, (SHARED // resident - TAKEN - (1024 * W if swiglu else 0)) // record)
 
 
 def registers(W: int, resident: int) -> int:
@@ -236,9 +238,11 @@ def _operand(v, u, high, words, d, odd, C: gl.constexpr, FORMAT: gl.constexpr, B
 
 @gluon.jit
 def _record(
-    acc, codes, bits, scales, ds, at, odd, slot, FORMAT: gl.constexpr, BF16: gl.constexpr, W: gl.constexpr
+    acc, codes, bits, scales, ds, at, odd, slot, at_free, later,
+    FORMAT: gl.constexpr, BF16: gl.constexpr, W: gl.constexpr, OVER: gl.constexpr,
 ):  # fmt: skip
-    """acc + a record of the ring's, x of which lies at `at`."""
+    """A record of the ring's, x of which lies at `at`, and acc if it is a `later` one of its group. OVER: the last
+    products are under way when it ends, and those of the record before end in it, so that its slot is free."""
     words = _row_words(scales.index(slot), W)
     d = (words[0][0], words[1][0])
     if FORMAT != "q4_0" and FORMAT != "q8_0":
@@ -259,8 +263,10 @@ def _record(
             v, u = ahead[c], ahead[c]
         a = _operand(v, u, high, words, d, odd, c, FORMAT, BF16)
         # the next columns' operand is being made while this product runs
-        acc = multiplied(acc, a, at + 64 * c, W, BF16)
-        acc = waited(acc, 0 if c == 3 else 1)
+        acc = multiplied(acc, a, at + 64 * c, 1 if c else later.to(gl.int32), W, BF16)
+        acc = waited(acc, 0 if c == 3 and not OVER else 1)
+        if OVER and c == 0:
+            arrive(at_free, later, W)
     return acc
 
 
@@ -367,7 +373,7 @@ def _multiplied(
     codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, arrived, M, N,
     i_p, first, last, records, share, more,
     FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
-    S: gl.constexpr, EARLY: gl.constexpr,
+    S: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that this program is the last of."""
     # a part: every register of a group's sums
@@ -376,17 +382,24 @@ def _multiplied(
     if EARLY:
         tl.extra.cuda.gdc_wait()
     g0, g1 = first // records, (last - 1) // records
-    slot, parity = 0, 0
+    slot, parity, before = 0, 0, 0
+    acc = ()
+    for _ in gl.static_range(4 * E):
+        acc = acc + (gl.full((W, 32), 0.0, gl.float32, layout=lanes(W)),)
     for i_n in range(g0, g1 + 1):
         begin, end = gl.maximum(first, i_n * records), gl.minimum(last, (i_n + 1) * records)
-        acc = ()
-        for _ in gl.static_range(4 * E):
-            acc = acc + (gl.full((W, 32), 0.0, gl.float32, layout=lanes(W)),)
-        for _ in range(begin, end):
+        for i in range(begin, end):
             wait(barriers + slot * 8, parity, W)
-            acc = _record(acc, codes, bits, scales, ds, at + slot * (256 * E), odd, slot, FORMAT, BF16, W)
-            arrive(barriers + FREE * 8 + slot * 8, W)
+            at_free = barriers + (FREE + (before if OVER else slot)) * 8
+            at_x, later = at + slot * (256 * E), i > begin
+            acc = _record(acc, codes, bits, scales, ds, at_x, odd, slot, at_free, later, FORMAT, BF16, W, OVER)
+            if not OVER:
+                arrive(at_free, True, W)
+            before = slot
             slot, parity = _next(slot, parity, S)
+        if OVER:
+            acc = waited(acc, 0)
+            arrive(barriers + (FREE + before) * 8, begin < end, W)
         if end - begin == records:
             _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
         else:
@@ -469,6 +482,7 @@ def ring_exact(
     W: gl.constexpr,
     E: gl.constexpr,
     S: gl.constexpr,
+    OVER: gl.constexpr,
     CODES: gl.constexpr,
     ABOVE: gl.constexpr,
     EARLY: gl.constexpr,
@@ -519,7 +533,7 @@ def ring_exact(
     gl.warp_specialize(
         [
             (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial, arrived,
-                           M, N, i_p, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, EARLY)),
+                           M, N, i_p, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, OVER, EARLY)),
             (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
                         barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
         ],

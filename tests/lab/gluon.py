@@ -363,22 +363,12 @@ class Machine:
         if left := re.search(r"wgmma.wait_group.sync.aligned (\d+)", text):
             self.wait_product(int(left[1]))
             return tuple(args)
-        if "mbarrier.init" in text:
-            for at, count in zip(args[0].a, args[1].a, strict=True):
-                if count:
-                    self.barriers[self.shared.ctypes.data + int(at)] = Barrier(int(count))
-            return Value(np.int32(0))
-        if "mbarrier.arrive" in text:
-            for at in args[0].a[::32]:
-                self.barriers[self.shared.ctypes.data + int(at)].arrive(1)
-            self.role.pause(lambda: True)
-            return Value(np.int32(0))
-        if "mbarrier.try_wait" in text:
-            self.until(self.barriers[self.shared.ctypes.data + int(args[0].a[0])], args[1].a[0])
+        if "mbarrier" in text:
+            self.at_address(text, *(v.a for v in args))
             return Value(np.int32(0))
         if "wgmma.mma_async" in text:
             return self.group(text, args, len(kinds))
-        given = [np.int32(v) if isinstance(v, int) else np.asarray(_of(v)) for v in args]
+        given = [np.asarray(np.int32(v) if isinstance(v, int) else _of(v)) for v in args]
         made = tuple(map(Value, ptx.run(text, given, kinds, pack, self.shared)))
         return made if isinstance(dtype, tuple) else made[0]
 
@@ -390,8 +380,9 @@ class Machine:
 
         def multiply() -> None:
             sums = [v.a for v in before]
-            for left, n, at in products:
-                sums = [x + y for x, y in zip(sums, ptx.product(left, self.shared, n, at), strict=True)]
+            for left, n, at, adds in products:
+                made = ptx.product(left, self.shared, n, at)
+                sums = [x + y if adds else y for x, y in zip(sums, made, strict=True)]
             for v, x in zip(result, sums, strict=True):
                 v.a = x
 
@@ -427,6 +418,19 @@ class Machine:
 
     def wait(self, memory: Shared, parity: Any) -> None:
         self.until(self.barriers[memory.a.ctypes.data], parity)
+
+    def at_address(self, text: str, addresses: np.ndarray, given: np.ndarray) -> None:
+        """Threads at mbarriers that begin with the arrivals given, are waited for by their round, or met by lane 0."""
+        begin = self.shared.ctypes.data
+        if "mbarrier.try_wait" in text:
+            self.until(self.barriers[begin + int(addresses[0])], given[0])
+        elif "mbarrier.init" in text:
+            for at, count in zip(addresses[given > 0], given[given > 0], strict=True):
+                self.barriers[begin + int(at)] = Barrier(int(count))
+        else:
+            for at in addresses[given == 0]:
+                self.barriers[begin + int(at)].arrive(1)
+            self.role.pause(lambda: True)
 
     def until(self, barrier: Barrier, parity: Any) -> None:
         def ready() -> bool:

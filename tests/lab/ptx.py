@@ -25,8 +25,8 @@ def run(
         registers["%laneid"] = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
     for instruction in _instructions(text):
         if stored := re.fullmatch(r"@(\w+) st.shared.b32 \[([^]]+)\], (\S+)", instruction):
-            told, at, word = (np.broadcast_to(registers[name], shape) for name in stored.groups())
-            shared.view(np.uint32)[at[told] // 4] = word[told]
+            told, where, word = (np.broadcast_to(registers[name], shape) for name in stored.groups())
+            shared.view(np.uint32)[where[told] // 4] = word[told]
         else:
             _execute(instruction, registers)
     made, at = [], 0
@@ -42,21 +42,24 @@ def _instructions(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith(".") and "prefetch.L2" not in line]
 
 
-Product = tuple[list[np.ndarray], int, tuple[int, int]]
+Product = tuple[list[np.ndarray], int, tuple[int, int], bool]
 
 
 def products(text: str, registers: dict[str, Any]) -> list[Product]:
-    """wgmma with A of registers: of each the four of A, the columns of B, and the words of B's descriptor."""
+    """wgmma with A of registers: of each the four of A, the columns of B, the words of B's descriptor, and
+    whether it adds to the sums before."""
     found, described = [], {}
     for instruction in _instructions(text):
         if whole := re.fullmatch(r"mov.b64 (\w+), \{(\w+), (\w+)\}", instruction):
             low, high = (np.unique(registers[name]) for name in whole.groups()[1:])
             described[whole[1]] = (int(low.item()), int(high.item()))
         elif made := re.match(r"wgmma.mma_async.sync.aligned.m64n(\d+)k16.f32.f16.f16 ", instruction):
-            sums, a, at, *_ = re.findall(r"\{[^}]*\}|[^,\s]+", instruction[made.end() :])
-            if sums != "{" + ", ".join(f"${i}" for i in range(int(made[1]) // 2)) + "}":
+            sums, a, at, adds, *_ = re.findall(r"\{[^}]*\}|[^,\s]+", instruction[made.end() :])
+            n = int(made[1])
+            if sums != "{" + ", ".join(f"${i}" for i in range(n // 2)) + "}":
                 raise NotImplementedError(f"products into other registers than the first: {sums}")
-            found.append(([registers[name] for name in a.strip("{}").split(", ")], int(made[1]), described[at]))
+            left = [registers[name] for name in a.strip("{}").split(", ")]
+            found.append((left, n, described[at], bool(np.unique(registers[adds]).item())))
         elif not instruction.startswith("wgmma"):
             _execute(instruction, registers)
     return found
