@@ -36,6 +36,11 @@ from .worker import Died, Isolated, Post, gate_cases
 SHARE, LEAST = 0.12, 24
 # of one case, before its search ends
 MOST_COMPILED = 256
+# where time is given, a case is searched for so many seconds at least, and claims so many points: one is tried while
+# another is compiled
+LEAST_S, CLAIMS = 0.1, 2
+# of so many cases before, the time beside the search is remembered
+REMEMBERED = 24
 
 
 @dataclass(frozen=True)
@@ -87,48 +92,75 @@ def wanted(problem: Problem) -> int:
     return min(points, max(LEAST, round(SHARE * points)))
 
 
+class Shares:
+    """The seconds of a call. Every case takes some beside its search: its operands, the reference, the default's trial,
+    the play-off, the gate. What the cases to come will take so is put aside, and the rest is shared by worth."""
+
+    def __init__(self, seconds: float, worth: list[int]) -> None:
+        self.until, self.worth = time.monotonic() + seconds, worth
+        self.beside: deque[float] = deque(maxlen=REMEMBERED)
+
+    @property
+    def left(self) -> float:
+        return self.until - time.monotonic()
+
+    def of(self, number: int) -> float:
+        """How long to search the case of this number."""
+        rest = self.worth[number:]
+        aside = sum(self.beside) / max(1, len(self.beside)) * len(rest)
+        return max(LEAST_S, (self.left - aside) * rest[0] / sum(rest))
+
+
 def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
     """Tune every case on one device. While a case is searched, compilers work on the gate of the one before and on the
     cases that follow; a winner is judged as soon as what that takes is compiled."""
-    storage, until = open_storage(plan.storage), time.monotonic() + plan.seconds
-    worth = [wanted(problem) if plan.seconds else 1 for problem in plan.problems]
+    storage = open_storage(plan.storage)
+    shares = Shares(plan.seconds, [wanted(problem) if plan.seconds else 1 for problem in plan.problems])
     runner: Isolated | None = None
     gated: dict[str, Outcome] = {}
     # what is known of the GPU before the worker is there spares the compilers its start
     ahead = _pool(plan, plan.target) if plan.target else None
     neighbours: Neighbours | None = None
     judged: deque[tuple[Tuner, Contest, dict[str, Any]]] = deque()
+    # what was fastest on the cases before, by op
+    won: dict[str, list[dict[str, Any]]] = {}
     try:
         for number, problem in enumerate(plan.problems):
-            left = until - time.monotonic()
-            if plan.seconds and left <= 0:
+            begun = time.monotonic()
+            if plan.seconds and shares.left <= 0:
                 watch(Event("given up", problem.case.id, text=f"no time for {len(plan.problems) - number} cases"))
                 break
             try:
                 if runner is None:
                     runner = Isolated(problem, Post(plan.device, plan.times, plan.timeout_s))
+                    # to start a worker is not what a case takes
+                    begun = time.monotonic()
                 else:
                     runner.load(problem)
             except Died as death:
-                watch(Event("given up", problem.case.id, text=f"the worker does not start: {death}"))
+                text = f"the worker does not start: {death}"
+                watch(Event("given up", problem.case.id, text=text, extra={"name": problem.name}))
                 continue
             facts = runner.facts
             if ahead is None and not plan.device.startswith("cpu"):
                 ahead = _pool(plan, facts["target"])
             neighbours = neighbours or Neighbours(facts.get("uuid", ""))
-            seconds = left * worth[number] / sum(worth[number:])
-            tuner = _tuner(plan, problem, storage, runner, ahead, neighbours, gated, seconds, watch)
-            tuner.search(plan.first.get(problem.name, ()))
+            tuner = _tuner(plan, problem, storage, runner, ahead, neighbours, gated, shares.of(number), watch)
+            near = winners.carried(problem, won.get(problem.op_name, []))
+            tuner.search((*([near] if near else []), *plan.first.get(problem.name, ())))
             if ahead:
                 ahead.drop(problem)
             if not plan.lead:
                 continue
             if contest := tuner.contest():
                 judged.append((tuner, contest, facts))
+                one = {"case": problem.case.as_dict(), "config": contest.winner.point}
+                won.setdefault(problem.op_name, []).append(one)
             else:
                 yield Settled(problem, None, None, facts)
             while judged and all(future.done() for future in judged[0][1].compiling):
                 yield _settled(*judged.popleft(), runner)
+            shares.beside.append(time.monotonic() - begun - tuner.searched_s)
         while judged and runner:
             yield _settled(*judged.popleft(), runner)
     finally:
@@ -180,7 +212,7 @@ def _tuner(
         gated,
         depth=max(DEPTH, width),
         # a model proposes better the more it knows; a list loses nothing by deciding early
-        claims=width if plan.sampler in ("grid", "random") else 1,
+        claims=width if plan.sampler in ("grid", "random") else CLAIMS if plan.seconds else 1,
         patience_s=plan.timeout_s,
     )
 
@@ -209,7 +241,7 @@ class Compiling:
     def want(self, points: list[Point], seconds: float) -> None:
         """Compile these before what other cases want, and wait for so long."""
         self.ahead.drop(self.problem)
-        self.ahead.later(self.problem, points, first=True)
+        self.ahead.later(self.problem, [None, *points], first=True)
         until = time.monotonic() + seconds
         while self.ahead.kept and self.ahead.kept[0][0] == self.problem and time.monotonic() < until:
             self.ahead.pump()
@@ -225,11 +257,11 @@ class Compiling:
     def built(self) -> Iterator[tuple[Point, Features]]:
         """What was compiled since the last call, and what it will take."""
         for point, future in self.ahead.given_to(self.problem):
-            if point is None or repr(point) in self.told or not future.done():
+            if repr(point) in self.told or not future.done():
                 continue
             self.told.add(repr(point))
             if not future.exception() and (launches := future.result().launches):
-                yield point, features(launches, self.problem.gpu)
+                yield self.facts["default"] if point is None else point, features(launches, self.problem.gpu)
 
     def rehearse(self, point: Point) -> "list[Future[Built]]":
         """Begin to compile what the gate runs."""
@@ -238,18 +270,20 @@ class Compiling:
 
 
 def _pool(plan: Plan, target: tuple[Any, ...]) -> Ahead:
-    """Compilers, with work for every case."""
+    """Compilers, with work for every case: all defaults, then the rest case by case."""
     ahead = Ahead(plan.compilers or compilers(1), GPUTarget(*target))
+    for problem in plan.problems:
+        ahead.later(problem, [None])
     for problem in plan.problems:
         ahead.later(problem, _likely(plan, problem))
     ahead.pump()
     return ahead
 
 
-def _likely(plan: Plan, problem: Problem) -> list[Point | None]:
-    """What a case will try first, the default and given points before all."""
+def _likely(plan: Plan, problem: Problem) -> list[Point]:
+    """What a case will try first, given points before all."""
     proposer = Proposer(problem, plan.sampler, plan.seed)
-    return [None, *plan.first.get(problem.name, ()), *proposer.likely(2 * wanted(problem))]
+    return [*plan.first.get(problem.name, ()), *proposer.likely(2 * wanted(problem))]
 
 
 def cores() -> int:

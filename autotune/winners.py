@@ -2,12 +2,13 @@
 
     autotune/configs/<gpu>/<op>.json, one entry a line:
     {"schema": 2, "op": …, "gpu": …, "entries": [
-     {"case": {…}, "config": {…}, "us": {p20, p50, p80}, "default_us": …, "roof": …, "tried": 24, "of": 162,
-      "stamp": {"kernel": hash, "space": hash, "torch": …, "triton": …, "driver": …, "date": …}}, …]}
+     {"case": {…}, "config": {…}, "default": true, "us": {p20, p50, p80}, "default_us": …, "roof": …, "tried": 24,
+      "of": 162, "stamp": {"kernel": hash, "space": hash, "torch": …, "triton": …, "driver": …, "date": …}}, …]}
 
-`within` bounds sizes, {"M": [1, 8]}, where the config is not legal beyond. kernels/config.py reads `case`, `config` and
-`within` and no more. An entry whose stamp differs from what is here is stale: it is
-still used, and `draftwood doctor` says so.
+`default` stands where the default stayed: nothing that was tried is faster beyond the noise. Such an entry keeps the
+winner of a neighbouring case away. `within` bounds sizes, {"M": [1, 8]}, where the config is not legal beyond.
+kernels/config.py reads `case`, `config` and `within` and no more. An entry whose stamp differs from what is here is
+stale: it is still used, and `draftwood doctor` says so.
 """
 
 import json
@@ -58,6 +59,7 @@ def made(
     return {
         "case": problem.case.as_dict(),
         "config": {**problem.defaults, **verdict.winner},
+        **({"default": True} if verdict.kept else {}),
         "us": {"p20": p20, "p50": p50, "p80": p80},
         "default_us": round(verdict.default_us, 3),
         "roof": round(roof, 4),
@@ -66,6 +68,14 @@ def made(
         "stamp": stamp(problem, machine),
         **({"within": bounds} if (bounds := within(problem, asked or {}, verdict.winner)) else {}),
     }
+
+
+def stays(
+    problem: Problem, machine: Machine, us: tuple[float, float, float], read_gb_s: float, before: dict[str, Any]
+) -> dict[str, Any]:
+    """An entry of the default, where what was picked (`before`: the case's own entry, if any) was raced and lost."""
+    verdict = Verdict(problem.defaults, us, us[1], "", before.get("tried", 0), kept=True)
+    return made(problem, machine, verdict, read_gb_s)
 
 
 def load(file: Path) -> list[dict[str, Any]]:
@@ -83,15 +93,22 @@ def save(op: str, gpu: str, found: list[dict[str, Any]], home: Path = CONFIGS) -
     return file
 
 
+def carried(problem: Problem, listed: list[dict[str, Any]]) -> Point | None:
+    """What won on the nearest of these cases, where it can be tried on this one."""
+    dims = {name: value for name, value in problem.case.as_dict().items() if isinstance(value, (int, str))}
+    if (entry := nearest(listed, dims, math.inf)) is None:
+        return None
+    point = {knob: entry["config"].get(knob, problem.defaults.get(knob)) for knob in problem.space}
+    return point if point in problem.points else None
+
+
 def warm(problem: Problem, most: int = 3) -> tuple[Point, ...]:
     """What won on the nearest case here, on a GPU of the same architecture, on an older relative: tried first."""
-    dims = {name: value for name, value in problem.case.as_dict().items() if isinstance(value, (int, str))}
     found: list[Point] = []
     for home, _ in homes(problem.gpu):
-        if entry := nearest(entries(problem.op_name, home), dims, math.inf):
-            point = {knob: entry["config"].get(knob, problem.defaults.get(knob)) for knob in problem.space}
-            if point in problem.points and point not in found:
-                found.append(point)
+        point = carried(problem, entries(problem.op_name, home))
+        if point is not None and point not in found:
+            found.append(point)
     return tuple(found[:most])
 
 
