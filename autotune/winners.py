@@ -2,11 +2,12 @@
 
     autotune/configs/<gpu>/<op>.json, one entry a line:
     {"schema": 2, "op": …, "gpu": …, "entries": [
-     {"case": {…}, "config": {…}, "default": true, "us": {p20, p50, p80}, "default_us": …, "roof": …, "tried": 24,
-      "of": 162, "stamp": {"kernel": hash, "space": hash, "torch": …, "triton": …, "driver": …, "date": …}}, …]}
+     {"case": {…}, "config": {…}, "us": {p20, p50, p80}, "default_us": …, "roof": …, "tried": 24, "of": 162,
+      "stamp": {"kernel": hash, "space": hash, "torch": …, "triton": …, "driver": …, "date": …}}, …]}
 
-`default` stands where the default stayed: nothing that was tried is faster beyond the noise. Such an entry keeps the
-winner of a neighbouring case away. `within` bounds sizes, {"M": [1, 8]}, where the config is not legal beyond.
+Where nothing that was tried is faster than the default beyond the noise, the default stays: `config` is empty and
+changes nothing, `default` says what it was on this case. Such an entry keeps the winner of a neighbouring case away.
+`within` bounds sizes, {"M": [1, 8]}, where the config is not legal beyond.
 kernels/config.py reads `case`, `config` and `within` and no more. An entry whose stamp differs from what is here is
 stale: it is still used, and `draftwood doctor` says so.
 """
@@ -38,9 +39,8 @@ def within(problem: Problem, asked: dict[str, Any], point: Point) -> dict[str, l
     if legal(point, own, problem.gpu) is not None:
         # a default beside the space: it runs anywhere
         return found
-    for name, size in asked.items():
-        if isinstance(size, str) or own.get(name) != size:
-            continue
+    sizes = {name: size for name, size in asked.items() if not isinstance(size, str) and own.get(name) == size}
+    for name, size in sizes.items():
         listed = {case[name] for group in spec.cases.values() for case in group if isinstance(case.get(name), int)}
         probes = sorted({size, *listed, *(value + 1 for value in listed)})
         bad = [value for value in probes if legal(point, own.but(**{name: value}), problem.gpu) is not None]
@@ -48,6 +48,28 @@ def within(problem: Problem, asked: dict[str, Any], point: Point) -> dict[str, l
         high = min((value - 1 for value in bad if value > size), default=None)
         if low or high is not None:
             found[name] = [low, high]
+    return _kept_from(problem, asked, sizes, point, found)
+
+
+def _kept_from(
+    problem: Problem, asked: dict[str, Any], sizes: dict[str, int], point: Point, found: dict[str, list[int | None]]
+) -> dict[str, list[int | None]]:
+    """The same bounds, narrower where a case would be served that differs in what the launcher is not asked by, say an
+    epilogue, and the config is not legal there."""
+    spec, legal, own = problem.op.spec, problem.op.module("autotune").legal, problem.case
+    strings = {name for name, value in asked.items() if isinstance(value, str)}
+    listed = dict.fromkeys(case for group in spec.cases.values() for case in group)
+    like = [case for case in listed if all(case.get(name) == own.get(name) for name in strings)]
+    near = dict.fromkeys(one for case in like for one in (case, *(case.but(**{n: own[n]}) for n in sizes)))
+    for case in near:
+        apart = {n: math.log2(max(1, case[n])) - math.log2(max(1, own[n])) for n in sizes}
+        far = max(apart, key=lambda n: abs(apart[n]), default="")
+        entry = {"case": own.as_dict(), "config": {}, "within": found}
+        served = far and apart[far] and nearest([entry], {n: case[n] for n in sizes})
+        if not served or spec.refuse(case) is not None or legal(point, case, problem.gpu) is None:
+            continue
+        low, high = found.get(far, [0, None])
+        found[far] = [case[far] + 1, high] if apart[far] < 0 else [low, case[far] - 1]
     return found
 
 
@@ -56,25 +78,31 @@ def made(
 ) -> dict[str, Any]:
     p20, p50, p80 = (round(us, 3) for us in verdict.us)
     roof = problem.op.spec.cost(problem.case).bytes / p50 / 1e3 / read_gb_s if read_gb_s else 0.0
+    bounds = within(problem, asked or {}, verdict.winner) if not verdict.kept else {}
     return {
         "case": problem.case.as_dict(),
-        "config": {**problem.defaults, **verdict.winner},
-        **({"default": True} if verdict.kept else {}),
+        "config": {} if verdict.kept else {**problem.defaults, **verdict.winner},
         "us": {"p20": p20, "p50": p50, "p80": p80},
         "default_us": round(verdict.default_us, 3),
         "roof": round(roof, 4),
         "tried": verdict.tried,
         "of": len(problem.points),
         "stamp": stamp(problem, machine),
-        **({"within": bounds} if (bounds := within(problem, asked or {}, verdict.winner)) else {}),
+        **({"within": bounds} if bounds else {}),
+        **({"default": {**problem.defaults, **verdict.winner}} if verdict.kept else {}),
     }
 
 
 def stays(
-    problem: Problem, machine: Machine, us: tuple[float, float, float], read_gb_s: float, before: dict[str, Any]
+    problem: Problem,
+    machine: Machine,
+    default: Point,
+    us: tuple[float, float, float],
+    read_gb_s: float,
+    before: dict[str, Any],
 ) -> dict[str, Any]:
     """An entry of the default, where what was picked (`before`: the case's own entry, if any) was raced and lost."""
-    verdict = Verdict(problem.defaults, us, us[1], "", before.get("tried", 0), kept=True)
+    verdict = Verdict(default, us, us[1], "", before.get("tried", 0), kept=True)
     return made(problem, machine, verdict, read_gb_s)
 
 

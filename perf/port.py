@@ -289,13 +289,17 @@ def _race(sources: tuple[str, ...], device: str, op: str, case: str, before: Any
     from dataclasses import asdict
 
     from ..autotune import timer
+    from ..kernels import config
     from . import bench
 
     where, known, one = torch.device(device), registered(sources)[op], lab.parse_case(op, case, sources)
     if where.type == "cpu":
         return _time(sources, device, op, case, False)
     picked, default = bench.chosen(known, one, where)
-    found = {"machine": asdict(timer.machine(where)), "read_gb_s": timer.bandwidth(where)["read"], "row": None}
+    machine, choice = timer.machine(where), config.choose(op, timer.machine(where).gpu, config.asked(op))
+    found = {"machine": asdict(machine), "read_gb_s": timer.bandwidth(where)["read"], "row": None}
+    # an older GPU's configs are not this one's to change
+    found["served"] = choice.entry["case"] if choice and choice.home == machine.gpu else None
     if not picked == default == before:
         found["row"] = bench.entry(known, one, where, baselines=False, against=True)
     return found | {"default": bench.same(default)}
@@ -357,20 +361,27 @@ def _withdraw(order: Order, part: Part, found: dict[str, Any]) -> dict[str, Any]
     from ..autotune.space import Problem
     from ..autotune.timer import Machine
 
-    (op, case), lost = part, found["row"]["default"]
-    problem = Problem(op, _case(order, op, case), order.gpu, order.sources)
-    file = order.configs / order.gpu / f"{op}.json"
-    own = next((one for one in winners.load(file) if one["case"] == problem.case.as_dict()), {})
-    us = lost["spread"][0], lost["us"], lost["spread"][1]
-    winners.save(
-        op,
-        order.gpu,
-        [winners.stays(problem, Machine(**found["machine"]), us, found["read_gb_s"], own)],
-        order.configs,
-    )
-    # a process that has seen no configs yet
-    ((_, again),) = _one_by_one(order, [(part, _race, (None,))])
-    return again
+    own = _case(order, *part).as_dict()
+    file = order.configs / order.gpu / f"{part[0]}.json"
+    # its own entry; and where two cases are looked up by the same sizes and names, the other's
+    for case in (own, None):
+        case, lost = case or found.get("served"), found["row"]["default"]
+        if case is None or lost["verdict"] != "tuned is slower":
+            break
+        problem = Problem(part[0], Case(tuple(case.items())), order.gpu, order.sources)
+        before = next((one for one in winners.load(file) if one["case"] == case), {})
+        us = lost["spread"][0], lost["us"], lost["spread"][1]
+        machine, read = Machine(**found["machine"]), found["read_gb_s"]
+        if case != own and before:
+            us = before["default_us"], before["default_us"], before["default_us"]
+        entry = winners.stays(problem, machine, lost["config"], us, read, before)
+        winners.save(part[0], order.gpu, [entry], order.configs)
+        say(f"again {part[0]} {problem.case.id}: {lost['gain']:.2f} x the default, which is put in its place")
+        # a process that has seen no configs yet
+        ((_, found),) = _one_by_one(order, [(part, _race, (None,))])
+        if "error" in found or not found["row"]:
+            break
+    return found
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
