@@ -23,6 +23,7 @@ from triton.runtime import driver
 
 from ..kernels import config
 from ..lab import interpreter
+from ..lab.check import end_with_parent
 from ..lab.compare import same_bits
 from ..lab.oracles import Subject, Trial, Verdict, named
 from ..reference.ops import registered
@@ -224,6 +225,8 @@ def _refusal(bad: Verdict, point: Point) -> Outcome:
 def _serve(pipe: Connection, problem: Problem, post: Post) -> None:
     """The worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a kernel that hangs does not notice that nobody waits for it any more
+    end_with_parent()
     if post.device.startswith("cpu"):
         torch.set_num_threads(1)
         interpreter.install()

@@ -229,8 +229,10 @@ def bench(
         raise fail(str(error)) from error
     found = registered(sources)
     machine = timer.machine(device)
+    started = time.perf_counter()
     if device.type == "cuda" and impl is Impl.kernels:
         benching.precompile([(job.op, job.case) for job in work if job.case], tuple(sources))
+    compiled = time.perf_counter()
     command = "draftwood " + " ".join(sys.argv[1:])
     rows: dict[str, list[dict[str, Any]]] = {}
     timed = (
@@ -262,6 +264,8 @@ def bench(
         rates = timer.bandwidth(device)
         made_with = f"{machine.name} ({machine.gpu}), torch {machine.torch}, triton {machine.triton}"
         out.print(f"{made_with}; measured read {rates['read']} GB/s, copy {rates['copy']} GB/s", highlight=False)
+    spent = compiled - started, time.perf_counter() - compiled
+    err.print(f"{len(work)} cases: {spent[0]:.0f} s of compiling, {spent[1]:.0f} s of timing", highlight=False)
     for text in worse:
         err.print(f"[red]slower:[/red] {text}", highlight=False)
     raise typer.Exit(1 if worse else 0)
