@@ -542,16 +542,16 @@ def _exact_ring(
     (M, N), K, W = out.shape, x.shape[1], max(8 if swiglu else 4, config.warps)
     while weight.shape[0] % (W // 4):
         W //= 2
-    groups, resident, tiles = weight.shape[0] // (W // 4), config.resident, ring.tiles_of_x(M)
+    groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
     stages = ring.stages(format, M, W, resident, swiglu)
     if stages < 2:
         raise ValueError(f"the ring has no room for {resident} programs of {W} warps and {M} rows of x")
     P = _ring_shares(groups, K // COLUMNS, resident * processors(x.device))
-    partial = torch.empty(2 * P * 16 * W * sum(tiles), dtype=torch.float32, device=x.device)
+    partial = torch.empty(2 * P * 128 * W * E, dtype=torch.float32, device=x.device)
     early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
-        *ring.described(x, weight, format, swiglu, W, tiles), residual, _stride(residual), out, partial,
-        counters(x.device, groups), M, N, K, **_meta(format, swiglu), W=W, BM=tiles[0], BM2=tiles[1], S=stages,
+        *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial,
+        counters(x.device, groups), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages,
         CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": ring.registers(W, resident)},
     )  # fmt: skip

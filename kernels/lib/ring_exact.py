@@ -8,7 +8,7 @@
     a warp   record of W ──TMA──> | stage 0 | stage 1 | ... |     the first ones before the launch before has ended
              x           ──TMA──> |   "     |    "    |     |
     W warps  codes ──16 bytes a lane──> registers ──> f16 A ─┐
-             x ───────────────────────────────────────────> B ┴─ wgmma ──> [16 W, BM], [16 W, BM2]
+             x ───────────────────────────────────────────> B ┴─ wgmma ──> [16 W, 8 E]
 
 `lib/wide_exact.py` in Gluon: Triton's compiler has loads wait behind the last product, here several records are on
 their way whatever the program waits for, and the codes of the next 64 columns are unpacked under the product of these.
@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from .eights import address, lanes, multiplied, waited
 from .newer import barrier, fetch, reinterpret
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -55,27 +56,20 @@ CODES = {"q8_0": 8}
 ABOVE = {"q5_k": 1, "q6_k": 2}
 # warps of which one fetches: registers are dealt out to four at a time
 FETCH = 4
-_SPLIT = gl.constexpr("mov.b32 {$0, $1}, $2;")
 # of f32 parts as many are on their way at once as a warp has room for
 _AT_ONCE = gl.constexpr(128)
 
 
-def tiles_of_x(M: int) -> tuple[int, int]:
-    """M rows of x, up to 64, in eights, as two powers of two up to 48."""
-    eights = -(-M // 8)
-    for large, small in ((2, 1), (4, 1), (4, 2)):
-        if eights == large + small:
-            return 8 * large, 8 * small
-    return 8 << (eights - 1).bit_length(), 0
+def eights_of(M: int) -> int:
+    return -(-M // 8)
 
 
 def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
     """Records in flight, of `resident` programs a multiprocessor."""
-    BM = sum(tiles_of_x(M))
     d = {"q4_k": 64, "q5_k": 64, "q6_k": 32}.get(format, 0)
-    record = W * (512 * (CODES.get(format, 4) + ABOVE.get(format, 0)) + 256 + d) + BM * 512
+    record = W * (512 * (CODES.get(format, 4) + ABOVE.get(format, 0)) + 256 + d) + eights_of(M) * 4096
     # gate and up pass through shared memory at the end
-    return min(8, (SHARED // resident - BARRIERS - (64 * W * BM if swiglu else 0)) // record)
+    return min(8, (SHARED // resident - BARRIERS - (1024 * W if swiglu else 0)) // record)
 
 
 def registers(W: int, resident: int) -> int:
@@ -83,20 +77,14 @@ def registers(W: int, resident: int) -> int:
     return min(255, 65536 // (32 * (W + FETCH)) // resident // 8 * 8)
 
 
-def described(
-    x: torch.Tensor, weight: torch.Tensor, format: str, swiglu: bool, W: int, tiles: tuple[int, int]
-) -> tuple[TensorDescriptor, ...]:
-    """How the TMA finds a record's piece of x, a tile's and the other's (rows beyond the last are zeros), and its
-    planes in a group's tiles, of gate and of up: codes, the bits above, scales and d."""
+def described(x: torch.Tensor, weight: torch.Tensor, format: str, swiglu: bool, W: int) -> tuple[TensorDescriptor, ...]:
+    """How the TMA finds eight rows of a record's piece of x (beyond the last they are zeros), and its planes in a
+    group's tiles, of gate and of up: codes, the bits above, scales and d."""
     (M, K), words, (two, side) = x.shape, weight.view(torch.int32), (2, W // 8) if swiglu else (1, W // 4)
     step, rows = words.shape[1] * words.shape[2], words.shape[1] * words.shape[2] // 32
     sides = words.shape[0] // two
-
-    def columns(BM: int) -> TensorDescriptor:
-        # rows beyond the last take longer than rows: of 64 the second half are the last 32 there are
-        two, rows, apart = (2, 32, M - 32) if BM == 64 else (1, M, M)
-        layout, strides = gl.NVMMASharedLayout(128, 16, rank=4), [64, apart * x.stride(0), x.stride(0), 1]
-        return TensorDescriptor(x, [K // 64, two, rows, 64], strides, [4, two, BM // two, 64], layout)
+    in_eights = gl.NVMMASharedLayout(128, 16, rank=3)
+    eight = TensorDescriptor(x, [K // 64, M, 64], [64, x.stride(0), 1], [4, 8, 64], in_eights)
 
     def plane(bytes: int) -> TensorDescriptor:
         layout = gl.NVMMASharedLayout(0, 32, rank=4)
@@ -107,7 +95,7 @@ def described(
     codes, scales = plane(2048 * CODES.get(format, 4)), plane(1024)
     above = plane(2048 * ABOVE[format]) if format in ABOVE else codes
     d = plane({"q6_k": 128, "q4_k": 256, "q5_k": 256}.get(format, 1024))
-    return columns(tiles[0]), columns(tiles[1] or tiles[0]), codes, above, scales, d
+    return eight, codes, above, scales, d
 
 
 @gluon.constexpr_function
@@ -124,23 +112,13 @@ def _plain(rank):
     return gl.SwizzledSharedLayout(1, 1, 1, list(range(rank - 1, -1, -1)))
 
 
-@gluon.constexpr_function
-def _lanes(W):
-    return gl.BlockedLayout([1, 1], [1, 32], [W, 1], [1, 0])
-
-
-@gluon.constexpr_function
-def _product(W, BM):
-    return gl.NVMMADistributedLayout([3, 0], [W, 1], [16, BM, 16])
-
-
 @gluon.jit
 def _four(w, W: gl.constexpr):
     """[W, 32, 4] -> each [W, 32]."""
     even, odd = gl.split(gl.reshape(w, (W, 32, 2, 2)))
     w0, w2 = gl.split(even)
     w1, w3 = gl.split(odd)
-    L: gl.constexpr = _lanes(W)
+    L: gl.constexpr = lanes(W)
     return (
         gl.convert_layout(w0, L), gl.convert_layout(w1, L), gl.convert_layout(w2, L), gl.convert_layout(w3, L)
     )  # fmt: skip
@@ -166,7 +144,7 @@ def _row_word(memory, W: gl.constexpr, G: gl.constexpr):
     """[W, 2, G] -> of a lane's rows g and g + 8 one [W, 32]."""
     b = gl.expand_dims(gl.expand_dims(memory.load(_rows_read(W, G, 0)), 3), 4).broadcast_to((W, 2, G, 8 // G, 4))
     b0, b1 = gl.split(gl.reshape(gl.permute(b, (0, 2, 3, 4, 1)), (W, 32, 2)))
-    return gl.convert_layout(b0, _lanes(W)), gl.convert_layout(b1, _lanes(W))
+    return gl.convert_layout(b0, lanes(W)), gl.convert_layout(b1, lanes(W))
 
 
 @gluon.jit
@@ -199,7 +177,7 @@ def _decoded(w, d, odd, C: gl.constexpr, FORMAT: gl.constexpr):
 def _weights(
     w, above, s, m, P: gl.constexpr, S: gl.constexpr, AT: gl.constexpr, FORMAT: gl.constexpr, BF16: gl.constexpr
 ):  # fmt: skip
-    """Nibble 2 S + P of a word's two columns -> their weights [W, 32, 2]: code times half P of s, plus that of m."""
+    """Nibble 2 S + P of a word's two columns -> their weights, a pair: code times half P of s, plus that of m."""
     w = w >> (8 * S)
     if FORMAT == "q5_k" or FORMAT == "q6_k":
         above = (above >> (4 + AT)) if S else (above << (4 - AT))
@@ -216,38 +194,31 @@ def _weights(
     pair = gl.inline_asm_elementwise(TEXT, "=r,r,r,r,r", [w, s, m, above], gl.int32, is_pure=True, pack=1)
     if BF16:
         pair = gl.inline_asm_elementwise(_TO_BF16, "=r,r", [pair], gl.int32, is_pure=True, pack=1)
-        low, high = gl.inline_asm_elementwise(
-            _SPLIT, "=h,=h,r", [pair], (gl.bfloat16, gl.bfloat16), is_pure=True, pack=1
-        )
-    else:
-        low, high = gl.inline_asm_elementwise(_SPLIT, "=h,=h,r", [pair], (gl.float16, gl.float16), is_pure=True, pack=1)
-    return gl.join(low, high)
+    return pair
 
 
 @gluon.jit
 def _by_columns(
     v, above, s0, s1, P: gl.constexpr, R1: gl.constexpr, FORMAT: gl.constexpr, BF16: gl.constexpr
 ):  # fmt: skip
-    """16 columns R1 of nibbles P: [W, 32, h, s, r0]."""
+    """Four registers of A: 16 columns R1 of nibbles P."""
     e0, m0 = s0
     e1, m1 = s1
     if FORMAT == "q6_k" and R1:
         e0, e1 = m0, m1
     AT0: gl.constexpr = 2 * R1 if FORMAT == "q5_k" else 0
     AT1: gl.constexpr = 2 * R1 + 1 if FORMAT == "q5_k" else 2
-    a0 = _weights(v[2 * R1], above, e0, m0, P, 0, AT0, FORMAT, BF16)
-    a1 = _weights(v[2 * R1 + 1], above, e1, m1, P, 0, AT1, FORMAT, BF16)
-    a2 = _weights(v[2 * R1], above, e0, m0, P, 1, AT0, FORMAT, BF16)
-    a3 = _weights(v[2 * R1 + 1], above, e1, m1, P, 1, AT1, FORMAT, BF16)
-    return gl.join(gl.join(a0, a2), gl.join(a1, a3))
+    return (
+        _weights(v[2 * R1], above, e0, m0, P, 0, AT0, FORMAT, BF16),
+        _weights(v[2 * R1 + 1], above, e1, m1, P, 0, AT1, FORMAT, BF16),
+        _weights(v[2 * R1], above, e0, m0, P, 1, AT0, FORMAT, BF16),
+        _weights(v[2 * R1 + 1], above, e1, m1, P, 1, AT1, FORMAT, BF16),
+    )
 
 
 @gluon.jit
-def _operand(
-    v, u, high, words, d, odd,
-    C: gl.constexpr, FORMAT: gl.constexpr, BF16: gl.constexpr, W: gl.constexpr, BM: gl.constexpr,
-):  # fmt: skip
-    """A of 64 columns C, of their words for the first and the second of a byte's nibbles: [16 W, 64]."""
+def _operand(v, u, high, words, d, odd, C: gl.constexpr, FORMAT: gl.constexpr, BF16: gl.constexpr):
+    """A of 64 columns C, of their words for the first and the second of a byte's nibbles: 16 registers."""
     s0, s1 = _decoded(words[0], d[0], odd, C, FORMAT), _decoded(words[1], d[1], odd, C, FORMAT)
     h0, h1 = v[0], v[0]
     if FORMAT == "q5_k":
@@ -256,20 +227,16 @@ def _operand(
     if FORMAT == "q6_k":
         h0 = high[2 * C]
         h1 = high[2 * C + 1]
-    b0 = gl.join(_by_columns(v, h0, s0, s1, 0, 0, FORMAT, BF16), _by_columns(v, h1, s0, s1, 0, 1, FORMAT, BF16))
-    b1 = gl.join(_by_columns(u, h0, s0, s1, 1, 0, FORMAT, BF16), _by_columns(u, h1, s0, s1, 1, 1, FORMAT, BF16))
-    # W g t h s r0 r1 p
-    a = gl.reshape(gl.join(b0, b1), (W, 8, 4, 2, 2, 2, 2, 2))
-    a = gl.reshape(gl.permute(a, (0, 5, 1, 7, 6, 4, 2, 3)), (16 * W, 64))
-    return gl.convert_layout(a, gl.DotOperandLayout(0, _product(W, BM), 2), assert_trivial=True)
+    low = _by_columns(v, h0, s0, s1, 0, 0, FORMAT, BF16) + _by_columns(v, h1, s0, s1, 0, 1, FORMAT, BF16)
+    up = _by_columns(u, h0, s0, s1, 1, 0, FORMAT, BF16) + _by_columns(u, h1, s0, s1, 1, 1, FORMAT, BF16)
+    return low + up
 
 
 @gluon.jit
 def _record(
-    acc, acc_2, codes, bits, scales, ds, xs, xs_2, odd, slot,
-    FORMAT: gl.constexpr, BF16: gl.constexpr, W: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr,
+    acc, codes, bits, scales, ds, at, odd, slot, FORMAT: gl.constexpr, BF16: gl.constexpr, W: gl.constexpr
 ):  # fmt: skip
-    """acc, acc_2 + a record of the ring's."""
+    """acc + a record of the ring's, x of which lies at `at`."""
     words = _row_words(scales.index(slot), W)
     d = (words[0][0], words[1][0])
     if FORMAT != "q4_0" and FORMAT != "q8_0":
@@ -288,16 +255,11 @@ def _record(
             v, u = _words(codes.index(slot), c, W), _words(codes.index(slot), 4 + c, W)
         else:
             v, u = ahead[c], ahead[c]
-        a = _operand(v, u, high, words, d, odd, c, FORMAT, BF16, W, BM)
+        a = _operand(v, u, high, words, d, odd, c, FORMAT, BF16)
         # the next columns' operand is being made while this product runs
-        acc = hopper.warpgroup_mma(a, xs.index(slot * 4 + c).permute((1, 0)), acc, is_async=True)
-        if BM2:
-            a = gl.convert_layout(a, gl.DotOperandLayout(0, _product(W, BM2), 2), assert_trivial=True)
-            acc_2 = hopper.warpgroup_mma(a, xs_2.index(slot * 4 + c).permute((1, 0)), acc_2, is_async=True)
-            acc, acc_2 = hopper.warpgroup_mma_wait(0 if c == 3 else 2, deps=[acc, acc_2])
-        else:
-            acc = hopper.warpgroup_mma_wait(0 if c == 3 else 1, deps=[acc])
-    return acc, acc_2
+        acc = multiplied(acc, a, at + 64 * c, W, BF16)
+        acc = waited(acc, 0 if c == 3 else 1)
+    return acc
 
 
 @gluon.jit
@@ -307,26 +269,30 @@ def _owner(i, share, more):
 
 
 @gluon.jit
-def _finish(
-    acc, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr, BM: gl.constexpr
-):  # fmt: skip
-    """acc [16 W rows of W, BM], rows of x from `first` on; with SWIGLU rows of gate, then of up."""
+def _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
+    """The sums of 16 W rows of W; with SWIGLU rows of gate, then of up."""
+    for e in gl.static_range(len(acc) // 4):
+        # W g t h, and rows g and g + 8
+        y = gl.join(gl.join(acc[4 * e], acc[4 * e + 1]), gl.join(acc[4 * e + 2], acc[4 * e + 3]))
+        y = gl.reshape(gl.permute(gl.reshape(y, (W, 8, 4, 2, 2)), (0, 4, 1, 2, 3)), (16 * W, 8))
+        _finish_eight(y, 8 * e, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+
+
+@gluon.jit
+def _finish_eight(y, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
+    """y [16 W rows of W, 8], rows of x from `first` on."""
     ROWS: gl.constexpr = 8 * W if SWIGLU else 16 * W
     if SWIGLU:
-        P: gl.constexpr = gl.BlockedLayout([1, 4, 2], [32, 1, 1], [W // 2, 2, 1], [2, 1, 0])
-        gate, up = gl.split(gl.convert_layout(gl.permute(gl.reshape(acc, (2, ROWS, BM)), (1, 2, 0)), P))
-        acc = gate / (1.0 + gl.exp(-gate)) * up
-    L: gl.constexpr = acc.type.layout
+        P: gl.constexpr = gl.BlockedLayout([1, 2, 2], [8, 4, 1], [W, 1, 1], [2, 1, 0])
+        gate, up = gl.split(gl.convert_layout(gl.permute(gl.reshape(y, (2, ROWS, 8)), (1, 2, 0)), P))
+        y = gate / (1.0 + gl.exp(-gate)) * up
+    L: gl.constexpr = y.type.layout
     o_n = i_n * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, L))[:, None]
-    o_m = first + gl.arange(0, BM, layout=gl.SliceLayout(0, L))[None, :]
+    o_m = first + gl.arange(0, 8, layout=gl.SliceLayout(0, L))[None, :]
     inside = (o_m < M) & (o_n < N)
-    if BM == 64:
-        # the second half are the last 32 rows, some of which the first has too
-        o_m = gl.where(o_m < 32, o_m, o_m - 64 + M)
-        inside = ((o_m >= 32) | (gl.arange(0, BM, layout=gl.SliceLayout(0, L))[None, :] < 32)) & (o_n < N)
     if residual is not None:
-        acc += gl.load(residual + o_m.to(gl.int64) * s_residual_m + o_n, mask=inside, other=0.0).to(gl.float32)
-    gl.store(out + o_m.to(gl.int64) * N + o_n, acc.to(out.dtype.element_ty), mask=inside)
+        y += gl.load(residual + o_m.to(gl.int64) * s_residual_m + o_n, mask=inside, other=0.0).to(gl.float32)
+    gl.store(out + o_m.to(gl.int64) * N + o_n, y.to(out.dtype.element_ty), mask=inside)
 
 
 @gluon.jit
@@ -359,20 +325,19 @@ def _fetch_w(
 
 
 @gluon.jit
-def _fetch_x(rows, rows_2, xs, xs_2, full, column, slot, BM: gl.constexpr, BM2: gl.constexpr):
-    fetch(rows, [column * 4, 0, 0, 0], full.index(slot), xs.index(slot))
-    if BM2:
-        fetch(rows_2, [column * 4, 0, BM, 0], full.index(slot), xs_2.index(slot))
+def _fetch_x(rows, xs, full, column, slot, E: gl.constexpr):
+    for e in gl.static_range(E):
+        fetch(rows, [column * 4, 8 * e, 0], full.index(slot), xs.index(slot * E + e))
 
 
 @gluon.jit
 def _fetched(
-    rows, rows_2, planes, held, xs, xs_2, full, free, first, last, records,
+    rows, planes, held, xs, full, free, first, last, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, W: gl.constexpr,
-    BM: gl.constexpr, BM2: gl.constexpr, S: gl.constexpr, TILES: gl.constexpr, EARLY: gl.constexpr,
+    E: gl.constexpr, S: gl.constexpr, TILES: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """One warp: the share's records into the ring."""
-    BYTES: gl.constexpr = W // 4 * RECORD + (BM + BM2) * 512
+    BYTES: gl.constexpr = W // 4 * RECORD + E * 4096
     column, tile = first % records, first // records * TILES
     column_x = column
     # the first records of W do not wait for x
@@ -383,55 +348,49 @@ def _fetched(
     if EARLY:
         tl.extra.cuda.gdc_wait()
     for e in range(0, gl.minimum(last - first, S)):
-        _fetch_x(rows, rows_2, xs, xs_2, full, column_x, e, BM, BM2)
+        _fetch_x(rows, xs, full, column_x, e, E)
         column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
     slot, parity = 0, 0
     for _ in range(first + S, last):
         mbarrier.wait(free.index(slot), parity)
         mbarrier.expect(full.index(slot), BYTES)
         _fetch_w(planes, held, full, column, tile, slot, FORMAT, RECORD, SCALES, D)
-        _fetch_x(rows, rows_2, xs, xs_2, full, column, slot, BM, BM2)
+        _fetch_x(rows, xs, full, column, slot, E)
         column, tile = _step(column, tile, records, TILES)
         slot, parity = _next(slot, parity, S)
 
 
 @gluon.jit
 def _multiplied(
-    codes, bits, scales, ds, xs, xs_2, full, free, residual, s_residual_m, out, partial, arrived, M, N,
+    codes, bits, scales, ds, at, full, free, residual, s_residual_m, out, partial, arrived, M, N,
     i_p, first, last, records, share, more,
-    FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, BM: gl.constexpr,
-    BM2: gl.constexpr, S: gl.constexpr, EARLY: gl.constexpr,
+    FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
+    S: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that this program is the last of."""
-    ROWS: gl.constexpr = 16 * W
-    SLOT: gl.constexpr = ROWS * (BM + BM2)
-    odd = gl.arange(0, 32, layout=gl.SliceLayout(0, _lanes(W)))[None, :] // 4 % 2
-    A: gl.constexpr = _product(W, BM)
-    A2: gl.constexpr = _product(W, BM2) if BM2 else A
+    # a part: every register of a group's sums
+    SLOT: gl.constexpr = 128 * W * E
+    odd = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :] // 4 % 2
     if EARLY:
         tl.extra.cuda.gdc_wait()
     g0, g1 = first // records, (last - 1) // records
     slot, parity = 0, 0
     for i_n in range(g0, g1 + 1):
         begin, end = gl.maximum(first, i_n * records), gl.minimum(last, (i_n + 1) * records)
-        acc = gl.full((ROWS, BM), 0.0, gl.float32, layout=A)
-        acc_2 = acc
-        if BM2:
-            acc_2 = gl.full((ROWS, BM2), 0.0, gl.float32, layout=A2)
+        acc = ()
+        for _ in gl.static_range(4 * E):
+            acc = acc + (gl.full((W, 32), 0.0, gl.float32, layout=lanes(W)),)
         for _ in range(begin, end):
             mbarrier.wait(full.index(slot), parity)
-            acc, acc_2 = _record(acc, acc_2, codes, bits, scales, ds, xs, xs_2, odd, slot, FORMAT, BF16, W, BM, BM2)
+            acc = _record(acc, codes, bits, scales, ds, at + slot * (256 * E), odd, slot, FORMAT, BF16, W)
             mbarrier.arrive(free.index(slot), count=1)
             slot, parity = _next(slot, parity, S)
         if end - begin == records:
-            _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM)
-            if BM2:
-                _finish(acc_2, BM, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM2)
+            _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
         else:
-            p_part = partial + (2 * i_p + (begin != first).to(gl.int32)).to(gl.int64) * SLOT
-            gl.store(p_part + _flat(ROWS, BM, A), acc)
-            if BM2:
-                gl.store(p_part + ROWS * BM + _flat(ROWS, BM2, A2), acc_2)
+            p_part = partial + (2 * i_p + (begin != first).to(gl.int32)).to(gl.int64) * SLOT + _lane(W)
+            for r in gl.static_range(4 * E):
+                gl.store(p_part + 32 * W * r, acc[r])
     # arrivals come last, both in one: nothing of this program's stream waits for a fence
     barrier()
     P: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
@@ -448,57 +407,53 @@ def _multiplied(
             gl.store(arrived + i_n, 0)
             # the first of them may have had the end of another group before
             cut = (begin_p * share + gl.minimum(begin_p, more) < i_n * records).to(gl.int32)
-            p_part = partial + (2 * begin_p).to(gl.int64) * SLOT
-            acc, acc_2 = _totals(p_part, cut, end_p - begin_p, W, BM, BM2)
-            _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM)
-            if BM2:
-                _finish(acc_2, BM, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, BM2)
+            acc = _totals(partial + (2 * begin_p).to(gl.int64) * SLOT + _lane(W), cut, end_p - begin_p, W, E)
+            _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
 
 
 @gluon.jit
-def _flat(ROWS: gl.constexpr, BM: gl.constexpr, L: gl.constexpr):
-    """Where the elements of [ROWS, BM] lie in a part."""
-    o_row = gl.arange(0, ROWS, layout=gl.SliceLayout(1, L))[:, None]
-    return o_row * BM + gl.arange(0, BM, layout=gl.SliceLayout(0, L))[None, :]
+def _lane(W: gl.constexpr):
+    """Where a lane's number lies of a register of a part."""
+    warp = gl.arange(0, W, layout=gl.SliceLayout(1, lanes(W)))[:, None]
+    return warp * 32 + gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :]
 
 
 @gluon.jit
-def _part(p, inside):
-    return gl.load(p, mask=inside, other=0.0, cache_modifier=".cg")
+def _part(p, inside, W: gl.constexpr, E: gl.constexpr):
+    acc = ()
+    for r in gl.static_range(4 * E):
+        acc = acc + (gl.load(p + 32 * W * r, mask=inside, other=0.0, cache_modifier=".cg"),)
+    return acc
 
 
 @gluon.jit
-def _totals(p, cut, others, W: gl.constexpr, BM: gl.constexpr, BM2: gl.constexpr):
+def _added(x, y):
+    acc = ()
+    for r in gl.static_range(len(x)):
+        acc = acc + (x[r] + y[r],)
+    return acc
+
+
+@gluon.jit
+def _totals(p, cut, others, W: gl.constexpr, E: gl.constexpr):
     """The sums of the parts of a program and the `others` after it, in order."""
-    SLOT: gl.constexpr = 16 * W * (BM + BM2)
+    SLOT: gl.constexpr = 128 * W * E
     # several at a time: a load takes longer than what it brings
-    AT: gl.constexpr = max(4 if BM + BM2 > 40 else 1, _AT_ONCE // (BM + BM2))
-    p_2 = p
-    p += _flat(16 * W, BM, _product(W, BM))
-    acc = _part(p + cut * SLOT, others >= 0)
-    acc_2 = acc
-    if BM2:
-        p_2 = p_2 + 16 * W * BM + _flat(16 * W, BM2, _product(W, BM2))
-        acc_2 = _part(p_2 + cut * SLOT, others >= 0)
+    AT: gl.constexpr = max(4 if E > 5 else 1, _AT_ONCE // (8 * E))
+    acc = _part(p + cut * SLOT, others >= 0, W, E)
     for q in range(0, others, AT):
-        ys, ys_2 = (), ()
+        ys = ()
         for k in gl.static_range(AT):
-            ys = ys + (_part(p + (2 * k + 2) * SLOT, q + k < others),)
-            if BM2:
-                ys_2 = ys_2 + (_part(p_2 + (2 * k + 2) * SLOT, q + k < others),)
+            ys = ys + (_part(p + (2 * k + 2) * SLOT, q + k < others, W, E),)
         for k in gl.static_range(AT):
-            acc += ys[k]
-            if BM2:
-                acc_2 += ys_2[k]
+            acc = _added(acc, ys[k])
         p += 2 * AT * SLOT
-        if BM2:
-            p_2 += 2 * AT * SLOT
-    return acc, acc_2
+    return acc
 
 
 @gluon.jit
 def ring_exact(
-    rows, rows_2, codes_of, bits_of, scales_of, d_of,
+    rows, codes_of, bits_of, scales_of, d_of,
     residual, s_residual_m,
     out,
     partial,
@@ -510,15 +465,14 @@ def ring_exact(
     D: gl.constexpr,
     SWIGLU: gl.constexpr,
     W: gl.constexpr,
-    BM: gl.constexpr,
-    BM2: gl.constexpr,
+    E: gl.constexpr,
     S: gl.constexpr,
     CODES: gl.constexpr,
     ABOVE: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
-    """BM + BM2 rows of x a program, each a power of two. With SWIGLU half of a group are rows of gate, and half the
-    same rows of up. Descriptors of x's rows and of the weight's planes: see `described`."""
+    """Up to 8 E rows of x. With SWIGLU half of a group are rows of gate, and half the same rows of up. Descriptors of
+    x's rows and of the weight's planes: see `described`."""
     TYPE: gl.constexpr = rows.dtype
     BF16: gl.constexpr = rows.dtype == gl.bfloat16
     # a group's tiles side by side; with SWIGLU of gate, and as many of up
@@ -534,6 +488,8 @@ def ring_exact(
     first = i_p * share + gl.minimum(i_p, more)
     last = first + share + (i_p < more).to(gl.int32)
 
+    xs = gl.allocate_shared_memory(TYPE, [S * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
+    at = address(reinterpret(xs.index(0), gl.int32, (1024,), _plain(1)).slice(0, 1), W)
     # what is copied in one shape is read in another
     P_W: gl.constexpr = gl.NVMMASharedLayout(0, 32, rank=4)
     codes_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, CODES * 16, 32], P_W)
@@ -549,15 +505,6 @@ def ring_exact(
     if FORMAT != "q4_0" and FORMAT != "q8_0":
         ds_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, G // 4, 32], P_W)
         ds = reinterpret(ds_in, gl.int32, (S, W, 2, G), _plain(3))
-    P_X: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=4)
-    HALVES: gl.constexpr = 2 if BM == 64 else 1
-    P2: gl.constexpr = gl.NVMMASharedLayout(128, 16, rank=2)
-    xs_in = gl.allocate_shared_memory(TYPE, [S, 4, HALVES, BM // HALVES, 64], P_X)
-    xs = reinterpret(xs_in, TYPE, (S * 4, BM, 64), P2)
-    xs_2_in, xs_2 = xs_in, xs
-    if BM2:
-        xs_2_in = gl.allocate_shared_memory(TYPE, [S, 4, 1, BM2, 64], P_X)
-        xs_2 = reinterpret(xs_2_in, TYPE, (S * 4, BM2, 64), P2)
     full = gl.allocate_shared_memory(gl.int64, [S, 1], mbarrier.MBarrierLayout())
     free = gl.allocate_shared_memory(gl.int64, [S, 1], mbarrier.MBarrierLayout())
     for e in gl.static_range(S):
@@ -567,11 +514,10 @@ def ring_exact(
     hopper.fence_async_shared()
     gl.warp_specialize(
         [
-            (_multiplied, (codes, bits, scales, ds, xs, xs_2, full, free, residual, s_residual_m, out, partial, arrived,
-                           M, N, i_p, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, BM, BM2, S, EARLY)),
-            (_fetched, (rows, rows_2, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in),
-                        xs_in, xs_2_in, full, free, first, last, records, FORMAT, RECORD, SCALES, D, W, BM, BM2, S,
-                        TILES, EARLY)),
+            (_multiplied, (codes, bits, scales, ds, at, full, free, residual, s_residual_m, out, partial, arrived,
+                           M, N, i_p, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, EARLY)),
+            (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs, full,
+                        free, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
         ],
         [1], [24],
     )  # fmt: skip

@@ -9,6 +9,7 @@ can go on it is the first in `order`. Inline PTX is executed from its text.
 import functools
 import math
 import operator
+import re
 import threading
 import types
 from collections.abc import Callable, Sequence
@@ -52,6 +53,9 @@ class Value:
 
     def __bool__(self) -> bool:
         return bool(self.a)
+
+    def __str__(self) -> str:
+        return str(self.a)
 
     def __neg__(self) -> "Value":
         return Value(-self.a)
@@ -244,6 +248,8 @@ class Machine:
         self.late, self.order = late, order
         self.role = Role()
         self.barriers: dict[int, Barrier] = {}
+        # a program's shared memory, by address, and how much of it is taken
+        self.shared, self.taken = np.empty(1 << 19, np.uint8), 0
         self.at: tuple[int, ...] = (0,)
         self.programs: tuple[int, ...] = (1,)
 
@@ -285,8 +291,8 @@ class Machine:
             join=lambda v, w: Value(np.stack([v.a, w.a], -1)),
             expand_dims=lambda v, axis: Value(np.expand_dims(v.a, axis)),
             convert_layout=lambda v, layout, assert_trivial=False: v,
-            inline_asm_elementwise=_ptx,
-            allocate_shared_memory=_shared,
+            inline_asm_elementwise=self.ptx,
+            allocate_shared_memory=self.allocate,
             load=lambda p, mask=None, other=None, cache_modifier="", volatile=False: Value(p.read(mask, other)),
             store=lambda p, value, mask=None: p.write(value, mask),
             atomic_add=self.atomic_add,
@@ -339,6 +345,47 @@ class Machine:
         while len(products) > left:
             products.pop(0)()
         return deps[0] if len(deps) == 1 else tuple(deps)
+
+    def allocate(self, kind: Any, shape: Any, _layout: Any, value: Value | None = None) -> Shared:
+        poison = _poison(kind, shape)
+        begin = -(-self.taken // 1024) * 1024
+        self.taken = begin + poison.nbytes
+        if self.taken > len(self.shared):
+            raise MemoryError(f"{self.taken} bytes of shared memory")
+        held = Shared(self.shared[begin : self.taken].view(poison.dtype).reshape(poison.shape))
+        held.a[...] = poison
+        if value is not None:
+            held.store(value)
+        return held
+
+    def ptx(self, text: Any, constraints: str, args: Any, dtype: Any, is_pure: bool, pack: int) -> Any:
+        text, kinds = str(getattr(text, "value", text)), dtype if isinstance(dtype, tuple) else (dtype,)
+        if left := re.search(r"wgmma.wait_group.sync.aligned (\d+)", text):
+            self.wait_product(int(left[1]))
+            return tuple(args)
+        if "wgmma.mma_async" in text:
+            return self.group(text, args, len(kinds))
+        given = [np.int32(v) if isinstance(v, int) else np.asarray(_of(v)) for v in args]
+        made = tuple(map(Value, ptx.run(text, given, kinds, pack, self.shared)))
+        return made if isinstance(dtype, tuple) else made[0]
+
+    def group(self, text: str, args: Sequence[Value], count: int) -> tuple[Value, ...]:
+        """A group of products, A of registers: `count` sums of a lane each, that many before them, A, what is left."""
+        before, a = args[:count], [np.asarray(v.a, np.int32) for v in args[count:]]
+        result = tuple(Value(np.full(v.shape, np.nan, np.float32)) for v in before)
+        products = ptx.products(text, {f"${2 * count + i}": v.view(np.uint32) for i, v in enumerate(a)})
+
+        def multiply() -> None:
+            sums = [v.a for v in before]
+            for left, n, at in products:
+                sums = [x + y for x, y in zip(sums, ptx.product(left, self.shared, n, at), strict=True)]
+            for v, x in zip(result, sums, strict=True):
+                v.a = x
+
+        self.role.products.append(multiply)
+        if not self.late:
+            self.wait_product(0)
+        return result
 
     # -- parts of a program, side by side ------------------------------------------------------------------------------
 
@@ -410,20 +457,6 @@ def _poison(kind: Any, shape: Any) -> np.ndarray:
     return np.random.default_rng(0).integers(1, 255, size, dtype=np.uint8).view(kind).reshape(shape)
 
 
-def _shared(kind: Any, shape: Any, _layout: Any, value: Value | None = None) -> Shared:
-    held = Shared(_poison(kind, shape))
-    if value is not None:
-        held.store(value)
-    return held
-
-
-def _ptx(text: Any, constraints: str, args: list[Value], dtype: Any, is_pure: bool, pack: int) -> Any:
-    kinds = dtype if isinstance(dtype, tuple) else (dtype,)
-    given = [np.int32(v) if isinstance(v, int) else np.asarray(_of(v)) for v in args]
-    made = tuple(map(Value, ptx.run(str(getattr(text, "value", text)), given, kinds, pack)))
-    return made if isinstance(dtype, tuple) else made[0]
-
-
 # -- a launch ----------------------------------------------------------------------------------------------------------
 
 
@@ -443,7 +476,7 @@ def launch(
     given = {name: _argument(v) for name, v in given.items()}
     machine.programs = grid
     for at in reversed(list(np.ndindex(*grid))):
-        machine.at, machine.role = at, Role()
+        machine.at, machine.role, machine.taken = at, Role(), 0
         # what a bug reads of poisoned memory may be anything
         with np.errstate(all="ignore"):
             run(**given)

@@ -11,25 +11,69 @@ from typing import Any
 import numpy as np
 
 
-def run(text: str, given: Sequence[np.ndarray], kinds: Sequence[Any], pack: int) -> list[np.ndarray]:
-    """What the text leaves in $0, $1 .., one of each kind, of what the registers after them hold."""
+def run(
+    text: str, given: Sequence[np.ndarray], kinds: Sequence[Any], pack: int, shared: np.ndarray
+) -> list[np.ndarray]:
+    """What the text leaves in $0, $1 .., one of each kind, of what the registers after them hold; `shared`: bytes that
+    it may write to."""
     shape = np.broadcast_shapes(*(a.shape for a in given))
     words = [word for a in given for word in _words(np.ascontiguousarray(np.broadcast_to(a, shape)), pack)]
     counts = [max(1, pack * np.dtype(kind).itemsize // 4) for kind in kinds]
     registers: dict[str, Any] = {f"${sum(counts) + i}": word for i, word in enumerate(words)}
-    registers["%tid.x"] = np.uint32(0)
+    registers |= {"%tid.x": np.uint32(0), "global_smem": np.uint32(0), "%dynamic_smem_size": np.uint32(len(shared))}
     if "%laneid" in text:
         registers["%laneid"] = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
-    for line in text.strip(" {}\n").split(";"):
-        instruction = line.strip(" {\n")
-        # an L2 has no bearing on numbers
-        if instruction and not instruction.startswith(".") and "prefetch.L2" not in instruction:
+    for instruction in _instructions(text):
+        if stored := re.fullmatch(r"@(\w+) st.shared.b32 \[([^]]+)\], (\S+)", instruction):
+            told, at, word = (np.broadcast_to(registers[name], shape) for name in stored.groups())
+            shared.view(np.uint32)[at[told] // 4] = word[told]
+        else:
             _execute(instruction, registers)
     made, at = [], 0
     for kind, count in zip(kinds, counts, strict=True):
         made.append(_value([registers[f"${at + i}"].astype(np.uint32) for i in range(count)], kind, pack))
         at += count
     return made if shape else [a[0] for a in made]
+
+
+def _instructions(text: str) -> list[str]:
+    lines = (line.strip(" {\n") for line in text.strip(" {}\n").split(";"))
+    # an L2 has no bearing on numbers
+    return [line for line in lines if line and not line.startswith(".") and "prefetch.L2" not in line]
+
+
+Product = tuple[list[np.ndarray], int, tuple[int, int]]
+
+
+def products(text: str, registers: dict[str, Any]) -> list[Product]:
+    """wgmma with A of registers: of each the four of A, the columns of B, and the words of B's descriptor."""
+    found, described = [], {}
+    for instruction in _instructions(text):
+        if whole := re.fullmatch(r"mov.b64 (\w+), \{(\w+), (\w+)\}", instruction):
+            low, high = (np.unique(registers[name]) for name in whole.groups()[1:])
+            described[whole[1]] = (int(low.item()), int(high.item()))
+        elif made := re.match(r"wgmma.mma_async.sync.aligned.m64n(\d+)k16.f32.f16.f16 ", instruction):
+            sums, a, at, *_ = re.findall(r"\{[^}]*\}|[^,\s]+", instruction[made.end() :])
+            if sums != "{" + ", ".join(f"${i}" for i in range(int(made[1]) // 2)) + "}":
+                raise NotImplementedError(f"products into other registers than the first: {sums}")
+            found.append(([registers[name] for name in a.strip("{}").split(", ")], int(made[1]), described[at]))
+        elif not instruction.startswith("wgmma"):
+            _execute(instruction, registers)
+    return found
+
+
+def product(a: list[np.ndarray], shared: np.ndarray, n: int, descriptor: tuple[int, int]) -> list[np.ndarray]:
+    """Of m64 n k16 a lane's sums: A of four registers [W, 32] a lane, B in shared memory, its swizzle left out."""
+    W = len(a[0])
+    # s r0 W g t h
+    halves = np.stack(a).view(np.float16).reshape(2, 2, W, 8, 4, 2)
+    left = halves.transpose(2, 1, 3, 0, 4, 5).reshape(W * 16, 16).astype(np.float32)
+    begin, eight = (descriptor[0] & 0x3FFF) * 16, (descriptor[1] & 0x3FFF) * 16
+    at = begin + np.arange(n)[:, None] // 8 * eight + np.arange(n)[:, None] % 8 * 128 + np.arange(16) * 2
+    right = shared.view(np.float16)[at // 2].astype(np.float32)
+    y = (left @ right.T).reshape(W, 2, 8, n // 8, 4, 2)
+    # eight r0 h
+    return list(y.transpose(3, 1, 5, 0, 2, 4).reshape(n // 2, W, 32))
 
 
 def _words(a: np.ndarray, pack: int) -> list[np.ndarray]:
@@ -117,6 +161,8 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = y[0] != y[1]
         case "setp.eq.u32":
             result = y[0] == y[1]
+        case "setp.lt.u32":
+            result = y[0] < y[1]
         case "selp.b32":
             result = np.where(y[2], y[0], y[1])
         case "shfl.sync.bfly.b32":
