@@ -7,6 +7,7 @@ Every process goes through the cases in the same order, so that all GPUs work on
 process plays off the winner while the others go on.
 """
 
+import math
 import os
 import queue
 import time
@@ -39,8 +40,12 @@ MOST_COMPILED = 256
 # where time is given, a case is searched for so many seconds at least, and claims so many points: one is tried while
 # another is compiled
 LEAST_S, CLAIMS = 0.1, 2
-# of so many cases before, the time beside the search is remembered
-REMEMBERED = 24
+# about what a trial takes: compilers work ahead on twice as many points as a case will have time for, and a few more:
+# no case finds them busy with what nobody will try
+TRIAL_S, SPARE = 0.15, 2
+# of so many cases before, the time beside the search is remembered; so many of the longest tell nothing of the rest: a
+# reference that goes token by token, a worker that had to be replaced
+REMEMBERED, RARE = 24, 3
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ def wanted(problem: Problem) -> int:
     return min(points, max(LEAST, round(SHARE * points)))
 
 
+def tried_in(seconds: float) -> int:
+    """So many points of a case are worth compiling where it is searched for so many seconds."""
+    return SPARE + math.ceil(2 * max(0.0, seconds) / TRIAL_S)
+
+
 class Shares:
     """The seconds of a call. Every case takes some beside its search: its operands, the reference, the default's trial,
     the play-off, the gate. What the cases to come will take so is put aside, and the rest is shared by worth."""
@@ -107,7 +117,8 @@ class Shares:
     def of(self, number: int) -> float:
         """How long to search the case of this number."""
         rest = self.worth[number:]
-        aside = sum(self.beside) / max(1, len(self.beside)) * len(rest)
+        usual = sorted(self.beside)[: max(1, len(self.beside) - RARE)]
+        aside = sum(usual) / max(1, len(usual)) * len(rest)
         return max(LEAST_S, (self.left - aside) * rest[0] / sum(rest))
 
 
@@ -192,9 +203,10 @@ def _tuner(
     width = plan.compilers or compilers(1)
     proposer = Proposer(problem, plan.sampler, plan.seed)
     pool = Compiling(ahead, problem, facts) if ahead else None
+    few = tried_in(seconds) if plan.seconds else MOST_COMPILED
     if pool and plan.sampler == DEFAULT:
         # what the binaries tell is worth more than a trial: where there is time, all of them
-        pool.want(proposer.likely(MOST_COMPILED), 0.0 if plan.seconds else plan.timeout_s)
+        pool.want(proposer.likely(min(few, MOST_COMPILED)), 0.0 if plan.seconds else plan.timeout_s)
     return Tuner(
         problem,
         trials,
@@ -210,7 +222,7 @@ def _tuner(
         {"device": plan.device, "sampler": plan.sampler},
         neighbours.notes,
         gated,
-        depth=max(DEPTH, width),
+        depth=min(max(DEPTH, width), few),
         # a model proposes better the more it knows; a list loses nothing by deciding early
         claims=width if plan.sampler in ("grid", "random") else CLAIMS if plan.seconds else 1,
         patience_s=plan.timeout_s,
@@ -274,16 +286,20 @@ def _pool(plan: Plan, target: tuple[Any, ...]) -> Ahead:
     ahead = Ahead(plan.compilers or compilers(1), GPUTarget(*target))
     for problem in plan.problems:
         ahead.later(problem, [None])
+    total = sum(wanted(problem) for problem in plan.problems)
     for problem in plan.problems:
-        ahead.later(problem, _likely(plan, problem))
+        count = 2 * wanted(problem)
+        if plan.seconds:
+            count = min(count, tried_in(plan.seconds * wanted(problem) / total))
+        ahead.later(problem, _likely(plan, problem, count))
     ahead.pump()
     return ahead
 
 
-def _likely(plan: Plan, problem: Problem) -> list[Point]:
+def _likely(plan: Plan, problem: Problem, count: int) -> list[Point]:
     """What a case will try first, given points before all."""
     proposer = Proposer(problem, plan.sampler, plan.seed)
-    return [*plan.first.get(problem.name, ()), *proposer.likely(2 * wanted(problem))]
+    return [*plan.first.get(problem.name, ()), *proposer.likely(count)]
 
 
 def cores() -> int:

@@ -252,15 +252,15 @@ def bench(
             benching.save(job.op, machine, command, [row])
         if save and "default" in row:
             benching.save_against(machine, command, [benching.gain_row(job.op, row)])
+    raced = [benching.gain_row(op, row) for op, listed in rows.items() for row in listed if "default" in row]
+    gained = {"against": benching.gains(raced)} if raced else {}
     if as_json:
-        print(
-            json.dumps({"machine": machine.as_dict(), "bandwidth": timer.bandwidth(device), "results": rows}, indent=1)
-        )
+        held = {"machine": machine.as_dict(), "bandwidth": timer.bandwidth(device), "results": rows}
+        print(json.dumps(held | gained, indent=1))
     else:
         out.print(tables.timings(rows))
-        raced = [benching.gain_row(op, row) for op, listed in rows.items() for row in listed if "default" in row]
         if raced:
-            out.print(tables.gains(benching.gains(raced)))
+            out.print(tables.gains(gained["against"]))
         rates = timer.bandwidth(device)
         made_with = f"{machine.name} ({machine.gpu}), torch {machine.torch}, triton {machine.triton}"
         out.print(f"{made_with}; measured read {rates['read']} GB/s, copy {rates['copy']} GB/s", highlight=False)

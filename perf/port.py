@@ -411,7 +411,7 @@ def _tune(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Resul
         rank = {op: (number, order.names().index(op)) for op, number in count.items()}
         taken = sorted(left[: int(seconds / LEAST_S)], key=lambda part: rank[part[0]])
         reached = 0
-        for part, found in _tuning(order, taken, seconds):
+        for part, found in _tuning(order, done, taken, seconds):
             left.remove(part)
             reached += 1
             yield part, found
@@ -419,7 +419,7 @@ def _tune(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Resul
             return
 
 
-def _tuning(order: Order, parts: list[Part], seconds: float) -> Results:
+def _tuning(order: Order, done: Journal, parts: list[Part], seconds: float) -> Results:
     from ..autotune import atlas, drive, winners
     from ..autotune.space import Problem
 
@@ -433,6 +433,8 @@ def _tuning(order: Order, parts: list[Part], seconds: float) -> Results:
         timeout_s=TRIAL_S,
         times=order.times,
         compilers=order.compilers,
+        # compilers need not wait for the worker to say it
+        target=tuple(done.of("doctor")["machine",]["target"]) if order.device.startswith("cuda") else (),
         first={} if order.times else {problem.name: winners.warm(problem) for problem in problems.values()},
         known_bad={problem.name: atlas.known_bad(problem) for problem in problems.values()},
     )

@@ -5,13 +5,15 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
-from draftwood.autotune import winners
+from draftwood.autotune import ahead, winners
 from draftwood.autotune.landscape import Landscape
 from draftwood.autotune.race import race
 from draftwood.autotune.space import Problem
@@ -20,6 +22,7 @@ from draftwood.kernels import config
 from draftwood.perf import bench, port, port_report
 from draftwood.reference.ops import registered
 from draftwood.reference.spec import Case, case
+from triton.backends.compiler import GPUTarget
 
 from .test_cli import OUTSIDE, ROOT
 
@@ -103,10 +106,12 @@ def test_tuning_takes_the_ops_with_the_most_cases_last_and_reaches_all_that_the_
 ):
     order = port.Order("sm90-h200", ("dequant_matmul", "swiglu", "advance"), tune_s=250.0, results=tmp_path)
     done, asked = port.Journal(tmp_path / "j.jsonl"), []
+    done.add("doctor", ("machine",), {"target": ["cuda", 90, 32]})
     monkeypatch.setattr(drive, "run", lambda plan, _watch: asked.append(plan) or iter(()))
     parts = port.turns(order, done)
     assert not list(port._tune(order, done, parts, port.Clock(0.0)))
     (plan,) = asked
+    assert plan.target == ("cuda", 90, 32)
     assert len(plan.problems) == len(parts) and plan.seconds == pytest.approx(250, abs=5)
     assert list(dict.fromkeys(problem.op_name for problem in plan.problems)) == ["advance", "swiglu", "dequant_matmul"]
     # of a call that ends in between, some time is left for winners that wait for their gate; what is spent is spent
@@ -136,9 +141,10 @@ def test_what_every_case_takes_beside_its_search_is_put_aside_before_the_rest_is
     assert shares.of(0) == pytest.approx(10.0, rel=0.01)
     shares.beside.append(20.0)
     assert shares.of(1) == pytest.approx((100 - 40) * 30 / 90, rel=0.01)
+    # one that took long says nothing of the others
     shares.beside.append(80.0)
-    # no time is left for a search: the default and little more
-    assert shares.of(2) == pytest.approx((100 - 50) * 1.0, rel=0.01) and drive.Shares(1.0, [1, 1]).of(0) <= 0.5
+    assert shares.of(2) == pytest.approx(100 - 20, rel=0.01)
+    # where no time is left for a search, the default is tried and little more
     shares.until = 0.0
     assert shares.of(2) == drive.LEAST_S
 
@@ -238,3 +244,28 @@ def test_what_is_picked_is_raced_only_where_it_is_not_the_default(monkeypatch):
     found = bench.against_default(op, runs, device)
     assert ran and found["verdict"] == "tuned is faster" and found["gain"] == 2.0 and found["us"] == 2.0
     assert found["config"] == {"num_warps": 0} and found["least"] == 2.0 == found["most"]
+
+
+def test_what_waits_for_a_compiler_is_given_up_with_its_case(monkeypatch):
+    """Else every case waits for what the ones before it wanted."""
+    started = threading.Event()
+
+    def slowly(_problem, _shapes, _point):
+        started.wait(20)
+        return ahead.Built()
+
+    monkeypatch.setattr(ahead, "compile_one", slowly)
+    monkeypatch.setattr(ahead.Ahead, "_new", lambda _self: ThreadPoolExecutor(1))
+    one, two = (Problem("advance", c, "sm90-h200") for c in registered()["advance"].spec.cases["perf"])
+    pool = ahead.Ahead(1, GPUTarget("cuda", 90, 32))
+    running, waiting = (pool.submit(one, None, {"num_warps": warps}) for warps in (1, 2))
+    other = pool.submit(two, None, {"num_warps": 1})
+    pool.drop(one)
+    assert waiting.cancelled() and [future for _, future in pool.given_to(one)] == [running]
+    started.set()
+    assert other.result(20) == ahead.Built() and pool.submit(one, None, {"num_warps": 2}).result(20) == ahead.Built()
+    pool.close()
+
+
+def test_compilers_work_ahead_on_as_many_points_as_a_case_has_time_for():
+    assert drive.tried_in(0.0) == drive.SPARE and drive.tried_in(1.5) == drive.SPARE + 20
