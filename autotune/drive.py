@@ -43,6 +43,9 @@ LEAST_S, CLAIMS = 0.1, 2
 # about what a trial takes: compilers work ahead on twice as many points as a case will have time for, and a few more:
 # no case finds them busy with what nobody will try
 TRIAL_S, SPARE = 0.15, 2
+# a case that is searched for less has no time to wait for compilers: they work on the first points of every case, then
+# on more of every case, and are told of what won so many cases ahead
+BRIEF_S, AHEAD, ROUNDS = 3.0, 8, (2, 4, 8, 16, 256)
 # of so many cases before, the time beside the search is remembered; so many of the longest tell nothing of the rest: a
 # reference that goes token by token, a worker that had to be replaced
 REMEMBERED, RARE = 24, 3
@@ -167,6 +170,8 @@ def run(plan: Plan, watch: Watch) -> Iterator[Settled]:
                 judged.append((tuner, contest, facts))
                 one = {"case": problem.case.as_dict(), "config": contest.winner.point}
                 won.setdefault(problem.op_name, []).append(one)
+                if ahead and plan.seconds:
+                    _pass_on(ahead, won, plan.problems[number + 1 : number + 1 + AHEAD])
             else:
                 yield Settled(problem, None, None, facts)
             while judged and all(future.done() for future in judged[0][1].compiling):
@@ -201,10 +206,13 @@ def _tuner(
     watch(Event("started", problem.case.id, extra=extra))
     bad = plan.known_bad.get(problem.name, {})
     width = plan.compilers or compilers(1)
+    # a model proposes better the more it knows; a list loses nothing by deciding early
+    claims = width if plan.sampler in ("grid", "random") else CLAIMS if plan.seconds else 1
     proposer = Proposer(problem, plan.sampler, plan.seed)
     pool = Compiling(ahead, problem, facts) if ahead else None
     few = tried_in(seconds) if plan.seconds else MOST_COMPILED
-    if pool and plan.sampler == DEFAULT:
+    brief = plan.seconds > 0 and seconds < BRIEF_S
+    if pool and plan.sampler == DEFAULT and not brief:
         # what the binaries tell is worth more than a trial: where there is time, all of them
         pool.want(proposer.likely(min(few, MOST_COMPILED)), 0.0 if plan.seconds else plan.timeout_s)
     return Tuner(
@@ -222,9 +230,8 @@ def _tuner(
         {"device": plan.device, "sampler": plan.sampler},
         neighbours.notes,
         gated,
-        depth=min(max(DEPTH, width), few),
-        # a model proposes better the more it knows; a list loses nothing by deciding early
-        claims=width if plan.sampler in ("grid", "random") else CLAIMS if plan.seconds else 1,
+        depth=claims if brief else min(max(DEPTH, width), few),
+        claims=claims,
         patience_s=plan.timeout_s,
     )
 
@@ -287,13 +294,24 @@ def _pool(plan: Plan, target: tuple[Any, ...]) -> Ahead:
     for problem in plan.problems:
         ahead.later(problem, [None])
     total = sum(wanted(problem) for problem in plan.problems)
-    for problem in plan.problems:
-        count = 2 * wanted(problem)
-        if plan.seconds:
-            count = min(count, tried_in(plan.seconds * wanted(problem) / total))
-        ahead.later(problem, _likely(plan, problem, count))
+    if not plan.seconds:
+        for problem in plan.problems:
+            ahead.later(problem, _likely(plan, problem, 2 * wanted(problem)))
+    else:
+        many = {problem: tried_in(plan.seconds * wanted(problem) / total) for problem in plan.problems}
+        first = {problem: _likely(plan, problem, count) for problem, count in many.items()}
+        for size in ROUNDS:
+            for problem, points in first.items():
+                ahead.later(problem, points[:size])
+                del points[:size]
     ahead.pump()
     return ahead
+
+
+def _pass_on(ahead: Ahead, won: dict[str, list[dict[str, Any]]], problems: tuple[Problem, ...]) -> None:
+    """Compile what won for the last of the cases that follow: it is tried there first."""
+    if problems and (point := winners.carried(problems[-1], won.get(problems[-1].op_name, []))):
+        ahead.later(problems[-1], [point], first=True)
 
 
 def _likely(plan: Plan, problem: Problem, count: int) -> list[Point]:

@@ -269,3 +269,20 @@ def test_what_waits_for_a_compiler_is_given_up_with_its_case(monkeypatch):
 
 def test_compilers_work_ahead_on_as_many_points_as_a_case_has_time_for():
     assert drive.tried_in(0.0) == drive.SPARE and drive.tried_in(1.5) == drive.SPARE + 20
+
+
+def test_with_little_time_compilers_begin_with_the_first_points_of_every_case(monkeypatch):
+    problems = tuple(Problem("swiglu", c, "sm90-h200") for c in registered()["swiglu"].spec.cases["perf"])
+    monkeypatch.setattr(ahead.Ahead, "_new", lambda _self: None)
+    monkeypatch.setattr(ahead.Ahead, "pump", lambda _self: None)
+    plan = drive.Plan(problems, "cuda:0", seconds=2.0, compilers=1)
+    kept = list(drive._pool(plan, ("cuda", 90, 32)).kept)
+    rounds = [problem.case["M"] for problem, point in kept if point]
+    assert [point for _, point in kept[: len(problems)]] == [None] * len(problems)
+    assert rounds[: 2 * len(problems)] == [one.case["M"] for one in problems for _ in range(2)]
+    # what won on one case is compiled for one that comes later, before what is only likely there
+    pool = drive._pool(plan, ("cuda", 90, 32))
+    best = {"case": problems[0].case.as_dict(), "config": problems[0].points[-1]}
+    drive._pass_on(pool, {"swiglu": [best]}, problems[1:3])
+    assert pool.kept[0] == (problems[2], problems[0].points[-1])
+    drive._pass_on(pool, {}, ())
