@@ -151,10 +151,10 @@ class Ahead:
         for key in [key for key, (_, future) in held.items() if future.cancel()]:
             del held[key]
 
-    def pump(self) -> None:
+    def pump(self, slack: int = SLACK) -> None:
         """Give idle processes what was kept for later; a few jobs more than there are processes."""
         self.open = [future for future in self.open if not future.done()]
-        while self.kept and len(self.open) < self.workers + SLACK:
+        while self.kept and len(self.open) < self.workers + slack:
             problem, point = self.kept.popleft()
             self.submit(problem, None, point)
 

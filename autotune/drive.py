@@ -22,7 +22,7 @@ from optuna.storages import BaseStorage
 from triton.backends.compiler import GPUTarget
 
 from . import winners
-from .ahead import Ahead, Built
+from .ahead import SLACK, Ahead, Built
 from .effort import Features, features
 from .neighbours import Neighbours
 from .outcome import Outcome, Verdict
@@ -304,7 +304,8 @@ def _pool(plan: Plan, target: tuple[Any, ...]) -> Ahead:
             for problem, points in first.items():
                 ahead.later(problem, points[:size])
                 del points[:size]
-    ahead.pump()
+    # enough to do until the worker has started
+    ahead.pump(2 * len(plan.problems) if plan.seconds else SLACK)
     return ahead
 
 

@@ -274,7 +274,7 @@ def test_compilers_work_ahead_on_as_many_points_as_a_case_has_time_for():
 def test_with_little_time_compilers_begin_with_the_first_points_of_every_case(monkeypatch):
     problems = tuple(Problem("swiglu", c, "sm90-h200") for c in registered()["swiglu"].spec.cases["perf"])
     monkeypatch.setattr(ahead.Ahead, "_new", lambda _self: None)
-    monkeypatch.setattr(ahead.Ahead, "pump", lambda _self: None)
+    monkeypatch.setattr(ahead.Ahead, "pump", lambda _self, _slack: None)
     plan = drive.Plan(problems, "cuda:0", seconds=2.0, compilers=1)
     kept = list(drive._pool(plan, ("cuda", 90, 32)).kept)
     rounds = [problem.case["M"] for problem, point in kept if point]
