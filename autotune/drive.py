@@ -305,7 +305,7 @@ def _pool(plan: Plan, target: tuple[Any, ...]) -> Ahead:
                 ahead.later(problem, points[:size])
                 del points[:size]
     # enough to do until the worker has started
-    ahead.pump(2 * len(plan.problems) if plan.seconds else SLACK)
+    ahead.pump(len(plan.problems) + 8 * ahead.workers if plan.seconds else SLACK)
     return ahead
 
 
