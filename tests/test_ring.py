@@ -100,9 +100,9 @@ def test_rows_of_x_beyond_the_last_are_not_read(monkeypatch):
 
 
 BUGS = {
-    "the ring's slot is refilled while it is read": ("        mbarrier.wait(free.index(slot), parity)\n", ""),
-    "a record is read before it is there": ("wait(full.index(slot), parity)", "wait(full.index(slot), parity ^ 1)"),
-    "a slot is not given back": ("            mbarrier.arrive(free.index(slot), count=1)\n", ""),
+    "the ring's slot is refilled while it is read": ("        mbarrier.wait(barriers.index(FREE + slot), parity)\n", ""),
+    "a record is read before it is there": ("wait(barriers + slot * 8, parity, W)", "wait(barriers + slot * 8, parity ^ 1, W)"),
+    "a slot is not given back": ("            arrive(barriers + FREE * 8 + slot * 8, W)\n", ""),
     "rounds of the ring are not told apart": ("gl.where(slot == S - 1, parity ^ 1, parity)", "parity * 1"),
     "the last eight rows of x are not waited for": ("RECORD + E * 4096", "RECORD + (E - 1) * 4096"),
     "the next group's tiles are this one's": ("gl.where(column == records, TILES, 0)", "column * 0"),

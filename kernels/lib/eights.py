@@ -4,30 +4,11 @@
     B    [eights, 4, 8, 64] of shared memory in the 128-byte swizzle: 4 KiB an eight, a KiB 64 columns of it
     sums four registers a lane and eight: rows g, g + 8, columns 2t, 2t + 1
 
-Registers are tensors [W, 32] of one number a lane each (lane 4g + t), in `lanes`. wgmma finds B by its address, of which
-Gluon says nothing: every KiB of shared memory is told its own once, and B's first one then says where B is.
+Registers are tensors [W, 32] of one number a lane each (lane 4g + t), in `lanes`. wgmma finds B by its address.
 """
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-
-from .newer import barrier
-
-# all KiB that a program can have
-_KIB = gl.constexpr(256)
-_TELL = gl.constexpr("""
-{
-.reg .b32 a, n;
-.reg .pred p;
-shl.b32 n, $1, 10;
-mov.u32 a, global_smem;
-add.u32 $0, a, n;
-mov.u32 a, %dynamic_smem_size;
-setp.lt.u32 p, n, a;
-@p st.shared.b32 [$0], $0;
-}
-""")
-
 
 @gluon.constexpr_function
 def lanes(W):
@@ -62,16 +43,6 @@ def _registers(eights, a):
 @gluon.constexpr_function
 def _waited(left):
     return f"wgmma.wait_group.sync.aligned {left};"
-
-
-@gluon.jit
-def address(memory, W: gl.constexpr):
-    """Where in shared memory these words [1] of B begin, by 16 bytes: before anything is in shared memory."""
-    L: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
-    o = gl.arange(0, _KIB, layout=L)
-    gl.inline_asm_elementwise(_TELL, "=r,r", [o], gl.int32, is_pure=False, pack=1)
-    barrier()
-    return gl.sum(memory.load(L), 0) >> 4
 
 
 @gluon.jit

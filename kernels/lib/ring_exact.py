@@ -26,7 +26,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .eights import address, lanes, multiplied, waited
+from .addresses import address, arrive, begin, tell, wait
+from .eights import lanes, multiplied, waited
 from .newer import barrier, fetch, reinterpret
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -50,10 +51,11 @@ from .tiles import HIGH
 
 _HIGH = gl.constexpr(HIGH)
 # bytes that a program of sm90 may have, and what of them barriers take
-SHARED, BARRIERS = 232448, 1024
+SHARED, BARRIERS = 232448, 2048
 # pieces of 2 KiB a 64 rows: codes, and the bits above them
 CODES = {"q8_0": 8}
 ABOVE = {"q5_k": 1, "q6_k": 2}
+FREE = gl.constexpr(16)
 # warps of which one fetches: registers are dealt out to four at a time
 FETCH = 4
 # of f32 parts as many are on their way at once as a warp has room for
@@ -312,27 +314,27 @@ def _step(column, tile, records, TILES: gl.constexpr):
 
 @gluon.jit
 def _fetch_w(
-    planes, held, full, column, tile, slot, FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr,
+    planes, held, barriers, column, tile, slot, FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr,
     D: gl.constexpr,
 ):  # fmt: skip
     row = column * (RECORD // 128)
-    fetch(planes[0], [0, tile, row, 0], full.index(slot), held[0].index(slot))
+    fetch(planes[0], [0, tile, row, 0], barriers.index(slot), held[0].index(slot))
     if FORMAT == "q5_k" or FORMAT == "q6_k":
-        fetch(planes[1], [0, tile, row + _HIGH // 128, 0], full.index(slot), held[1].index(slot))
-    fetch(planes[2], [0, tile, row + SCALES // 128, 0], full.index(slot), held[2].index(slot))
+        fetch(planes[1], [0, tile, row + _HIGH // 128, 0], barriers.index(slot), held[1].index(slot))
+    fetch(planes[2], [0, tile, row + SCALES // 128, 0], barriers.index(slot), held[2].index(slot))
     if FORMAT != "q4_0" and FORMAT != "q8_0":
-        fetch(planes[3], [0, tile, row + D // 128, 0], full.index(slot), held[3].index(slot))
+        fetch(planes[3], [0, tile, row + D // 128, 0], barriers.index(slot), held[3].index(slot))
 
 
 @gluon.jit
-def _fetch_x(rows, xs, full, column, slot, E: gl.constexpr):
+def _fetch_x(rows, xs, barriers, column, slot, E: gl.constexpr):
     for e in gl.static_range(E):
-        fetch(rows, [column * 4, 8 * e, 0], full.index(slot), xs.index(slot * E + e))
+        fetch(rows, [column * 4, 8 * e, 0], barriers.index(slot), xs.index(slot * E + e))
 
 
 @gluon.jit
 def _fetched(
-    rows, planes, held, xs, full, free, first, last, records,
+    rows, planes, held, xs, barriers, first, last, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, W: gl.constexpr,
     E: gl.constexpr, S: gl.constexpr, TILES: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
@@ -342,27 +344,27 @@ def _fetched(
     column_x = column
     # the first records of W do not wait for x
     for e in range(0, gl.minimum(last - first, S)):
-        mbarrier.expect(full.index(e), BYTES)
-        _fetch_w(planes, held, full, column, tile, e, FORMAT, RECORD, SCALES, D)
+        mbarrier.expect(barriers.index(e), BYTES)
+        _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
         column, tile = _step(column, tile, records, TILES)
     if EARLY:
         tl.extra.cuda.gdc_wait()
     for e in range(0, gl.minimum(last - first, S)):
-        _fetch_x(rows, xs, full, column_x, e, E)
+        _fetch_x(rows, xs, barriers, column_x, e, E)
         column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
     slot, parity = 0, 0
     for _ in range(first + S, last):
-        mbarrier.wait(free.index(slot), parity)
-        mbarrier.expect(full.index(slot), BYTES)
-        _fetch_w(planes, held, full, column, tile, slot, FORMAT, RECORD, SCALES, D)
-        _fetch_x(rows, xs, full, column, slot, E)
+        mbarrier.wait(barriers.index(FREE + slot), parity)
+        mbarrier.expect(barriers.index(slot), BYTES)
+        _fetch_w(planes, held, barriers, column, tile, slot, FORMAT, RECORD, SCALES, D)
+        _fetch_x(rows, xs, barriers, column, slot, E)
         column, tile = _step(column, tile, records, TILES)
         slot, parity = _next(slot, parity, S)
 
 
 @gluon.jit
 def _multiplied(
-    codes, bits, scales, ds, at, full, free, residual, s_residual_m, out, partial, arrived, M, N,
+    codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, arrived, M, N,
     i_p, first, last, records, share, more,
     FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
     S: gl.constexpr, EARLY: gl.constexpr,
@@ -381,9 +383,9 @@ def _multiplied(
         for _ in gl.static_range(4 * E):
             acc = acc + (gl.full((W, 32), 0.0, gl.float32, layout=lanes(W)),)
         for _ in range(begin, end):
-            mbarrier.wait(full.index(slot), parity)
+            wait(barriers + slot * 8, parity, W)
             acc = _record(acc, codes, bits, scales, ds, at + slot * (256 * E), odd, slot, FORMAT, BF16, W)
-            mbarrier.arrive(free.index(slot), count=1)
+            arrive(barriers + FREE * 8 + slot * 8, W)
             slot, parity = _next(slot, parity, S)
         if end - begin == records:
             _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
@@ -489,7 +491,11 @@ def ring_exact(
     last = first + share + (i_p < more).to(gl.int32)
 
     xs = gl.allocate_shared_memory(TYPE, [S * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
-    at = address(reinterpret(xs.index(0), gl.int32, (1024,), _plain(1)).slice(0, 1), W)
+    # of a record that is there, and from FREE on of one that may be overwritten; a KiB, so that it says where it is
+    told = gl.allocate_shared_memory(gl.int32, [8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
+    tell(W)
+    at = address(reinterpret(xs.index(0), gl.int32, (1024,), _plain(1)), W) >> 4
+    at_barriers = address(reinterpret(told, gl.int32, (256,), _plain(1)), W)
     # what is copied in one shape is read in another
     P_W: gl.constexpr = gl.NVMMASharedLayout(0, 32, rank=4)
     codes_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, CODES * 16, 32], P_W)
@@ -505,19 +511,17 @@ def ring_exact(
     if FORMAT != "q4_0" and FORMAT != "q8_0":
         ds_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, G // 4, 32], P_W)
         ds = reinterpret(ds_in, gl.int32, (S, W, 2, G), _plain(3))
-    full = gl.allocate_shared_memory(gl.int64, [S, 1], mbarrier.MBarrierLayout())
-    free = gl.allocate_shared_memory(gl.int64, [S, 1], mbarrier.MBarrierLayout())
-    for e in gl.static_range(S):
-        mbarrier.init(full.index(e), count=1)
-        mbarrier.init(free.index(e), count=1)
+    barriers = reinterpret(told, gl.int64, (128, 1), mbarrier.MBarrierLayout())
+    begin(at_barriers, 1, S, W)
+    begin(at_barriers + FREE * 8, W, S, W)
     # the TMA's own way to memory is to find them
     hopper.fence_async_shared()
     gl.warp_specialize(
         [
-            (_multiplied, (codes, bits, scales, ds, at, full, free, residual, s_residual_m, out, partial, arrived,
+            (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial, arrived,
                            M, N, i_p, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, EARLY)),
-            (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs, full,
-                        free, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
+            (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
+                        barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
         ],
         [1], [24],
     )  # fmt: skip

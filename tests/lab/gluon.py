@@ -363,6 +363,19 @@ class Machine:
         if left := re.search(r"wgmma.wait_group.sync.aligned (\d+)", text):
             self.wait_product(int(left[1]))
             return tuple(args)
+        if "mbarrier.init" in text:
+            for at, count in zip(args[0].a, args[1].a, strict=True):
+                if count:
+                    self.barriers[self.shared.ctypes.data + int(at)] = Barrier(int(count))
+            return Value(np.int32(0))
+        if "mbarrier.arrive" in text:
+            for at in args[0].a[::32]:
+                self.barriers[self.shared.ctypes.data + int(at)].arrive(1)
+            self.role.pause(lambda: True)
+            return Value(np.int32(0))
+        if "mbarrier.try_wait" in text:
+            self.until(self.barriers[self.shared.ctypes.data + int(args[0].a[0])], args[1].a[0])
+            return Value(np.int32(0))
         if "wgmma.mma_async" in text:
             return self.group(text, args, len(kinds))
         given = [np.int32(v) if isinstance(v, int) else np.asarray(_of(v)) for v in args]
@@ -413,8 +426,9 @@ class Machine:
             barrier.land()
 
     def wait(self, memory: Shared, parity: Any) -> None:
-        barrier = self.barriers[memory.a.ctypes.data]
+        self.until(self.barriers[memory.a.ctypes.data], parity)
 
+    def until(self, barrier: Barrier, parity: Any) -> None:
         def ready() -> bool:
             # what is late comes when someone waits for it
             barrier.land()

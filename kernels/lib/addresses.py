@@ -1,0 +1,95 @@
+"""Where shared memory lies, which inline PTX wants to know and Gluon does not say.
+
+    every KiB of shared memory is told its own address, once, before anything else is in it
+    memory that begins with a KiB then says where it begins
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+from .newer import barrier
+
+# all that a program can have
+_KIB = gl.constexpr(256)
+_TELL = gl.constexpr("""
+{
+.reg .b32 n, s;
+.reg .pred p;
+shl.b32 n, $1, 10;
+mov.u32 s, global_smem;
+add.u32 $0, s, n;
+mov.u32 s, %dynamic_smem_size;
+setp.lt.u32 p, n, s;
+@p st.shared.b32 [$0], $0;
+}
+""")
+_BEGIN = gl.constexpr("""
+{
+.reg .pred p;
+setp.ne.u32 p, $2, 0;
+@p mbarrier.init.shared.b64 [$1], $2;
+mov.b32 $0, 0;
+}
+""")
+_ARRIVE = gl.constexpr("""
+{
+.reg .pred p;
+setp.eq.u32 p, $2, 0;
+@p mbarrier.arrive.shared.b64 _, [$1];
+mov.b32 $0, 0;
+}
+""")
+_WAIT = gl.constexpr("""
+{
+.reg .pred p;
+again:
+mbarrier.try_wait.parity.shared.b64 p, [$1], $2;
+@!p bra.uni again;
+mov.b32 $0, 0;
+}
+""")
+
+
+@gluon.constexpr_function
+def _threads(W):
+    return gl.BlockedLayout([1], [32], [W], [0])
+
+
+@gluon.jit
+def tell(W: gl.constexpr):
+    """W: the program's warps."""
+    gl.inline_asm_elementwise(
+        _TELL, "=r,r", [gl.arange(0, _KIB, layout=_threads(W))], gl.int32, is_pure=False, pack=1
+    )
+    barrier()
+
+
+@gluon.jit
+def address(memory, W: gl.constexpr):
+    """Of words [n], of which the first begins a KiB that was told."""
+    return gl.sum(memory.slice(0, 1).load(_threads(W)), 0)
+
+
+@gluon.jit
+def begin(at, count, S: gl.constexpr, W: gl.constexpr):
+    """S mbarriers, that many arrivals each."""
+    o = gl.arange(0, 32 * W, layout=_threads(W))
+    _each(_BEGIN, at + o * 8, gl.where(o < S, count, 0))
+
+
+@gluon.jit
+def arrive(at, W: gl.constexpr):
+    """Every warp at the mbarrier there, when it comes to it: `mbarrier.arrive` has all of them wait for each other."""
+    _each(_ARRIVE, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.arange(0, 32 * W, layout=_threads(W)) % 32)
+
+
+@gluon.jit
+def wait(at, parity, W: gl.constexpr):
+    """Every warp for itself: before `mbarrier.wait` they would wait for each other."""
+    P: gl.constexpr = _threads(W)
+    _each(_WAIT, gl.full((32 * W,), at, gl.int32, layout=P), gl.full((32 * W,), parity, gl.int32, layout=P))
+
+
+@gluon.jit
+def _each(TEXT: gl.constexpr, at, given):
+    gl.inline_asm_elementwise(TEXT, "=r,r,r", [at, given], gl.int32, is_pure=False, pack=1)
