@@ -145,13 +145,16 @@ class Ahead:
         self.kept = pairs + self.kept if first else self.kept + pairs
 
     def drop(self, problem: Problem) -> None:
-        """What is kept of a case is not needed any more."""
+        """What of a case is kept or waits for a process is not needed any more."""
         self.kept = deque(pair for pair in self.kept if pair[0] != problem)
+        held = self.given.get(problem.name, {})
+        for key in [key for key, (_, future) in held.items() if future.cancel()]:
+            del held[key]
 
-    def pump(self) -> None:
+    def pump(self, slack: int = SLACK) -> None:
         """Give idle processes what was kept for later; a few jobs more than there are processes."""
         self.open = [future for future in self.open if not future.done()]
-        while self.kept and len(self.open) < self.workers + SLACK:
+        while self.kept and len(self.open) < self.workers + slack:
             problem, point = self.kept.popleft()
             self.submit(problem, None, point)
 

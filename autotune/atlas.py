@@ -72,6 +72,8 @@ def save(entries: list[dict[str, Any]], file: Path = FILE) -> None:
 
 def add(problems: list[Problem], storage: str, machine: Machine | None) -> None:
     """Write what the studies of these problems know to be bad."""
+    if not problems:
+        return
     opened = open_storage(storage)
     entries = [one for p in problems for one in found(p, Trials(p, opened), machine.date if machine else "")]
     if entries:

@@ -61,7 +61,8 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         used = PLAIN[config["algorithm"]]
     else:
         used = ONE_ROW if case["M"] == 1 else SEVERAL_ROWS
-    for knob in set(config) - used:
+    # a default brings along what is no knob
+    for knob in SPACE.keys() & config.keys() - used:
         if config[knob] != SPACE[knob][0]:
             return f"{knob} has no effect here"
     if case["layout"] == "gguf":

@@ -46,3 +46,5 @@ class Verdict:
     why: str
     tried: int
     notes: tuple[str, ...] = ()
+    # whether the winner is the default
+    kept: bool = False

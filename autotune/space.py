@@ -18,6 +18,7 @@ import json
 import re
 import tokenize
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -61,9 +62,13 @@ class Problem:
     def space(self) -> dict[str, tuple[Any, ...]]:
         return self.op.module("autotune").SPACE
 
+    @cached_property
+    def _legal(self) -> Callable[[Point, Case, str], str | None]:
+        return self.op.module("autotune").legal
+
     def refusal(self, point: Point) -> str | None:
         """Why the point cannot be tried, in a sentence, or None."""
-        return self.op.module("autotune").legal(point, self.case, self.gpu)
+        return self._legal(point, self.case, self.gpu)
 
     @cached_property
     def points(self) -> list[Point]:
@@ -93,11 +98,17 @@ class Problem:
 
     @cached_property
     def kernel_hash(self) -> str:
-        return digest(code(Path(self.op.module("kernels").__file__ or "").parent, self.op_name))
+        return _hashed(Path(self.op.module("kernels").__file__ or "").parent, self.op_name)
 
     @cached_property
     def space_hash(self) -> str:
         return digest(self.space, [list(point.values()) for point in self.points])
+
+
+@cache
+def _hashed(root: Path, name: str) -> str:
+    # an op's cases share it: to read the code takes longer than a trial
+    return digest(code(root, name))
 
 
 def code(root: Path, name: str) -> dict[str, str]:

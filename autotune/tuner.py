@@ -119,6 +119,8 @@ class Tuner:
         self.asked: dict[str, Any] = runner.facts.get("asked", {})
         self.of = len(problem.points)
         self.contenders = 1 if 0 < budget.seconds < HURRY_S else PLAYOFF
+        # of the budget's seconds, those that the search took
+        self.searched_s = 0.0
 
     # -- the search ----------------------------------------------------------------------------------------------------
 
@@ -135,24 +137,29 @@ class Tuner:
                 self.idle()
                 if not self.waiting:
                     break
-                if claim := self._compiled():
+                if claim := self._compiled(until - time.monotonic()):
                     self._try(claim)
-                # the wait for the first compiler is not the case's
+                # the first trial, the default's, is not the search's
                 if self.budget.seconds and math.isinf(until):
                     until = time.monotonic() + self.budget.seconds
         finally:
+            if not math.isinf(until):
+                self.searched_s = self.budget.seconds - max(0.0, until - time.monotonic())
             for claim, _ in self.waiting:
                 self.trials.release(claim)
 
-    def _compiled(self) -> Claim | None:
-        """The first of the waiting that is compiled, the default before all; None where patience ran out on one."""
-        claim, future = self.waiting[0]
-        if claim.point != self.default:
-            futures = [other for _, other in self.waiting if other is not None]
-            done, _ = wait(futures, self.patience_s, FIRST_COMPLETED)
-            claim, future = next((pair for pair in self.waiting if pair[1] in done), (claim, future))
+    def _compiled(self, left_s: float) -> Claim | None:
+        """The first of the waiting that is compiled; None where none is before the time is over, or patience ran out on
+        one."""
+        futures = [future for _, future in self.waiting if future is not None]
+        if len(futures) == len(self.waiting):
+            wait(futures, min(self.patience_s, left_s), FIRST_COMPLETED)
+        ready = next((pair for pair in self.waiting if pair[1] is None or pair[1].done()), None)
+        if ready is None and left_s < self.patience_s:
+            return None
+        claim = (ready or self.waiting[0])[0]
         self.waiting = deque(pair for pair in self.waiting if pair[0] is not claim)
-        if future is not None and not wait([future], self.patience_s).done:
+        if ready is None:
             self._record(claim, Outcome("refused", f"not compiled in {self.patience_s:.0f} s"))
             return None
         return claim
@@ -181,7 +188,8 @@ class Tuner:
                 self._say("skipped", text=text)
                 continue
             if claim := self.trials.claim(point, **self.who):
-                self.waiting.append((claim, self._compile(point)))
+                # the worker has run the default before it said what that is
+                self.waiting.append((claim, None if point == self.default else self._compile(point)))
         if room > len(self.waiting):
             for point in self.proposer.likely(self.depth - len(self.waiting)):
                 self._compile(point)
@@ -224,6 +232,7 @@ class Tuner:
 
     def _say(self, kind: str, record: Record | None = None, text: str = "", **extra: Any) -> None:
         of = min(self.budget.trials or self.of, self.of + 1)
+        extra = {"name": self.problem.name, **extra}
         self.watch(Event(kind, self.problem.case.id, record, self.best(), len(self.records), of, text, extra))
 
     # -- the end -------------------------------------------------------------------------------------------------------
@@ -306,7 +315,7 @@ class Tuner:
         if base is None:
             tried = self.trials.identity(self.default) in self.records
             text = "the default is not right here" if tried else "the default was not tried"
-        return Verdict(winner.point, us, default_us, text, len(self.records))
+        return Verdict(winner.point, us, default_us, text, len(self.records), kept=same)
 
 
 def describe(point: Point) -> str:

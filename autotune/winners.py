@@ -5,9 +5,11 @@
      {"case": {…}, "config": {…}, "us": {p20, p50, p80}, "default_us": …, "roof": …, "tried": 24, "of": 162,
       "stamp": {"kernel": hash, "space": hash, "torch": …, "triton": …, "driver": …, "date": …}}, …]}
 
-`within` bounds sizes, {"M": [1, 8]}, where the config is not legal beyond. kernels/config.py reads `case`, `config` and
-`within` and no more. An entry whose stamp differs from what is here is stale: it is
-still used, and `draftwood doctor` says so.
+Where nothing that was tried is faster than the default beyond the noise, the default stays: `config` is empty and
+changes nothing, `default` says what it was on this case. Such an entry keeps the winner of a neighbouring case away.
+`within` bounds sizes, {"M": [1, 8]}, where the config is not legal beyond.
+kernels/config.py reads `case`, `config` and `within` and no more. An entry whose stamp differs from what is here is
+stale: it is still used, and `draftwood doctor` says so.
 """
 
 import json
@@ -37,9 +39,8 @@ def within(problem: Problem, asked: dict[str, Any], point: Point) -> dict[str, l
     if legal(point, own, problem.gpu) is not None:
         # a default beside the space: it runs anywhere
         return found
-    for name, size in asked.items():
-        if isinstance(size, str) or own.get(name) != size:
-            continue
+    sizes = {name: size for name, size in asked.items() if not isinstance(size, str) and own.get(name) == size}
+    for name, size in sizes.items():
         listed = {case[name] for group in spec.cases.values() for case in group if isinstance(case.get(name), int)}
         probes = sorted({size, *listed, *(value + 1 for value in listed)})
         bad = [value for value in probes if legal(point, own.but(**{name: value}), problem.gpu) is not None]
@@ -47,6 +48,28 @@ def within(problem: Problem, asked: dict[str, Any], point: Point) -> dict[str, l
         high = min((value - 1 for value in bad if value > size), default=None)
         if low or high is not None:
             found[name] = [low, high]
+    return _kept_from(problem, asked, sizes, point, found)
+
+
+def _kept_from(
+    problem: Problem, asked: dict[str, Any], sizes: dict[str, int], point: Point, found: dict[str, list[int | None]]
+) -> dict[str, list[int | None]]:
+    """The same bounds, narrower where a case would be served that differs in what the launcher is not asked by, say an
+    epilogue, and the config is not legal there."""
+    spec, legal, own = problem.op.spec, problem.op.module("autotune").legal, problem.case
+    strings = {name for name, value in asked.items() if isinstance(value, str)}
+    listed = dict.fromkeys(case for group in spec.cases.values() for case in group)
+    like = [case for case in listed if all(case.get(name) == own.get(name) for name in strings)]
+    near = dict.fromkeys(one for case in like for one in (case, *(case.but(**{n: own[n]}) for n in sizes)))
+    for case in near:
+        apart = {n: math.log2(max(1, case[n])) - math.log2(max(1, own[n])) for n in sizes}
+        far = max(apart, key=lambda n: abs(apart[n]), default="")
+        entry = {"case": own.as_dict(), "config": {}, "within": found}
+        served = far and apart[far] and nearest([entry], {n: case[n] for n in sizes})
+        if not served or spec.refuse(case) is not None or legal(point, case, problem.gpu) is None:
+            continue
+        low, high = found.get(far, [0, None])
+        found[far] = [case[far] + 1, high] if apart[far] < 0 else [low, case[far] - 1]
     return found
 
 
@@ -55,17 +78,32 @@ def made(
 ) -> dict[str, Any]:
     p20, p50, p80 = (round(us, 3) for us in verdict.us)
     roof = problem.op.spec.cost(problem.case).bytes / p50 / 1e3 / read_gb_s if read_gb_s else 0.0
+    bounds = within(problem, asked or {}, verdict.winner) if not verdict.kept else {}
     return {
         "case": problem.case.as_dict(),
-        "config": {**problem.defaults, **verdict.winner},
+        "config": {} if verdict.kept else {**problem.defaults, **verdict.winner},
         "us": {"p20": p20, "p50": p50, "p80": p80},
         "default_us": round(verdict.default_us, 3),
         "roof": round(roof, 4),
         "tried": verdict.tried,
         "of": len(problem.points),
         "stamp": stamp(problem, machine),
-        **({"within": bounds} if (bounds := within(problem, asked or {}, verdict.winner)) else {}),
+        **({"within": bounds} if bounds else {}),
+        **({"default": {**problem.defaults, **verdict.winner}} if verdict.kept else {}),
     }
+
+
+def stays(
+    problem: Problem,
+    machine: Machine,
+    default: Point,
+    us: tuple[float, float, float],
+    read_gb_s: float,
+    before: dict[str, Any],
+) -> dict[str, Any]:
+    """An entry of the default, where what was picked (`before`: the case's own entry, if any) was raced and lost."""
+    verdict = Verdict(default, us, us[1], "", before.get("tried", 0), kept=True)
+    return made(problem, machine, verdict, read_gb_s)
 
 
 def load(file: Path) -> list[dict[str, Any]]:
@@ -83,15 +121,22 @@ def save(op: str, gpu: str, found: list[dict[str, Any]], home: Path = CONFIGS) -
     return file
 
 
+def carried(problem: Problem, listed: list[dict[str, Any]]) -> Point | None:
+    """What won on the nearest of these cases, where it can be tried on this one."""
+    dims = {name: value for name, value in problem.case.as_dict().items() if isinstance(value, (int, str))}
+    if (entry := nearest(listed, dims, math.inf)) is None:
+        return None
+    point = {knob: entry["config"].get(knob, problem.defaults.get(knob)) for knob in problem.space}
+    return point if point in problem.points else None
+
+
 def warm(problem: Problem, most: int = 3) -> tuple[Point, ...]:
     """What won on the nearest case here, on a GPU of the same architecture, on an older relative: tried first."""
-    dims = {name: value for name, value in problem.case.as_dict().items() if isinstance(value, (int, str))}
     found: list[Point] = []
     for home, _ in homes(problem.gpu):
-        if entry := nearest(entries(problem.op_name, home), dims, math.inf):
-            point = {knob: entry["config"].get(knob, problem.defaults.get(knob)) for knob in problem.space}
-            if point in problem.points and point not in found:
-                found.append(point)
+        point = carried(problem, entries(problem.op_name, home))
+        if point is not None and point not in found:
+            found.append(point)
     return tuple(found[:most])
 
 

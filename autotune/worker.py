@@ -23,6 +23,7 @@ from triton.runtime import driver
 
 from ..kernels import config
 from ..lab import interpreter
+from ..lab.check import end_with_parent
 from ..lab.compare import same_bits
 from ..lab.oracles import Subject, Trial, Verdict, named
 from ..reference.ops import registered
@@ -76,6 +77,8 @@ class Bench:
         if self.device.type != "cuda":
             return {"default": self._default(), "machine": machine, "read_gb_s": 0.0}
         target = driver.active.get_current_target()
+        # a reference may take longer than a trial may: token by token through a long prompt
+        _ = self.trial.expected
         return {
             "default": self._default(),
             "machine": machine,
@@ -224,6 +227,8 @@ def _refusal(bad: Verdict, point: Point) -> Outcome:
 def _serve(pipe: Connection, problem: Problem, post: Post) -> None:
     """The worker process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a kernel that hangs does not notice that nobody waits for it any more
+    end_with_parent()
     if post.device.startswith("cpu"):
         torch.set_num_threads(1)
         interpreter.install()

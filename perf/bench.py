@@ -3,11 +3,14 @@
 Results go to perf/results/<gpu>/<op>.json, one entry a line, sorted by case:
 {"schema":1,"op":…,"gpu":…,"versions":{…},"command":…,"entries":[{"case":{…},"impl":…,"config":{…},"us":{…},"bytes":…,"gb_s":…,"roof":…,"baselines":{…}}]}
 `roof` is the share of the device's measured read bandwidth that the op's least bytes would need in the time it took.
+
+What tuning gains goes to perf/results/<gpu>/against.json: every case with the config picked there, raced against the
+default. Where the two are one, nothing is raced: "same".
 """
 
 import functools
 import json
-import statistics
+import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -17,10 +20,11 @@ import torch
 from triton.runtime import driver
 
 from ..autotune import ahead, timer
-from ..autotune.race import race
+from ..autotune.race import quantiles, race
 from ..autotune.space import Problem
 from ..kernels import config
 from ..kernels.lib.device import folder
+from ..lab.oracles import draw
 from ..reference.ops import Op
 from ..reference.spec import Case, Inputs
 
@@ -49,15 +53,37 @@ def precompile(jobs: list[tuple[str, Case]], sources: tuple[str, ...] = ()) -> N
         pass
 
 
+def picks(op: Op, run: Callable[[], Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The config that the op picks here, and its default."""
+    with config.recording() as picked:
+        run()
+    with config.untuned(), config.recording() as without:
+        run()
+    return picked.get(op.name, {}), without.get(op.name, {})
+
+
+def chosen(op: Op, case: Case, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The same of a case, without the operands that a timing takes."""
+    return picks(op, functools.partial(op.function("kernels"), **draw(op.spec, case, 0, device)))
+
+
 def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device) -> dict[str, Any]:
-    """The kernel's default raced against what it picks here."""
+    """The kernel's default raced against what it picks here; where the two are one there is nothing to race."""
+    picked, default = picks(op, runs[0])
+    if picked == default:
+        return same(default)
     # a graph keeps the configs that it was captured with
-    with config.untuned(), config.recording() as picked:
-        default = timer.replay(runs, device)
-    found = race(default.sample, timer.replay(runs, device, default).sample)
+    with config.untuned():
+        first = timer.replay(runs, device)
+    found = race(first.sample, timer.replay(runs, device, first).sample)
     verdict = "no difference" if found.verdict == "tie" else f"tuned is {found.verdict}"
-    us = round(statistics.median(found.a), 3)
-    return {"us": us, "config": picked.get(op.name, {}), "gain": round(1 / found.ratio, 3), "verdict": verdict}
+    low, us, high = (round(value, 3) for value in quantiles(found.a))
+    gains = {"gain": round(1 / found.ratio, 3), "least": round(1 / found.high, 3), "most": round(1 / found.low, 3)}
+    return {"us": us, "spread": [low, high], "config": default, **gains, "verdict": verdict}
+
+
+def same(default: dict[str, Any]) -> dict[str, Any]:
+    return {"config": default, "gain": 1.0, "verdict": "same"}
 
 
 def entry(
@@ -162,6 +188,42 @@ def save(op: str, machine: timer.Machine, command: str, rows: Iterable[dict[str,
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
     return file
+
+
+def save_against(machine: timer.Machine, command: str, rows: Iterable[dict[str, Any]], home: Path = RESULTS) -> Path:
+    """Write rows of `gain_row` into this GPU's against.json; what stands there of other cases stays."""
+    file = home / machine.gpu / "against.json"
+    key = lambda row: json.dumps([row["op"], row["case"]], sort_keys=True)
+    merged = {key(row): row for row in (*load(file)["entries"], *rows)}
+    head = {"schema": 1, "gpu": machine.gpu, "versions": machine.as_dict(), "command": command}
+    lines = ",\n".join(json.dumps(merged[name]) for name in sorted(merged))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
+    return file
+
+
+def gain_row(op: str, row: dict[str, Any]) -> dict[str, Any]:
+    """What against.json keeps of a timed row."""
+    return {"op": op, "case": row["case"], "config": row["config"], "us": row["us"]["p50"], "default": row["default"]}
+
+
+def gains(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By op: cases, how many of them the picked config is faster, no different and slower on, and the gains."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["op"], []).append(row["default"])
+    return [
+        {
+            "op": op,
+            "cases": len(listed),
+            **{name: sum(one["verdict"] == f"tuned is {name}" for one in listed) for name in ("faster", "slower")},
+            # a tie is no gain
+            "mean": math.exp(sum(math.log(gain) for gain in proven) / len(proven)),
+            "most": max(proven),
+        }
+        for op, listed in found.items()
+        for proven in [[one["gain"] if one["verdict"].startswith("tuned is") else 1.0 for one in listed]]
+    ]
 
 
 def compare(rows: Iterable[dict[str, Any]], file: Path, slack: float) -> list[str]:

@@ -179,7 +179,11 @@ def bench(
     baselines: Annotated[bool, typer.Option(help="Time what a torch user would pick, too.")] = True,
     against: Annotated[
         str,
-        typer.Option(help="default: race each op's default config against the one picked here.", show_default=False),
+        typer.Option(
+            help="default: race each op's default config against the one picked here, and write "
+            "perf/results/<gpu>/against.json.",
+            show_default=False,
+        ),
     ] = "",
     save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/<op>.json.")] = True,
     regress: Annotated[
@@ -225,8 +229,11 @@ def bench(
         raise fail(str(error)) from error
     found = registered(sources)
     machine = timer.machine(device)
+    started = time.perf_counter()
     if device.type == "cuda" and impl is Impl.kernels:
         benching.precompile([(job.op, job.case) for job in work if job.case], tuple(sources))
+    compiled = time.perf_counter()
+    command = "draftwood " + " ".join(sys.argv[1:])
     rows: dict[str, list[dict[str, Any]]] = {}
     timed = (
         (job, benching.entry(found[job.op], job.case, device, impl.value, baselines, bool(against)))
@@ -242,16 +249,23 @@ def bench(
                 for text in benching.compare([row], benching.RESULTS / machine.gpu / f"{job.op}.json", regress)
             ]
         if save:
-            benching.save(job.op, machine, "draftwood " + " ".join(sys.argv[1:]), [row])
+            benching.save(job.op, machine, command, [row])
+        if save and "default" in row:
+            benching.save_against(machine, command, [benching.gain_row(job.op, row)])
+    raced = [benching.gain_row(op, row) for op, listed in rows.items() for row in listed if "default" in row]
+    gained = {"against": benching.gains(raced)} if raced else {}
     if as_json:
-        print(
-            json.dumps({"machine": machine.as_dict(), "bandwidth": timer.bandwidth(device), "results": rows}, indent=1)
-        )
+        held = {"machine": machine.as_dict(), "bandwidth": timer.bandwidth(device), "results": rows}
+        print(json.dumps(held | gained, indent=1))
     else:
         out.print(tables.timings(rows))
+        if raced:
+            out.print(tables.gains(gained["against"]))
         rates = timer.bandwidth(device)
         made_with = f"{machine.name} ({machine.gpu}), torch {machine.torch}, triton {machine.triton}"
         out.print(f"{made_with}; measured read {rates['read']} GB/s, copy {rates['copy']} GB/s", highlight=False)
+    spent = compiled - started, time.perf_counter() - compiled
+    err.print(f"{len(work)} cases: {spent[0]:.0f} s of compiling, {spent[1]:.0f} s of timing", highlight=False)
     for text in worse:
         err.print(f"[red]slower:[/red] {text}", highlight=False)
     raise typer.Exit(1 if worse else 0)
@@ -408,7 +422,10 @@ def port(
         file.write_text(port_report.report(order, done, finished))
 
     steps = bringing.STEPS[: names.index(until) + 1] if until else bringing.STEPS
-    finished = bringing.run(order, done, steps, report) and steps == bringing.STEPS
+    try:
+        finished = bringing.run(order, done, steps, report) and steps == bringing.STEPS
+    except KeyboardInterrupt:
+        finished = False
     report(finished)
     out.print(f"{file}", highlight=False, soft_wrap=True)
     if not finished:

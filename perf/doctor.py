@@ -98,7 +98,9 @@ def _op(op: Op, device: torch.device, machine: timer.Machine) -> str:
             continue
         asked = op.has("autotune") and choice.why != "fitted"
         stale = winners.stale(choice.entry, Problem(op.name, case, machine.gpu), machine) if asked else []
-        text = f"{choice.home}, {WHY[choice.why]}"
+        # raced there, and nothing was faster
+        stays = ", the default stays" if choice.entry.get("default") else ""
+        text = f"{choice.home}, {WHY[choice.why]}{stays}"
         found[f"{text}; stale: {', '.join(stale)}" if stale else text] += 1
     return "; ".join(f"{count} cases: {text}" for text, count in found.items())
 

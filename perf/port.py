@@ -5,8 +5,9 @@
     compile     every case                  a process a core; Triton's cache on disk serves all that follows
     check       smoke, edge, qwen35 cases   a few processes that share the GPU
     bench       perf cases                  one process
-    tune        perf cases, in turns of an op each, as long as the seconds last
-    again       bench of the cases whose winner is not the default
+    tune        perf cases, as long as the seconds last: the smallest op first, every case its share
+    again       every timed case whose config is not the default: timed with it, and raced against the default; where
+                the config lost, the default is put in its place
 
 A finished part is a line in a journal, on disk before the next part ends: whatever stops a bring-up, the same command
 goes on from there. The journal belongs to a GPU, versions and sources; configs and results are written as they come.
@@ -40,8 +41,10 @@ from .bench import RESULTS
 
 ROOT = RESULTS.parent.parent
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "draftwood" / "port"
-# a case that is tuned gets at least so many seconds, or waits for its turn
-LEAST_S = 10.0
+# a case that is tuned gets so many seconds with all that belongs to it, or waits for its turn; fewer seconds than
+# END_S are no time to tune; of a call's time, SETTLE_S are for winners that wait for their gate; a trial of TRIAL_S
+# hangs
+LEAST_S, END_S, SETTLE_S, TRIAL_S = 0.75, 5.0, 20.0, 30.0
 # between two lines about the same step
 QUIET_S = 10.0
 # a case that is not timed in so long hangs
@@ -73,6 +76,8 @@ class Order:
     # a landscape that a rehearsal takes its times from, and the cases that it holds
     times: str = ""
     only: tuple[Part, ...] = ()
+    # where trials are kept, elsewhere than under the user's cache for a rehearsal
+    trials: Path | None = None
 
     @property
     def rehearsed(self) -> bool:
@@ -151,6 +156,7 @@ def rehearsal(folder: Path, times: str) -> Order:
         configs=folder / "configs",
         times=times,
         only=only,
+        trials=folder / "tune.journal",
     )
 
 
@@ -264,7 +270,7 @@ def _to_time(order: Order, _done: Journal) -> list[Part]:
     return sorted(parts, key=lambda part: (part[0] in known, count[part[0]], order.names().index(part[0])))
 
 
-def _time(sources: tuple[str, ...], device: str, op: str, case: str, baselines: bool) -> dict[str, Any]:
+def _time(sources: tuple[str, ...], device: str, op: str, case: str, baselines: bool = True) -> dict[str, Any]:
     from dataclasses import asdict
 
     from ..autotune import timer
@@ -277,29 +283,105 @@ def _time(sources: tuple[str, ...], device: str, op: str, case: str, baselines: 
     return {"row": row, "machine": asdict(timer.machine(where))}
 
 
-def _bench(order: Order, done: Journal, parts: list[Part], _clock: Clock) -> Results:
-    from ..autotune.timer import Machine
+def _race(sources: tuple[str, ...], device: str, op: str, case: str, before: Any) -> dict[str, Any]:
+    """Time a case with the config picked for it and race that against the default. No row where it runs as it did
+    `before`, by default."""
+    from dataclasses import asdict
+
+    from ..autotune import timer
+    from ..kernels import config
     from . import bench
 
+    where, known, one = torch.device(device), registered(sources)[op], lab.parse_case(op, case, sources)
+    if where.type == "cpu":
+        return _time(sources, device, op, case, False)
+    picked, default = bench.chosen(known, one, where)
+    machine, choice = timer.machine(where), config.choose(op, timer.machine(where).gpu, config.asked(op))
+    found = {"machine": asdict(machine), "read_gb_s": timer.bandwidth(where)["read"], "row": None}
+    # an older GPU's configs are not this one's to change
+    found["served"] = choice.entry["case"] if choice and choice.home == machine.gpu else None
+    if not picked == default == before:
+        found["row"] = bench.entry(known, one, where, baselines=False, against=True)
+    return found | {"default": bench.same(default)}
+
+
+def _one_by_one(order: Order, jobs: list[tuple[Part, Callable[..., Any], tuple[Any, ...]]]) -> Results:
+    """Parts in a process that lasts as long as it is sound: what each found, or an error."""
     pool = _apart(order)
     try:
-        for op, case in parts:
-            # a config changes nothing for its rivals
-            rivals = done.of("bench").get((op, case), {}).get("baselines")
+        for part, work, arguments in jobs:
             try:
-                found = pool.submit(_time, order.sources, order.device, op, case, rivals is None).result(HUNG_S)
+                found = pool.submit(work, order.sources, order.device, *part, *arguments).result(HUNG_S)
             except Exception as error:  # one case that cannot be timed is a finding
                 text = f"{type(error).__name__}: {str(error)[:200]}"
                 if isinstance(error, (BrokenProcessPool, TooLong)) or any(word in text for word in LOST):
                     _kill(pool)
                     pool = _apart(order)
-                yield (op, case), {"error": text}
-                continue
-            found["row"]["baselines"] = rivals or found["row"]["baselines"]
-            bench.save(op, Machine(**found["machine"]), "draftwood port", [found["row"]], order.results)
-            yield (op, case), found["row"]
+                found = {"error": text}
+            yield part, found
     finally:
         _kill(pool)
+
+
+def _bench(order: Order, _done: Journal, parts: list[Part], _clock: Clock) -> Results:
+    from ..autotune.timer import Machine
+    from . import bench
+
+    for part, found in _one_by_one(order, [(part, _time, ()) for part in parts]):
+        if "error" not in found:
+            bench.save(part[0], Machine(**found["machine"]), "draftwood port", [found["row"]], order.results)
+        yield part, found if "error" in found else found["row"]
+
+
+def _again(order: Order, done: Journal, parts: list[Part], _clock: Clock) -> Results:
+    """A config changes nothing for its rivals: their times stay."""
+    from ..autotune.timer import Machine
+    from . import bench
+
+    before = {part: done.of("bench").get(part, {}) for part in parts}
+    for part, found in _one_by_one(order, [(part, _race, (before[part].get("config"),)) for part in parts]):
+        if found.get("row") and found["row"].get("default", {}).get("verdict") == "tuned is slower":
+            found = _withdraw(order, part, found)
+        if "error" in found:
+            yield part, found
+            continue
+        row = found["row"] or before[part] | {"default": found["default"]}
+        row["baselines"] = before[part].get("baselines") or row["baselines"]
+        machine = Machine(**found["machine"])
+        if found["row"]:
+            bench.save(part[0], machine, "draftwood port", [row], order.results)
+        if "default" in row:
+            bench.save_against(machine, "draftwood port", [bench.gain_row(part[0], row)], order.results)
+        yield part, row
+
+
+def _withdraw(order: Order, part: Part, found: dict[str, Any]) -> dict[str, Any]:
+    """The default in place of a config that is slower than it on this case; the case timed once more."""
+    from ..autotune import winners
+    from ..autotune.space import Problem
+    from ..autotune.timer import Machine
+
+    own = _case(order, *part).as_dict()
+    file = order.configs / order.gpu / f"{part[0]}.json"
+    # its own entry; and where two cases are looked up by the same sizes and names, the other's
+    for case in (own, None):
+        case, lost = case or found.get("served"), found["row"]["default"]
+        if case is None or lost["verdict"] != "tuned is slower":
+            break
+        problem = Problem(part[0], Case(tuple(case.items())), order.gpu, order.sources)
+        before = next((one for one in winners.load(file) if one["case"] == case), {})
+        us = lost["spread"][0], lost["us"], lost["spread"][1]
+        machine, read = Machine(**found["machine"]), found["read_gb_s"]
+        if case != own and before:
+            us = before["default_us"], before["default_us"], before["default_us"]
+        entry = winners.stays(problem, machine, lost["config"], us, read, before)
+        winners.save(part[0], order.gpu, [entry], order.configs)
+        say(f"again {part[0]} {problem.case.id}: {lost['gain']:.2f} x the default, which is put in its place")
+        # a process that has seen no configs yet
+        ((_, found),) = _one_by_one(order, [(part, _race, (None,))])
+        if "error" in found or not found["row"]:
+            break
+    return found
 
 
 def _kill(pool: ProcessPoolExecutor) -> None:
@@ -309,7 +391,7 @@ def _kill(pool: ProcessPoolExecutor) -> None:
     pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _turns(order: Order, _done: Journal) -> list[Part]:
+def turns(order: Order, _done: Journal) -> list[Part]:
     """The first case of every op, the second of every op, …: what time is left for is spread over the ops."""
     known = registered(order.sources)
     tunable = [name for name in order.names() if known[name].has("autotune")]
@@ -319,41 +401,90 @@ def _turns(order: Order, _done: Journal) -> list[Part]:
 
 
 def _tune(order: Order, done: Journal, parts: list[Part], clock: Clock) -> Results:
+    left, until = list(parts), time.monotonic() + order.tune_s - done.spent("tune")
+    while left:
+        seconds = min(until - time.monotonic(), clock.left - SETTLE_S)
+        if seconds < END_S:
+            return
+        # the ops with the most cases last: compilers work ahead on them, and to them goes what time others leave
+        count = Counter(op for op, _ in turns(order, done))
+        rank = {op: (number, order.names().index(op)) for op, number in count.items()}
+        taken = sorted(left[: int(seconds / LEAST_S)], key=lambda part: rank[part[0]])
+        reached = 0
+        for part, found in _tuning(order, done, taken, seconds):
+            left.remove(part)
+            reached += 1
+            yield part, found
+        if not reached:
+            return
+
+
+def _tuning(order: Order, done: Journal, parts: list[Part], seconds: float) -> Results:
     from ..autotune import atlas, drive, winners
     from ..autotune.space import Problem
 
-    seconds = min(order.tune_s - done.spent("tune"), clock.left)
-    if seconds < LEAST_S:
-        return
-    problems = [
-        Problem(op, _case(order, op, case), order.gpu, order.sources) for op, case in parts[: int(seconds // LEAST_S)]
-    ]
-    # one op after the other: a worker that goes on to the next case of an op keeps what it has
-    problems.sort(key=lambda problem: order.names().index(problem.op_name))
+    problems = {part: Problem(part[0], _case(order, *part), order.gpu, order.sources) for part in parts}
+    watch = Watch()
     plan = drive.Plan(
-        tuple(problems),
+        tuple(problems.values()),
         order.device,
         seconds=seconds,
+        storage=str(order.trials) if order.trials else "",
+        timeout_s=TRIAL_S,
         times=order.times,
         compilers=order.compilers,
-        first={} if order.times else {problem.name: winners.warm(problem) for problem in problems},
-        known_bad={problem.name: atlas.known_bad(problem) for problem in problems},
+        # compilers need not wait for the worker to say it
+        target=tuple(done.of("doctor")["machine",]["target"]) if order.device.startswith("cuda") else (),
+        first={} if order.times else {problem.name: winners.warm(problem) for problem in problems.values()},
+        known_bad={problem.name: atlas.known_bad(problem) for problem in problems.values()},
     )
-    tried: set[str] = set()
-    for settled in drive.run(plan, lambda event: tried.add(event.case) if event.kind == "trial" else None):
-        problem, verdict = settled.problem, settled.verdict
-        if settled.entry:
-            winners.save(problem.op_name, problem.gpu, [settled.entry], order.configs)
-        moved = bool(verdict and settled.entry and verdict.winner != settled.facts["default"])
-        found = {"entry": settled.entry, "why": verdict.why if verdict else "nothing ran and was right", "moved": moved}
-        # what the time did not reach is left for the next call
-        if problem.case.id in tried:
-            yield (problem.op_name, problem.case.id), found
-        if not order.rehearsed:
-            atlas.add([problem], "", settled.facts["machine"])
+    machine = None
+    try:
+        for settled in drive.run(plan, watch):
+            problem, verdict = settled.problem, settled.verdict
+            machine = settled.facts["machine"]
+            if settled.entry:
+                winners.save(problem.op_name, problem.gpu, [settled.entry], order.configs)
+            moved = bool(verdict and not verdict.kept)
+            why = verdict.why if verdict else "nothing ran and was right"
+            yield (problem.op_name, problem.case.id), {"entry": settled.entry, "why": why, "moved": moved}
+    finally:
+        if machine and not order.rehearsed:
+            atlas.add([problem for problem in problems.values() if problem.name in watch.bad], "", machine)
+    for part, problem in problems.items():
+        if problem.name in watch.lost:
+            yield part, {"entry": None, "why": watch.lost[problem.name], "moved": False}
 
 
-def _moved(_order: Order, done: Journal) -> list[Part]:
+class Watch:
+    """Says what is worth a line while cases are tuned; keeps which of them had bad candidates, and which were lost."""
+
+    def __init__(self) -> None:
+        self.bad: set[str] = set()
+        self.lost: dict[str, str] = {}
+
+    def __call__(self, event: Any) -> None:
+        name = event.extra.get("name", "")
+        outcome = event.record.outcome if event.record else None
+        match event.kind:
+            case "given up":
+                say(f"tune {name or event.case}: {event.text}")
+                if name:
+                    self.lost[name] = event.text
+            case "notice":
+                say(f"tune {name}: {event.text}")
+            case "trial" if outcome and outcome.status in ("wrong", "crashed", "hung"):
+                self.bad.add(name)
+                say(f"tune {name} {outcome.status}: {outcome.why[:160]}: {event.record.point}")
+            case "refused":
+                self.bad.add(name)
+                say(f"tune {name}: not the winner, {event.text[:160]}")
+
+
+def _to_race(order: Order, done: Journal) -> list[Part]:
+    if not order.rehearsed:
+        return _to_time(order, done)
+    # where configs are looked up for no GPU
     return [part for part, found in done.of("tune").items() if found["moved"]]
 
 
@@ -362,8 +493,8 @@ STEPS = (
     Step("compile", lambda order, _done: _cases(order, (*order.check, order.timed)), _compile),
     Step("check", lambda order, _done: _cases(order, order.check), _check),
     Step("bench", _to_time, _bench),
-    Step("tune", _turns, _tune),
-    Step("again", _moved, _bench),
+    Step("tune", turns, _tune),
+    Step("again", _to_race, _again),
 )
 
 
@@ -416,7 +547,7 @@ def _step(step: Step, order: Order, done: Journal, clock: Clock, report: Callabl
 
 def _tuned(order: Order, done: Journal) -> bool:
     """Whether the seconds of tuning are spent: what is not tuned by then keeps its default."""
-    return order.tune_s - done.spent("tune") < LEAST_S
+    return order.tune_s - done.spent("tune") < END_S
 
 
 def trouble(step: str, outcome: Any) -> str:

@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from .port import Journal, Order, Part
+from . import bench
+from .port import Journal, Order, Part, turns
 
 
 def report(order: Order, done: Journal, finished: bool) -> str:
@@ -26,8 +27,10 @@ def report(order: Order, done: Journal, finished: bool) -> str:
         bad = sum(_bad(step, outcome) for outcome in found.values())
         lines.append(f"| {step} | {len(found)} | {bad or '–'} | {done.spent(step):.0f} |")
     lines += ["", "## Check", "", *_checked(done.of("check"))]
+    lines += ["", "## Tune", "", *_by_op(turns(order, done), done.of("tune"))]
+    lines += ["", "## Gain", "", *_gained(done.of("again"))]
     lines += ["", "## Bench", "", *_timed({**done.of("bench"), **done.of("again")})]
-    lines += ["", "## Tune", "", *_tuned(done.of("tune"))]
+    lines += ["", "## Tuned cases", "", *_tuned(done.of("tune"))]
     return "\n".join(lines) + "\n"
 
 
@@ -75,6 +78,32 @@ def _timed(found: dict[Part, Any]) -> list[str]:
         times = f"{torch_us / us['p50']:.1f}" if torch_us else "–"
         spread = f"{us['p20']:.1f}–{us['p80']:.1f}"
         lines.append(_row(op, case.replace(",", " "), f"{us['p50']:.1f}", spread, f"{row['roof']:.0%}", times))
+    return lines
+
+
+def _by_op(parts: list[Part], found: dict[Part, Any]) -> list[str]:
+    """What became of every op that can be tuned."""
+    lines = [_row("op", "cases", "another config", "default stays", "nothing right", "not reached", "trials")]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for op in dict.fromkeys(op for op, _ in parts):
+        cases = [part for part in parts if part[0] == op]
+        listed = [found[part] for part in cases if part in found]
+        moved, lost = sum(one["moved"] for one in listed), sum(one["entry"] is None for one in listed)
+        tried = sum(one["entry"]["tried"] for one in listed if one["entry"])
+        stays = len(listed) - moved - lost
+        lines.append(_row(op, len(cases), moved, stays, lost or "–", len(cases) - len(listed) or "–", tried))
+    return [*lines, "", "The default stays where nothing that was tried is faster beyond the noise."]
+
+
+def _gained(found: dict[Part, Any]) -> list[str]:
+    """The configs picked at the end, each raced against the default (against.json)."""
+    raced = [bench.gain_row(op, row) for (op, _), row in found.items() if "default" in row]
+    lines = [_row("op", "cases", "faster", "no difference", "slower", "mean gain", "largest")]
+    lines.append("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for one in bench.gains(raced):
+        level = one["cases"] - one["faster"] - one["slower"]
+        counts = one["cases"], one["faster"], level, one["slower"]
+        lines.append(_row(one["op"], *counts, f"{one['mean']:.3f}", f"{one['most']:.2f}"))
     return lines
 
 

@@ -87,7 +87,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["op"],
         " ".join(f"{name}={value}" for name, value in entry["case"].items()),
-        " ".join(f"{name}={value}" for name, value in entry["config"].items()),
+        " ".join(f"{name}={value}" for name, value in entry["config"].items()) or "the default",
         f"{us:.2f}",
         f"{default:.2f}" if default else "–",
         f"{default / us:.2f}x" if default else "–",

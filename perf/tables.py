@@ -99,7 +99,20 @@ def _gain(row: dict[str, Any]) -> str:
     default = row.get("default")
     if default is None:
         return "–"
-    return "=" if default["verdict"] == "no difference" else f"{default['gain']:.2f}"
+    return f"{default['gain']:.2f}" if default["verdict"].startswith("tuned is") else "="
+
+
+def gains(rows: list[dict[str, Any]]) -> Table:
+    """What the configs picked here gain over the defaults, by op (bench.gains)."""
+    table = Table(title="configs picked here against the defaults", title_justify="left")
+    for column in ("op", "cases", "faster", "no difference", "slower", "mean gain", "largest"):
+        table.add_column(column, justify="right" if column != "op" else "left", no_wrap=True)
+    for row in rows:
+        level = row["cases"] - row["faster"] - row["slower"]
+        slower = f"[red]{row['slower']}[/red]" if row["slower"] else "0"
+        counts = str(row["cases"]), str(row["faster"]), str(level), slower
+        table.add_row(row["op"], *counts, f"{row['mean']:.3f}", f"{row['most']:.2f}")
+    return table
 
 
 def formats(rows: list[dict[str, Any]]) -> Table:

@@ -392,7 +392,7 @@ def test_a_bring_up_can_end_after_any_step():
 
 def test_what_is_tuned_first_is_spread_over_the_ops(tmp_path):
     both = replace(order(tmp_path), ops=("rms_norm", "swiglu"))
-    turns = port._turns(both, port.Journal(tmp_path / "j.jsonl"))
+    turns = port.turns(both, port.Journal(tmp_path / "j.jsonl"))
     assert [op for op, _ in turns[:4]] == ["rms_norm", "swiglu", "rms_norm", "swiglu"]
 
 
