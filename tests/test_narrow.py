@@ -3,7 +3,6 @@
 import sys
 
 import pytest
-from draftwood.kernels.lib import device
 from draftwood.lab import interpreter
 from draftwood.lab.check import target
 from draftwood.lab.oracles import Subject, Trial, implementation

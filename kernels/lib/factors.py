@@ -72,7 +72,8 @@ def _factors(
     if PRECISION == "ieee":
         p_k, p_q = k + i_b * s_k_b + i_k * K, q + i_b * s_q_b + i_k * K
         # no tensor cores share the rows of a product: whole ones would stand in every lane's registers
-        b_k, b_q, products = None, None, sliced(p_q, s_q_t, p_k, s_k_t, r_t, m_t, K, BT)
+        products = sliced(p_q, s_q_t, p_k, s_k_t, r_t, m_t, K, BT)
+        b_k, b_q = products[0], products[1]
     else:
         products = None
         b_k = tl.load(k + i_b * s_k_b + i_k * K + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)
