@@ -171,8 +171,7 @@ def _tree_attention(config: dict[str, Any], case: Case, arch: Arch) -> int:
 
 
 def _prefill_attention(config: dict[str, Any], case: Case, arch: Arch) -> int:
-    # where registers are few its one loop loads nothing ahead
-    return _attention({**config, "num_stages": 1} if _narrow(arch) else config, case, arch, case["T"])
+    return _attention(config, case, arch, case["T"])
 
 
 def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int:

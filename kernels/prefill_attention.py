@@ -89,7 +89,7 @@ def _prefill(
             b_v = load_rows(p_v + p_row * s_v_s, None, FORMAT_V, D, TYPE_V)
             b_m, b_l, b_acc = attend(b_q, b_k, b_v, None, scale, b_m, b_l, b_acc)
     early = (seen_from - begin) // BS
-    for i_n in tl.range(0, early + tl.cdiv(end - seen_to, BS), num_stages=1):
+    for i_n in tl.range(0, early + tl.cdiv(end - seen_to, BS), num_stages=STAGES if FEW else 1):
         i_s = tl.where(i_n < early, begin + i_n * BS, seen_to + (i_n - early) * BS)
         o_row = i_s + o_s
         m_s = o_row < end

@@ -142,15 +142,13 @@ def misses(rows: dict[str, dict[str, int]]) -> float:
 
 
 def most_misses(rows: dict[str, dict[str, int]], doubt: float = 0.05) -> float:
-    """What that share hardly exceeds: were more missed, fewer than one part in twenty would show so few. As if every
-    miss could be of the op that was compiled in the smallest part; nothing where all was compiled."""
+    """What that share hardly exceeds over the whole space, of which the points are a sample: were more missed, so few
+    would show in one sample of twenty. As if every miss could be of the op that was compiled in the smallest part."""
     weights = [weight(row) for name, row in rows.items() if name != "all"]
-    if not weights or max(weights) <= 1:
-        return misses(rows)
     seen, low, high = rows["all"]["missed"], 0.0, 100.0 + 10 * rows["all"]["missed"]
     while high - low > 1e-6:
         mean = (low + high) / 2
         likely = sum(math.exp(-mean) * mean**k / math.factorial(k) for k in range(seen + 1))
         low, high = (mean, high) if likely > doubt else (low, mean)
-    missed = high * max(weights)
+    missed = high * max([1.0, *weights])
     return missed / (missed + rows["all"]["right refusals"])
