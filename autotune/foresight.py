@@ -55,7 +55,8 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
         return why
     if op == "tree_attention" and (why := _left(case, config, arch)):
         return why
-    if op == "tree_conv" and (each := config["BLOCK_C"] * config["BLOCK_T"] // (config["num_warps"] * arch.warp)) > 256:
+    tokens = min(config["BLOCK_T"], _up(case["T"])) if op == "tree_conv" else 0
+    if tokens and (each := config["BLOCK_C"] * tokens // (config["num_warps"] * arch.warp)) > 256:
         return f"{each} numbers a lane take the compiler a minute"
     gguf = op == "dequant_matmul" and case["layout"] == "gguf" and case["precision"] == "int8" and case["M"] > 1
     if gguf and config["int8_dot"] and "i8" in arch.refused:
@@ -118,6 +119,11 @@ def _blocks(op: str, case: Case) -> bool:
     return op == "gdn_prefill" and case["T"] >= CHUNKED_FROM
 
 
+def _narrow(arch: Arch) -> bool:
+    """Where kernels take half a head, products in parts and a state in slices (kernels/lib/device.py: is_narrow)."""
+    return not arch.dot or arch.name.startswith("gfx1")
+
+
 def _delta_rule(config: dict[str, Any], case: Case, arch: Arch) -> int:
     """Tiles of q and k [BT, BK] and of the state [BV, BK], f32: whole, or in three bf16; and [BT, BT]."""
     op = "gdn_prefill" if "strategy" not in dict(case.values) else "tree_gdn"
@@ -125,17 +131,33 @@ def _delta_rule(config: dict[str, Any], case: Case, arch: Arch) -> int:
         return 0
     BT = min(config["BLOCK_T"], _up(case["T"], 16))
     BK, BV = min(config.get("BLOCK_K", case["K"]), case["K"]), min(config["BLOCK_V"], case["V"])
-    size = 4 if case["dtype"] == "f32" else 2
+    size, auto = 4 if case["dtype"] == "f32" else 2, config["precision"] == "auto"
+    if auto and _narrow(arch):
+        # slices of 32 columns of blocks of 16
+        return 4 * (max(BK, 32) * (BV + 32) + 16 * 16)
+    if auto and op == "gdn_prefill" and size == 2 and case["K"] > 16 and arch.backend == "cuda":
+        return _pairs(config["num_stages"], BT, BV, case["K"], arch)
     tokens, state, square = BT * BK, BK * BV, BT * BT
     waiting = max(0, config.get("num_stages", 1) - 1) if arch.dot else 0
     if arch.backend == "hip":
         # q, k, v and the factors' planes
         return max(4 * max(tokens, state, square), waiting * (2 * size * tokens + size * BT * BV + 6 * square))
-    if config["precision"] == "bf16":
+    if auto or config["precision"] == "bf16":
         # without tensor cores the three parts are f32 again
         parts = 6 if arch.dot else 12
         return max(parts * state, parts * square) + (0 if arch.dot else 4 * tokens) + waiting * 2 * size * tokens
     return 12 * tokens + 4 * state + waiting * (2 * size * tokens + 4 * state)
+
+
+def _pairs(stages: int, BT: int, BV: int, K: int, arch: Arch) -> int:
+    """Sums of two f16: half of the state at a time. Tiles come by descriptor: from sm90 on those that are ahead lie in
+    shared memory, before that they are loaded through pointers and none is."""
+    held = max(2 * BV * K, 2 * BT * K, 4 * BT * BT)
+    if stages == 1 or int(arch.number) < 90:
+        return held
+    # q and k, v, three planes of factors; one stage less where multiplying does not go on beside them
+    stage = 4 * BT * K + 2 * BT * BV + 6 * BT * BT
+    return held + (stages if arch.name in ("sm90", "sm100") else stages - 1) * stage + 2 * BT * BV + 2048
 
 
 # -- attention ---------------------------------------------------------------------------------------------------------
@@ -164,17 +186,21 @@ def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int
     query, tile, weights, matrix = size * D * BM, size * D * BS, size * BM * BS, size * _MATRIX * ("tq3_0" in formats)
     ahead = max(0, config["num_stages"] - 1)
     plain = not any(name in QUANTISED for name in formats)
+    # turned by butterflies there, in f32, and by a product elsewhere
+    narrow = _narrow(arch) and config.get("left", "queries") == "queries"
+    turned = 4 * D * BM * ("tq3_0" in formats)
     if not arch.dot:
         # f32, whatever it was
-        return 4 * D * (BM + BS) + 2 * matrix
+        return 4 * D * (BM + BS) + (0 if narrow else 2 * matrix)
     if arch.backend == "hip":
-        return max(query + matrix, tile, 2 * tile * ahead + weights if plain else 0)
+        return max(turned if narrow else query + matrix, query, tile, 2 * tile * ahead + weights if plain else 0)
     raw = sum(BS * row_size(name, D) for name in formats if name in QUANTISED)
     if plain:
         # sm100 keeps the weights of another tile
         more = 2 * weights + 1024 if arch.name == "sm100" else 0
-        return max(2 * query, query + max(tile, 2 * tile * ahead) + 2 * weights + more)
-    return max(2 * query, query + matrix, query + 2 * tile + raw * ahead)
+        return max(query * (size // 2), query + max(tile, 2 * tile * ahead) + 2 * weights + more)
+    # what is turned back, and all that is f32, leaves through shared memory
+    return max(turned, query * (size // 2), query + matrix, query + 2 * tile + raw * ahead)
 
 
 def _exact_tiles(case: Case) -> bool:

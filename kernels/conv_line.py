@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from .config import pick
+from .lib.device import lacks_dot
 from .lib.early import begin, early
 
 
@@ -80,7 +81,9 @@ def conv_line(u: torch.Tensor, weight: torch.Tensor, state: torch.Tensor, config
         raise ValueError(f"conv_line takes u [B, T, C], weight [C, W of 2 to 5], state [B, W-1, C], not {shapes}")
     if (C > 1 and u.stride(2) != 1) or not (weight.is_contiguous() and state.is_contiguous()):
         raise ValueError(f"conv_line takes u with unit stride in C and the rest contiguous, not u strides {u.stride()}")
-    config = config or pick("conv_line", Config(), u.device, B=B, T=T, C=C, W=W)
+    # sm75's compiler spills two registers of a block of 16
+    default = Config(BLOCK_T=8) if lacks_dot(u.device) else Config()
+    config = config or pick("conv_line", default, u.device, B=B, T=T, C=C, W=W)
     y = torch.empty((B, T, C), dtype=u.dtype, device=u.device)
     # the rows before the second block are all of u
     BT = min(max(4, config.BLOCK_T), triton.next_power_of_2(T))

@@ -38,10 +38,12 @@ from .lib.device import (
     has_pdl,
     has_ptx,
     has_wgmma,
+    is_narrow,
     lacks_dot,
     lacks_imma,
     processors,
 )
+from .lib.parts import in_parts, parts_of
 from .lib.row_int8 import row_int8
 from .lib.rows_exact import arrange, rows_exact
 from .lib.rows_int8 import quantise_rows, rows_int8
@@ -114,13 +116,13 @@ def _quantise(
 
 
 @triton.jit
-def _exact(b_acc, b_x, p, m_n, left, FORMAT: tl.constexpr):
+def _exact(b_acc, b_x, p, m_n, left, FORMAT: tl.constexpr, PARTS: tl.constexpr):
     """b_acc [BM, BN] + b_x [BM, 256] · the chunks at p [BN]."""
     b_w = dequantise(p, m_n, left, FORMAT)  # [BN, 256]
     if b_x.shape[0] == 1:
         b_acc += tl.sum(b_w * b_x.to(tl.float32), 1)[None, :]
     else:
-        b_acc = tl.dot(b_x, tl.trans(b_w.to(b_x.dtype)), b_acc, input_precision="ieee")
+        b_acc = in_parts(b_acc, b_x, b_w.to(b_x.dtype), PARTS)
     return b_acc
 
 
@@ -160,6 +162,7 @@ def _dequant_matmul(
     INT8_DOT: tl.constexpr,
     BM: tl.constexpr,
     BN: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     G: tl.constexpr = 16 if FORMAT == "q6_k" else 8
     o_m = (tl.program_id(1) * BM + tl.arange(0, BM)).to(tl.int64)
@@ -175,9 +178,9 @@ def _dequant_matmul(
             o_k = tl.arange(0, 256)
             m_x = m_m[:, None] & (o_k < left)[None, :]
             b_x = tl.load(x + o_m[:, None] * s_x_m + i_c * 256 + o_k[None, :], mask=m_x, other=0.0)  # [BM, 256]
-            b_acc = _exact(b_acc, b_x, p_w, m_n, left, FORMAT)
+            b_acc = _exact(b_acc, b_x, p_w, m_n, left, FORMAT, PARTS)
             if SWIGLU:
-                b_up = _exact(b_up, b_x, p_up, m_n, left, FORMAT)
+                b_up = _exact(b_up, b_x, p_up, m_n, left, FORMAT, PARTS)
         else:
             o_g = tl.arange(0, G)
             o_k = o_g[:, None, None] * (256 // G) + tl.arange(0, 256 // G)[None, None, :]
@@ -278,8 +281,9 @@ def _on_tiles(
     if lacks_imma(x.device):
         config = _plain(config, M, rows, K, precision, lacks_dot(x.device) or has_few_registers(x.device))
     config = _by_shape(
-        config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device), rings
-    )
+        config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device), rings,
+        has_wgmma(x.device),
+    )  # fmt: skip
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
     if precision == "int8" and config.algorithm == "split":
         launch = _int8_split
@@ -318,12 +322,14 @@ def _by_shape(
     imma: bool,
     much_shared: bool,
     rings: bool,
+    held: bool,
 ) -> Config:
     """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
     records = K // COLUMNS
     if precision == "int8" and config.algorithm != "split" and not config.warps:
         warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(M, N, records)
-        registers = _registers(M, format, warps, pair or swiglu)
+        # a few that spill pay for one more program on sm90, where that was measured
+        registers = _registers(M, format, warps, pair or swiglu) if held else 0
         chosen = replace(config, warps=warps, warp_rows=1, pair=pair, num_stages=stages, registers=registers)
         return replace(chosen, early=config.early or early)
     if precision == "int8" or config.algorithm:
@@ -467,8 +473,8 @@ def _tiled(
 ) -> None:
     (M, N), K, warps, stages = out.shape, x.shape[1], 4, config.num_stages
     if lacks_dot(x.device):
-        # whole rows and columns stand in registers
-        BM, warps = min(BM, 16), 8
+        # whole rows and columns of a product stand in registers
+        BM, warps = min(BM, 16 if d is None else 8), 8
     elif lacks_imma(x.device):
         # matrix cores take 16 rows
         BM = max(BM, 16)
@@ -481,7 +487,7 @@ def _tiled(
     tiled[blocks](
         x, x.stride(0), d, d_sum, weight.view(torch.int16), weight.view(torch.int32), residual, _stride(residual), out,
         partial, counters(x.device, blocks[0] * blocks[2]), M, N, K, **_meta(format, swiglu), SPLIT=split > 1, BM=BM,
-        STAGES=stages, ASM=has_ptx(x.device), num_warps=warps,
+        PARTS=parts_of(x.device), STAGES=stages, ASM=has_ptx(x.device), num_warps=warps,
     )  # fmt: skip
 
 
@@ -639,8 +645,9 @@ def dequant_matmul(
     if swiglu and rows % 2:
         raise ValueError(f"dequant_matmul takes an even number of rows with swiglu, not {rows}")
     _check(x, weight, format, precision, residual, N)
+    default = Config(block_n=16, block_m=16, num_warps=8) if is_narrow(x.device) else Config()
     config = config or pick(
-        "dequant_matmul", Config(), x.device, M=M, N=rows, K=K, format=format, precision=precision, layout=layout
+        "dequant_matmul", default, x.device, M=M, N=rows, K=K, format=format, precision=precision, layout=layout
     )
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
     if plain_rows.fits(x, weight):
@@ -651,7 +658,7 @@ def dequant_matmul(
     BM = 1 if M == 1 else min(config.block_m, max(16, triton.next_power_of_2(M)))
     grid = (triton.cdiv(N, config.block_n), triton.cdiv(M, BM))
     meta = {"FORMAT": format, "CHUNK_SIZE": CHUNK[format], "SWIGLU": swiglu, "INT8_DOT": config.int8_dot}
-    blocks = {"BM": BM, "BN": config.block_n}
+    blocks = {"BM": BM, "BN": config.block_n, "PARTS": parts_of(x.device) if lacks_dot(x.device) else 1}
     options = {"num_warps": config.num_warps, "num_stages": config.num_stages}
     s_residual_m = 0 if residual is None else residual.stride(0)
     _dequant_matmul[grid](

@@ -26,10 +26,11 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from .config import pick
-from .lib.device import has_pdl, multiply, shared_memory
+from .lib.device import has_pdl, is_narrow, multiply, shared_memory
 from .lib.early import prefetch, wait
 from .lib.factors import GATES, factors
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
+from .lib.slices import slices
 from .lib.wy import pair, power, product
 
 CHUNKED_FROM = 16
@@ -291,7 +292,8 @@ def gdn_prefill(
     overlap = has_pdl(v.device)
     # a stage of a chunk's tiles is 64 KiB, of f32 more
     stages = min(3, max(1, shared_memory(v.device) // (66 << 10))) if v.dtype != torch.float32 else 1
-    default = Config(num_stages=stages, segment=32 * overlap) if T >= CHUNKED_FROM else SLOW
+    chunks = Config(16, 16, 8, 8) if is_narrow(v.device) else Config(num_stages=stages, segment=32 * overlap)
+    default = chunks if T >= CHUNKED_FROM else SLOW
     config = config or pick("gdn_prefill", default, v.device, **sizes, V=V)
     row = {name: rows("gdn_prefill", name, tensors[name]) for name in ("q", "k", "v", "a", "b")}
     o = torch.empty((B, T, Hv, V), dtype=v.dtype, device=v.device)
@@ -316,6 +318,14 @@ def gdn_prefill(
     form = "f16" if pairs else "f32"
     made, make = factors(row, A, dt_bias, None, sizes, BT, tiled, form, True, precision, config.factor_warps, overlap)
     NT, width = triton.cdiv(T, BT), K
+    if precision == "ieee":
+        make()
+        carry = torch.empty((2, B, Hv, V, K), dtype=torch.float32, device=v.device)
+        slices[(V // BV, Hv, B)](
+            *row["q"], *row["k"], *row["v"], made.planes, made.gates, state, carry, o, T, NT, Hk, Hv,
+            K=K, V=V, BT=BT, BK=min(K, 32), BV=BV, TILED=tiled, PRECISION=precision, num_warps=config.num_warps,
+        )  # fmt: skip
+        return o
     if pairs:
         (k, q), width = made.halves, K // 2
     tiles = [described(x, BT, size) for x, size in ((q, width), (k, width), (v, BV))]

@@ -19,9 +19,10 @@ import triton.language as tl
 from ..reference.cache import QUANTISED
 from .config import pick
 from .lib.cache_rows import columns, load_rows, require_caches
-from .lib.device import compiled_for
-from .lib.fwht import rotate, unrotate
-from .lib.softmax import LOG2E, LOWEST, attend, product_type, rows_in_tile
+from .lib.device import compiled_for, is_narrow
+from .lib.fwht import unrotate
+from .lib.half_heads import load_queries, scores
+from .lib.softmax import LOG2E, LOWEST, attend, product_type, rows_in_tile, weigh
 
 
 @dataclass(frozen=True)
@@ -51,16 +52,15 @@ def _prefill(
     TYPE_V: tl.constexpr,
     GATED: tl.constexpr,
     WINDOWED: tl.constexpr,
+    FEW: tl.constexpr,
     STAGES: tl.constexpr,
 ):  # fmt: skip
     i_h, i_m = tl.program_id(0).to(tl.int64), tl.num_programs(1) - 1 - tl.program_id(1)
     o_t, o_s = i_m * BM + tl.arange(0, BM), tl.arange(0, BS)
     m_t = o_t < T
     p_q = q + o_t.to(tl.int64) * s_q_t + i_h * s_q_h
-    # its columns in the order of K's tiles
-    b_q = tl.load(p_q[:, None] + columns(FORMAT_K, D)[None, :], mask=m_t[:, None], other=0.0).to(TYPE_K)  # [BM, D]
-    if FORMAT_K == "tq3_0":
-        b_q = rotate(b_q, columns(FORMAT_K, 128), TYPE_K).to(TYPE_K)
+    # in the order of K's tiles; where registers are few, in halves, and rotated by butterflies
+    b_q, b_q2 = load_queries(p_q, m_t, FORMAT_K, D, TYPE_K, FEW)
 
     first = tl.load(start)
     p_k, p_v = cache_k + i_h // G * s_k_h, cache_v + i_h // G * s_v_h
@@ -76,27 +76,36 @@ def _prefill(
         seen_from += tl.cdiv(last_low - begin, BS) * BS
     seen_to = begin + (first + i_m * BM + 1 - begin) // BS * BS
     seen_to = tl.maximum(seen_to, seen_from)
+    if FEW:
+        # one loop for all: two of them hold on to each other's addresses
+        seen_from, seen_to = begin, begin
     b_m = tl.full((BM,), LOWEST, tl.float32)
     b_l = tl.zeros((BM,), tl.float32)
     b_acc = tl.zeros((BM, D), tl.float32)
-    for i_s in tl.range(seen_from, seen_to, BS, num_stages=STAGES):
-        p_row = (i_s + o_s).to(tl.int64)
-        b_k = load_rows(p_k + p_row * s_k_s, None, FORMAT_K, D, TYPE_K)
-        b_v = load_rows(p_v + p_row * s_v_s, None, FORMAT_V, D, TYPE_V)
-        b_m, b_l, b_acc = attend(b_q, b_k, b_v, None, scale, b_m, b_l, b_acc)
+    if not FEW:
+        for i_s in tl.range(seen_from, seen_to, BS, num_stages=STAGES):
+            p_row = (i_s + o_s).to(tl.int64)
+            b_k = load_rows(p_k + p_row * s_k_s, None, FORMAT_K, D, TYPE_K)
+            b_v = load_rows(p_v + p_row * s_v_s, None, FORMAT_V, D, TYPE_V)
+            b_m, b_l, b_acc = attend(b_q, b_k, b_v, None, scale, b_m, b_l, b_acc)
     early = (seen_from - begin) // BS
-    for i_n in tl.range(0, early + tl.cdiv(end - seen_to, BS), num_stages=1):
+    for i_n in tl.range(0, early + tl.cdiv(end - seen_to, BS), num_stages=STAGES if FEW else 1):
         i_s = tl.where(i_n < early, begin + i_n * BS, seen_to + (i_n - early) * BS)
         o_row = i_s + o_s
         m_s = o_row < end
-        b_k = load_rows(p_k + o_row.to(tl.int64) * s_k_s, m_s, FORMAT_K, D, TYPE_K)
+        if FEW:
+            b_s = scores(b_q, b_q2, p_k + o_row.to(tl.int64) * s_k_s, m_s, FORMAT_K, D, TYPE_K)
+        else:
+            b_k = load_rows(p_k + o_row.to(tl.int64) * s_k_s, m_s, FORMAT_K, D, TYPE_K)
         b_v = load_rows(p_v + o_row.to(tl.int64) * s_v_s, m_s, FORMAT_V, D, TYPE_V)
         m = (o_row[None, :] <= b_own[:, None]) & (o_row[None, :] >= b_low[:, None])  # [BM, BS]
-        b_m, b_l, b_acc = attend(b_q, b_k, b_v, m, scale, b_m, b_l, b_acc)
+        if not FEW:
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+        b_m, b_l, b_acc = weigh(b_s, b_v, m, scale, b_m, b_l, b_acc)
 
     b_o = tl.where((b_l == 0.0)[:, None], 0.0, b_acc / b_l[:, None])
     if FORMAT_V == "tq3_0":
-        b_o = unrotate(b_o, columns(FORMAT_V, 128), TYPE_V)
+        b_o = unrotate(b_o, columns(FORMAT_V, 128), tl.float32 if FEW else TYPE_V)
     o_d = columns(FORMAT_V, D)
     if GATED:
         p_g = gate + o_t.to(tl.int64) * s_g_t + i_h * s_g_h
@@ -109,6 +118,8 @@ def _prefill(
 def _default(q: torch.Tensor, context: int, format_k: str, format_v: str) -> Config:
     """By shape on sm90, where these were measured."""
     T, _, D = q.shape
+    if is_narrow(q.device):
+        return Config(16, 16, 8)
     full = tl.float32 in (product_type(q.dtype, format_k), product_type(q.dtype, format_v))
     if full or T < 128 or compiled_for(q.device) != "sm90":
         return Config()
@@ -146,7 +157,7 @@ def prefill_attention(
         cache_v, cache_v.stride(0), cache_v.stride(1), start, gate, *gate_strides, out,
         T, H, window, LOG2E / D**0.5, G=H // Hkv, D=D, BM=BM, BS=rows_in_tile(config.BLOCK_S, q.dtype),
         FORMAT_K=format_k, FORMAT_V=format_v, TYPE_K=product_type(q.dtype, format_k),
-        TYPE_V=product_type(q.dtype, format_v), GATED=gate is not None, WINDOWED=window > 0, STAGES=config.num_stages,
-        num_warps=config.num_warps, num_stages=config.num_stages,
+        TYPE_V=product_type(q.dtype, format_v), GATED=gate is not None, WINDOWED=window > 0, FEW=is_narrow(q.device),
+        STAGES=config.num_stages, num_warps=config.num_warps, num_stages=config.num_stages,
     )  # fmt: skip
     return out

@@ -26,11 +26,12 @@ import triton.language as tl
 from ..reference.cache import QUANTISED
 from .config import pick
 from .lib.cache_rows import require_caches
-from .lib.device import compiled_for, has_pdl, has_ptx
+from .lib.device import compiled_for, has_pdl, has_ptx, is_narrow
 from .lib.early import wait
 from .lib.fwht import rotate, unrotate
 from .lib.keys_left import keys_left
 from .lib.one_pass import QUERIES, REGISTERS, STAGES, one_pass
+from .lib.one_walk import one_walk
 from .lib.own_rows import own_rows
 from .lib.rows_left import rows_left
 from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
@@ -146,6 +147,8 @@ def _own(rows: int, S: int, formats: set[str]) -> Config:
 def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v: str) -> Config:
     """By shape where a tensor core takes 64 keys at least; the interpreter follows that too, with longer shares."""
     here = compiled_for(q.device)
+    if is_narrow(q.device):
+        return Config("queries", 16, 16, num_warps=8)
     full = tl.float32 in (product_type(q.dtype, format_k), product_type(q.dtype, format_v))
     if full or here not in ("", "sm90"):
         return Config()
@@ -241,6 +244,8 @@ def tree_attention(
         one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS, num_warps=8)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))
+    elif is_narrow(q.device):
+        one_walk[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks)
     else:
         rising = config.rising or BM < 64 or tl.float32 in (types["TYPE_K"], types["TYPE_V"])
         rows_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, RISING=rising)

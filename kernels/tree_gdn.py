@@ -22,7 +22,7 @@ import triton
 import triton.language as tl
 
 from .config import pick
-from .lib.device import compiled_for, has_pdl, multiply
+from .lib.device import compiled_for, has_pdl, is_narrow, lacks_dot, multiply
 from .lib.early import wait
 from .lib.factors import GATES, factors, outputs, through_p, through_x
 from .lib.gates import check_heads, key_head, log_decay, rows, squares
@@ -254,6 +254,10 @@ def _tree_gdn_store(
 
 def _default(strategy: str, T: int, V: int, K: int, device: torch.device) -> Config:
     """From 33 nodes on the factors wait for their own instructions, and eight warps have a third fewer of them."""
+    if is_narrow(device):
+        # sm75's compiler gives 8 warps half of the registers there are
+        store, warps = strategy.startswith("store"), 4 if lacks_dot(device) else 8
+        return Config(BLOCK_V=32) if store else Config(BLOCK_V=16, num_warps=warps, BLOCK_T=16)
     if strategy.startswith("store") or not 16 < T <= ONE_BLOCK:
         return Config()
     if T <= 32 and V == K == 128 and compiled_for(device) == "sm90":
@@ -298,9 +302,8 @@ def tree_gdn(
         )  # fmt: skip
         return o, saved
     precision = multiply(config.precision, v.device)
-    # without tensor cores a block of 64 squared is too much
-    largest = ONE_BLOCK if precision != "ieee" else 16
-    one_block = largest >= T
+    # without tensor cores a block of 64 squared is too much, and so are whole rows of the state
+    one_block = T <= ONE_BLOCK and precision != "ieee"
     # blocks after the first read the rows of u before them
     save = strategy == "wy" or not one_block
     u = torch.empty((B, T, Hv, V) if save else 0, dtype=torch.float32, device=v.device)
@@ -319,7 +322,7 @@ def tree_gdn(
         )  # fmt: skip
     else:
         tokens = [part for name in row for part in row[name]]
-        BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T)))
+        BT = max(16, min(config.BLOCK_T, triton.next_power_of_2(T))) if precision != "ieee" else 16
         _tree_gdn_wy[(B * Hv, V // BV)](
             *tokens, A, dt_bias, state, ancestors, o, u, T, Hk, Hv,
             K=K, V=V, BT=BT, BK=min(config.BLOCK_K, K), BV=BV, NT=triton.cdiv(T, BT), SAVE=save, TILED=tiled,

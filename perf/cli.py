@@ -310,6 +310,12 @@ def ports(
             show_default=False,
         ),
     ] = 0,
+    most: Annotated[
+        int,
+        typer.Option(
+            help="Of --foresee: compile all points that are refused, and so many of an op's others; 0: all of them."
+        ),
+    ] = 0,
     limit: Annotated[
         float,
         typer.Option("--time", help="Of --foresee: seconds, then what is compiled by then is the sample; 0: all."),
@@ -356,7 +362,7 @@ def ports(
     if fit:
         raise typer.Exit(ports_cli.fit(chosen, wanted, workers, sources, as_json))
     if foresee:
-        raise typer.Exit(ports_cli.foresee(chosen, wanted, foresee, limit, workers, save, sources, as_json))
+        raise typer.Exit(ports_cli.foresee(chosen, wanted, foresee, most, limit, workers, save, sources, as_json))
     raise typer.Exit(ports_cli.compile_(chosen, wanted, cases.split(","), kinds, workers, save, diff, sources, as_json))
 
 

@@ -1,27 +1,33 @@
 """How well `autotune/foresight.py` knows what will not run where: edges and a seeded sample of the whole space, really
 compiled.
 
-                      runs            does not run
-    foreseen to run   right           missed            <- what a port stumbles over
-    refused           needless        right
+                      runs            does not run                                  took over ports.LIMIT_S
+    foreseen to run   right           missed            <- what a port stumbles over   slow
+    refused           needless        right                                            right
 
 A point is an op, one of its cases, an architecture and a value for every knob, drawn from all of them; nothing that the
 tuner would leave out is left out here.
+
+Few points fail and most take their compilers long. So all that are refused may be compiled, and of an op's others a
+random part: what is missed among those then stands for as many more as the part is smaller than the whole.
 """
 
 import dataclasses
 import json
+import math
 import random
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..autotune.foresight import foresee
 from ..autotune.gpu import ARCHS
 from ..reference.ops import Op, registered
-from .ports import Build, Task, run
+from ..reference.spec import Case
+from .ports import TOO_LONG, Build, Task, run
 
 SEED = 0
+CELLS = ("right passes", "missed", "needless", "right refusals", "slow")
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,9 @@ class Point:
     def cell(self) -> str:
         if self.foreseen:
             return "right refusals" if self.found else "needless"
-        return "missed" if self.found else "right passes"
+        # whether it would run nobody knows
+        slow = self.found.startswith(TOO_LONG)
+        return "slow" if slow else "missed" if self.found else "right passes"
 
 
 def draw(op: Op, arch: str, count: int) -> list[tuple[str, str]]:
@@ -74,9 +82,27 @@ def work(ops: list[str], archs: list[str], count: int, sources: list[str]) -> li
     return found
 
 
-def judged(task: Task, builds: list[Build]) -> Point:
+def _of(task: Task) -> tuple[Op, Case]:
     op = registered(list(task.sources))[task.op]
-    case = next(c for group in op.spec.cases.values() for c in group if c.id == task.cases[0])
+    return op, next(c for group in op.spec.cases.values() for c in group if c.id == task.cases[0])
+
+
+def part(tasks: list[Task], most: int) -> tuple[list[Task], Counter[str]]:
+    """All points that are refused, and of an op's others the first `most`, which are shuffled (0: all); and how many of
+    each op are not refused."""
+    chosen, willing = [], Counter[str]()
+    for task in tasks:
+        op, case = _of(task)
+        if not foresee(op, case, json.loads(task.points[0]), ARCHS[task.arch]):
+            willing[task.op] += 1
+            if most and willing[task.op] > most:
+                continue
+        chosen.append(task)
+    return chosen, willing
+
+
+def judged(task: Task, builds: list[Build]) -> Point:
+    op, case = _of(task)
     foreseen = foresee(op, case, json.loads(task.points[0]), ARCHS[task.arch])
     found = next((build.error for build in builds if build.error), "")
     spills, shared = (max((getattr(b, fact) for b in builds), default=0) for fact in ("spills", "shared"))
@@ -88,17 +114,41 @@ def sample(tasks: list[Task], workers: int) -> Iterator[Point]:
         yield judged(task, builds)
 
 
-def table(points: list[Point]) -> dict[str, dict[str, int]]:
-    """Counts of the four cells for each op and for all."""
+def table(points: list[Point], willing: dict[str, int] | None = None) -> dict[str, dict[str, int]]:
+    """Counts of the cells for each op and for all; and of how many the points that are not refused are a part."""
     rows: dict[str, dict[str, int]] = {}
     for point in points:
         for name in (point.op, "all"):
-            row = rows.setdefault(name, dict.fromkeys(("right passes", "missed", "needless", "right refusals"), 0))
+            row = rows.setdefault(name, dict.fromkeys(CELLS, 0))
             row[point.cell] += 1
+    for name, row in rows.items():
+        compiled = row["right passes"] + row["missed"] + row["slow"]
+        row["not refused"] = (willing or {}).get(name, compiled)
+    if rows:
+        rows["all"]["not refused"] = sum(row["not refused"] for name, row in rows.items() if name != "all")
     return rows
 
 
-def misses(rows: dict[str, dict[str, int]]) -> Any:
-    """The share of real failures that nobody foresaw."""
-    row = rows["all"]
-    return row["missed"] / max(1, row["missed"] + row["right refusals"])
+def weight(row: dict[str, int]) -> float:
+    """Of how many points each that was compiled and not refused is one."""
+    compiled = row["right passes"] + row["missed"] + row.get("slow", 0)
+    return row.get("not refused", compiled) / max(1, compiled)
+
+
+def misses(rows: dict[str, dict[str, int]]) -> float:
+    """The share of real failures that nobody foresaw; those missed in a part stand for those of the whole."""
+    missed = sum(row["missed"] * weight(row) for name, row in rows.items() if name != "all")
+    return missed / max(1.0, missed + rows["all"]["right refusals"])
+
+
+def most_misses(rows: dict[str, dict[str, int]], doubt: float = 0.05) -> float:
+    """What that share hardly exceeds over the whole space, of which the points are a sample: were more missed, so few
+    would show in one sample of twenty. As if every miss could be of the op that was compiled in the smallest part."""
+    weights = [weight(row) for name, row in rows.items() if name != "all"]
+    seen, low, high = rows["all"]["missed"], 0.0, 100.0 + 10 * rows["all"]["missed"]
+    while high - low > 1e-6:
+        mean = (low + high) / 2
+        likely = sum(math.exp(-mean) * mean**k / math.factorial(k) for k in range(seen + 1))
+        low, high = (mean, high) if likely > doubt else (low, mean)
+    missed = high * max([1.0, *weights])
+    return missed / (missed + rows["all"]["right refusals"])

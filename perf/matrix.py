@@ -9,12 +9,14 @@ from typing import Any
 import triton
 
 from ..autotune.gpu import ARCHS
-from .ports import Build
+from .forecast import CELLS, misses, most_misses
+from .ports import LIMIT_S, Build
 
 COMMITTED = Path(__file__).resolve().parent / "results" / "ports.json"
 PAGE = COMMITTED.parent.parent.parent / "PORTS.md"
 SCHEMA = 2
-# defaults were timed here: what they spill is known to pay, and nothing else is picked for it
+# defaults were timed here: what they spill is known to pay, and nothing else is picked for it; that something else
+# compiles is said all the same
 TIMED = ("sm90",)
 AGAIN = "draftwood ports {op} --save writes perf/results/ports.json anew, if this is meant"
 
@@ -109,12 +111,10 @@ def page(report: dict[str, Any]) -> str:
     if failed:
         lines += ["", "## What does not compile", "", *_head("op", "architecture", "kernel", "case", "config", "why")]
         lines += [_line(b.op, b.arch, b.kernel, f"`{b.case}`", b.config or "default", b.error) for b in failed]
-    lines += ["", *_forecast(report.get("forecast"))]
+    lines += ["", *_free(report, ops, archs)]
+    lines += _forecast(report.get("forecast"))
     lines += ["## What spills", "", *_spilling([build for build in builds if build.spills and not build.config]), ""]
     lines += _fitted(report.get("fitted", []))
-    looked = {(row["op"], row["arch"]) for row in report.get("fitted", [])}
-    if unknown := [pair for pair in spilling(builds) if pair not in looked]:
-        lines += ["Not looked for yet: " + ", ".join(f"{op} on {arch}" for op, arch in unknown) + ".", ""]
     lines += [
         "## What they take",
         "",
@@ -147,13 +147,43 @@ def _taken(arch: str, builds: list[Build]) -> str:
 
 
 def spilling(builds: list[Build]) -> list[tuple[str, str]]:
-    """The ops and architectures whose default configs spill or fail; where they were timed, in every case."""
-    cases: dict[tuple[str, str], dict[str, bool]] = {}
-    for build in builds:
-        if not build.config:
-            of = cases.setdefault((build.op, build.arch), {})
-            of[build.case] = of.get(build.case, False) or bool(build.spills or build.error)
-    return sorted(pair for pair, of in cases.items() if (all if pair[1] in TIMED else any)(of.values()))
+    """The ops and architectures whose default configs spill or fail."""
+    return sorted({(build.op, build.arch) for build in builds if not build.config and (build.spills or build.error)})
+
+
+def free(report: dict[str, Any]) -> dict[tuple[str, str], str]:
+    """Of each op and architecture: which configs compile without a spill, in every perf case: 'default', or what else
+    some cases take; 'no: ..' where a case has none, '?' where nobody has looked since its default began to spill."""
+    builds = held(report)
+    found = {(build.op, build.arch): "default" for build in builds}
+    found |= dict.fromkeys(spilling(builds), "?")
+    fitted: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in report.get("fitted", []):
+        fitted.setdefault((row["op"], row["arch"]), []).append(row)
+    for pair, rows in fitted.items():
+        if left := [row["spills"] for row in rows if row["spills"]]:
+            found[pair] = f"no: {len(left)} cases spill {min(left)} to {max(left)}"
+        elif pair in found:
+            changes = Counter(" ".join(f"{knob}={value}" for knob, value in row["changes"].items()) for row in rows)
+            found[pair] = f"{sum(changes.values())} cases: " + " or ".join(text for text, _ in changes.most_common())
+    return found
+
+
+def _free(report: dict[str, Any], ops: list[str], archs: list[str]) -> list[str]:
+    found = free(report)
+    every = [op for op in ops if all(found.get((op, arch)) == "default" for arch in archs)]
+    others = [op for op in ops if op not in every]
+    good = sum(text[:2] != "no" and text != "?" for text in found.values())
+    lines = [
+        "## A config without spills",
+        "",
+        f"{good} of {len(found)} pairs of an op and an architecture have one in every perf case: the default, or what",
+        "is named (`draftwood ports --fit`; only the knobs that differ from the default of the case).",
+    ]
+    if others:
+        lines += ["", *_head("op", *archs)]
+        lines += [_line(op, *(found.get((op, arch), "–") for arch in archs)) for op in others]
+    return [*lines, "", f"The default serves everywhere: {', '.join(every)}.", ""]
 
 
 def _spilling(builds: list[Build]) -> list[str]:
@@ -196,22 +226,43 @@ def _forecast(forecast: dict[str, Any] | None) -> list[str]:
     """The confusion matrix of `draftwood ports --foresee`."""
     if not forecast:
         return []
-    rows, every = forecast["rows"], forecast["rows"]["all"]
+    rows, every, most = forecast["rows"], forecast["rows"]["all"], forecast.get("most", 0)
+    compiled = sum(every.get(cell, 0) for cell in CELLS)
     failed = every["missed"] + every["right refusals"]
+    drawn, count, limit = forecast.get("drawn", compiled), forecast["count"], forecast.get("limit_s", LIMIT_S)
+    command = f"draftwood ports --foresee {count}" + (f" --most {most}" if most else "")
     lines = [
         "## What was foreseen",
         "",
-        f"`draftwood ports --foresee {forecast['count']}` with triton {forecast.get('triton', '?')}: "
-        f"{sum(every.values())} points of the ops' whole spaces,",
-        f"a random part of {forecast.get('drawn', sum(every.values()))}: both ends of every knob and "
-        f"{forecast['count']} points an op and architecture (seed {forecast['seed']}),",
-        "each foreseen from spec and config alone (`autotune/foresight.py`) and then really compiled.",
-        f"{failed} did not run; {every['missed']} of these were not foreseen ({every['missed'] / max(1, failed):.1%}).",
+        f"`{command}` with triton {forecast.get('triton', '?')}: {drawn} points of the ops' whole spaces, both ends",
+        f"of every knob and {count} points an op and architecture (seed {forecast['seed']}), each foreseen from spec",
+        f"and config alone (`autotune/foresight.py`); {compiled} of them were then really compiled.",
+    ]
+    if most:
+        lines += [
+            f"All that are refused were; of an op's others at most {most}, drawn at random: what is missed among those",
+            "is counted as many times as the drawn are more than the compiled.",
+        ]
+    lines += [
+        f"{failed} did not run; {every['missed']} of these were not foreseen: {misses(rows):.1%} of all failures. As a "
+        f"sample of the whole space",
+        f"that is {most_misses(rows):.1%} at most (95 %).",
         "",
-        *_head("op", "runs, as foreseen", "refused, and fails", "missed", "refused needlessly"),
+        *_head(
+            "op",
+            "runs, as foreseen",
+            "of",
+            "refused, and fails",
+            "missed",
+            "refused needlessly",
+            f"took over {limit} s",
+        ),
     ]
     for op, row in sorted(rows.items(), key=lambda item: (item[0] == "all", item[0])):
-        lines.append(_line(op, row["right passes"], row["right refusals"], row["missed"], row["needless"]))
+        ran = row["right passes"]
+        of = row.get("not refused", ran + row["missed"])
+        refused = (row["right refusals"], row["missed"], row["needless"], row.get("slow", 0))
+        lines.append(_line(op, ran, of, *refused))
     return [*lines, ""]
 
 

@@ -89,10 +89,11 @@ def test_a_saved_report_is_read_back_and_a_part_of_it_replaced(tmp_path):
     report = matrix.save(builds, None, file)
     assert sorted(matrix.held(report), key=lambda b: b.key) == sorted(builds, key=lambda b: b.key)
     assert "0/1" in matrix.page(report) and "1/1" in matrix.page(report)
-    rows = {"all": {"right passes": 9, "missed": 1, "needless": 2, "right refusals": 3}}
-    report = matrix.save([replace(GOOD, registers=65)], {"count": 15, "seed": 0, "rows": rows}, file)
+    row = {"right passes": 9, "missed": 1, "needless": 2, "right refusals": 3}
+    report = matrix.save([replace(GOOD, registers=65)], {"count": 15, "seed": 0, "rows": {"op": row, "all": row}}, file)
     assert {build.registers for build in matrix.held(report) if build.arch == "sm90"} == {65}
-    assert len(report["builds"]) == 3 and "4 did not run; 1 of these were not foreseen (25.0%)" in matrix.page(report)
+    assert len(report["builds"]) == 3
+    assert "4 did not run; 1 of these were not foreseen: 25.0% of all failures." in matrix.page(report)
 
 
 def test_what_spills_by_default_is_shown_beside_what_does_not(tmp_path):
@@ -104,7 +105,8 @@ def test_what_spills_by_default_is_shown_beside_what_does_not(tmp_path):
     assert "| op | sm75 | 2 | 1 spill | num_warps=8 | 7 |" in matrix.page(report)
     # what serves again needs no other
     report = matrix.save([replace(GOOD, arch="sm75")], None, file)
-    assert not report["fitted"] and "--fit" not in matrix.page(report)
+    assert not report["fitted"] and "num_warps=8" not in matrix.page(report)
+    assert "looked for other configs" not in matrix.page(report)
 
 
 def test_occupancy_is_bound_by_what_runs_out_first():
@@ -127,20 +129,30 @@ def test_every_default_of_the_committed_matrix_compiles_everywhere():
         assert matrix.PAGE.read_text() == matrix.page(matrix.load()), "write it anew: draftwood ports --save"
 
 
-# every config that was tried spills something: a head of 256 with tiles of 16
-SPILLING = {("prefill_attention", "gfx1100")}
+def test_every_op_has_a_config_without_spills_on_every_architecture():
+    found = matrix.free(matrix.load())
+    assert {arch for _, arch in found} == set(gpu.ARCHS)
+    assert not {pair: text for pair, text in found.items() if text == "?" or text.startswith("no")}
 
 
-def test_where_another_config_was_looked_for_there_is_one_that_spills_nothing_but_where_none_was_found():
-    report, known = matrix.load(), registered()
-    by: dict[tuple[str, str], list[int]] = {}
-    for row in report.get("fitted", []):
-        by.setdefault((row["op"], row["arch"]), []).append(row["spills"])
-    # a case that is no row spills nothing with its default
-    found = {
-        pair for pair, spills in by.items() if all(spills) and len(spills) == len(known[pair[0]].spec.cases["perf"])
+def test_the_table_of_configs_without_spills_tells_no_from_unknown_and_from_the_default():
+    row = {"op": "op", "case": "T=1", "default_spills": 9}
+    builds = [replace(GOOD, arch=arch, spills=9 * (arch != "sm90")) for arch in ("sm75", "sm80", "sm86", "sm90")]
+    rows = [
+        {**row, "arch": "sm80", "changes": {"num_warps": 8, "BLOCK": 16}, "spills": 0},
+        {**row, "arch": "sm86", "changes": {"num_warps": 8}, "spills": 0},
+        {**row, "arch": "sm86", "case": "T=2", "changes": {}, "spills": 4},
+    ]
+    report = {"builds": [matrix._row(build) for build in builds], "fitted": rows}
+    assert matrix.free(report) == {
+        ("op", "sm75"): "?",
+        ("op", "sm80"): "1 cases: num_warps=8 BLOCK=16",
+        ("op", "sm86"): "no: 1 cases spill 4 to 4",
+        ("op", "sm90"): "default",
     }
-    assert found == SPILLING
+    page = matrix.page(report)
+    assert "2 of 4 pairs of an op and an architecture" in page
+    assert "| op | ? | 1 cases: num_warps=8 BLOCK=16 | no: 1 cases spill 4 to 4 | default |" in page
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -273,17 +285,44 @@ def test_a_config_that_will_not_run_is_explained_before_anything_is_compiled():
     assert draftwood("ports", "rms_norm", "--explain", "{}").returncode == 0
 
 
-def test_a_forecast_counts_what_was_missed():
+def test_a_forecast_counts_what_was_missed_and_what_took_too_long_apart():
     point = forecast.Point("op", "sm90", "T=1", "{}", "", "")
+    slow = f"{ports.TOO_LONG}: not compiled in 60 s of a core"
     points = [
         point,
         replace(point, found="no"),
         replace(point, foreseen="no"),
         replace(point, foreseen="no", found="no"),
+        replace(point, found=slow),
+        replace(point, foreseen="no", found=slow),
     ]
     rows = forecast.table(points)
-    assert rows["op"] == {"right passes": 1, "missed": 1, "needless": 1, "right refusals": 1}
-    assert forecast.misses(rows) == 0.5
+    cells = {"right passes": 1, "missed": 1, "needless": 1, "right refusals": 2, "slow": 1, "not refused": 3}
+    assert rows["op"] == cells == rows["all"]
+    assert forecast.misses(rows) == 1 / 3
+
+
+def test_what_is_missed_in_a_part_stands_for_the_whole():
+    point = forecast.Point("op", "sm90", "T=1", "{}", "", "")
+    points = [replace(point, foreseen="no", found="no")] * 8 + [point] * 9 + [replace(point, found="no")]
+    whole, part = forecast.table(points), forecast.table(points, {"op": 40})
+    assert forecast.misses(whole) == 1 / 9 and forecast.misses(part) == 4 / 12
+    # one or none among ten, and yet 4.74 might be expected
+    assert abs(forecast.most_misses(whole) - 4.744 / 12.744) < 1e-3
+    assert abs(forecast.most_misses(part) - 4 * 4.744 / (4 * 4.744 + 8)) < 1e-3
+
+
+def test_all_that_is_refused_is_compiled_and_of_the_rest_a_part():
+    work = forecast.work(["prefill_attention", "swiglu"], ["gfx1201", "sm90"], 8, [])
+    some, willing = forecast.part(work, 5)
+    every, _ = forecast.part(work, 0)
+    assert every == work and set(some) < set(work)
+    refused = [task for task in work if forecast.judged(task, []).foreseen]
+    assert refused and set(refused) <= set(some)
+    left = [task.op for task in some if task not in refused]
+    assert left.count("prefill_attention") == left.count("swiglu") == 5
+    assert willing["swiglu"] == sum(task.op == "swiglu" for task in work)
+    assert willing["prefill_attention"] == sum(task.op == "prefill_attention" for task in work) - len(refused)
 
 
 def test_the_committed_forecast_missed_less_than_one_real_failure_in_a_hundred():

@@ -89,34 +89,45 @@ def _tq3_0(b_w, b_h, BS: tl.constexpr, D: tl.constexpr, EXACT: tl.constexpr):
 @triton.jit
 def load_rows(p_row, m_s, FORMAT: tl.constexpr, D: tl.constexpr, TYPE: tl.constexpr):
     """p_row: [BS] pointers to rows -> [BS, D], columns in the order of `columns`; zeros where m_s is off, if any."""
+    return load_part(p_row, m_s, FORMAT, D, TYPE, 0, D)
+
+
+@triton.jit
+def load_part(
+    p_row, m_s, FORMAT: tl.constexpr, D: tl.constexpr, TYPE: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr
+):
+    """Of rows of D their columns FIRST .. FIRST + WIDTH - 1, whole blocks of 32: [BS, WIDTH]."""
     BS: tl.constexpr = p_row.shape[0]
     NB: tl.constexpr = D // 32
     p_row = p_row[:, None]
     m = m_s[:, None] if m_s is not None else None
     ZERO: tl.constexpr = 0 if m_s is not None else None
     if FORMAT == "f16" or FORMAT == "bf16":
-        b_x = tl.load(p_row + tl.arange(0, D)[None, :], mask=m, other=ZERO).to(TYPE)
+        b_x = tl.load(p_row + (tl.arange(0, WIDTH) + FIRST)[None, :], mask=m, other=ZERO).to(TYPE)
     else:
         # pointers take their type before their offsets: so the compiler sees that neighbours are neighbours
-        b_d = tl.load(p_row.to(tl.pointer_type(tl.float16)) + tl.arange(0, NB)[None, :], mask=m, other=ZERO)  # [BS, NB]
+        p_d = p_row.to(tl.pointer_type(tl.float16)) + (tl.arange(0, WIDTH // 32) + FIRST // 32)[None, :]
+        b_d = tl.load(p_d, mask=m, other=ZERO)  # [BS, WIDTH / 32]
         p_w = (p_row + 2 * NB).to(tl.pointer_type(tl.uint32))
         if FORMAT == "q8_0":
-            b_w = tl.load(p_w + tl.arange(0, D // 4)[None, :], mask=m, other=ZERO)  # [BS, D/4]
+            o_w = (tl.arange(0, WIDTH // 4) + FIRST // 4)[None, :]
+            b_w = tl.load(p_w + o_w, mask=m, other=ZERO)  # [BS, WIDTH / 4]
             # two's complement plus 128: 1024 + 128 + q
             b_w = tl.join(b_w & 0x00FF00FF ^ 0x64806480, b_w >> 8 & 0x00FF00FF ^ 0x64806480)
-            b_x = _halves(b_w, BS, D).to(tl.float16, bitcast=True) - 1152.0
+            b_x = _halves(b_w, BS, WIDTH).to(tl.float16, bitcast=True) - 1152.0
         elif FORMAT == "q4_0":
-            b_w = tl.load(p_w + tl.arange(0, D // 8)[None, :], mask=m, other=ZERO)  # [BS, D/8]
+            o_w = (tl.arange(0, WIDTH // 8) + FIRST // 8)[None, :]
+            b_w = tl.load(p_w + o_w, mask=m, other=ZERO)  # [BS, WIDTH / 8]
             b_even = tl.join(b_w & 0x000F000F, b_w >> 4 & 0x000F000F)
             b_odd = tl.join(b_w >> 8 & 0x000F000F, b_w >> 12 & 0x000F000F)
-            b_x = _halves(tl.join(b_even, b_odd) | 0x64006400, BS, D).to(tl.float16, bitcast=True) - 1032.0
+            b_x = _halves(tl.join(b_even, b_odd) | 0x64006400, BS, WIDTH).to(tl.float16, bitcast=True) - 1032.0
         else:
-            o_w = tl.arange(0, D // 16)[None, :]
-            b_w = tl.load(p_w + o_w, mask=m, other=ZERO)  # [BS, D/16]
+            o_w = (tl.arange(0, WIDTH // 16) + FIRST // 16)[None, :]
+            b_w = tl.load(p_w + o_w, mask=m, other=ZERO)  # [BS, WIDTH / 16]
             p_h = (p_row + 2 * NB + D // 4).to(tl.pointer_type(tl.uint16))
-            b_h = tl.load(p_h + o_w, mask=m, other=ZERO)  # [BS, D/16]
-            b_x = _tq3_0(b_w, b_h.to(tl.uint32), BS, D, tl.float32 == TYPE)
-        b_x = tl.reshape(b_x.to(TYPE) * b_d.to(TYPE)[:, :, None], (BS, D))
+            b_h = tl.load(p_h + o_w, mask=m, other=ZERO)  # [BS, WIDTH / 16]
+            b_x = _tq3_0(b_w, b_h.to(tl.uint32), BS, WIDTH, tl.float32 == TYPE)
+        b_x = tl.reshape(b_x.to(TYPE) * b_d.to(TYPE)[:, :, None], (BS, WIDTH))
     return b_x
 
 

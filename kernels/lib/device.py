@@ -69,6 +69,12 @@ def has_few_registers(device: torch.device) -> bool:
     return compiled_for(device).startswith("gfx1")
 
 
+def is_narrow(device: torch.device) -> bool:
+    """Whether a lane's registers do not hold what products of whole rows want: RDNA, and where no tensor cores share
+    the rows of a product."""
+    return has_few_registers(device) or lacks_dot(device)
+
+
 def has_wgmma(device: torch.device) -> bool:
     """Whether four warps multiply together what lies in shared memory: sm90 alone."""
     return _capability(device) == 90
@@ -95,10 +101,11 @@ def _capability(device: torch.device) -> int:
 
 
 def multiply(precision: str, device: torch.device) -> str:
-    """How f32 are multiplied here (lib/wy.py) where a config says auto: on bf16 tensor cores where there are any."""
+    """How f32 are multiplied here (lib/wy.py) where a config says auto: on bf16 tensor cores where there are any and
+    registers for three parts of an operand."""
     if precision != "auto":
         return precision
-    return "ieee" if lacks_dot(device) else "bf16"
+    return "ieee" if is_narrow(device) else "bf16"
 
 
 def shared_memory(device: torch.device) -> int:

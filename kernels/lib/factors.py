@@ -69,9 +69,16 @@ def _factors(
     p_mask = ancestors + i_b * T * T + r_t[:, None] * T if TREE else p_a
     if PTX:
         b_a, b_b, m_node = gate_rows(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, begun, TREE, PTX)
-    b_k = tl.load(k + i_b * s_k_b + i_k * K + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)
-    b_q = tl.load(q + i_b * s_q_b + i_k * K + r_t[:, None] * s_q_t + o_k[None, :], mask=m_t[:, None], other=0.0)
-    b_k, b_q = together(b_k, b_q, PTX)
+    if PRECISION == "ieee":
+        p_k, p_q = k + i_b * s_k_b + i_k * K, q + i_b * s_q_b + i_k * K
+        # no tensor cores share the rows of a product: whole ones would stand in every lane's registers
+        products = sliced(p_q, s_q_t, p_k, s_k_t, r_t, m_t, K, BT)
+        b_k, b_q = products[0], products[1]
+    else:
+        products = None
+        b_k = tl.load(k + i_b * s_k_b + i_k * K + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)
+        b_q = tl.load(q + i_b * s_q_b + i_k * K + r_t[:, None] * s_q_t + o_k[None, :], mask=m_t[:, None], other=0.0)
+        b_k, b_q = together(b_k, b_q, PTX)
     if TREE:
         m_self = marks(p_mask + r_t[None, :], m_t[:, None] & m_t[None, :], begun, PTX)  # [BT, BT]
     else:
@@ -91,7 +98,9 @@ def _factors(
     if not PTX:
         b_a, b_b, m_node = gate_rows(p_a, s_a_t, p_b, s_b_t, p_mask, r_t, T, begun, TREE, PTX)
     b_g, b_beta = node_gates(b_a, b_b, m_node, b_A, b_bias)
-    b_a, b_decay, b_p, b_c, b_e, b_d, b_last = terms(b_q, b_k, b_g, b_beta, m_self, K, BT, TREE, PRECISION)
+    b_a, b_decay, b_p, b_c, b_e, b_d, b_last = terms(
+        b_q, b_k, products, b_g, b_beta, m_self, K, BT, TREE, PRECISION
+    )  # fmt: skip
     i_n = (i_b * NT + i_c) * HV + i_h
     p_planes = planes + i_n * PLANES * BT * BT + o_t[:, None] * BT + o_t[None, :]
     # what is done with goes out before the inverse, which needs the registers
@@ -150,20 +159,43 @@ def node_gates(b_a, b_b, m_t, b_A, b_bias):
 
 
 @triton.jit
+def sliced(p_q, s_q_t, p_k, s_k_t, r_t, m_t, K: tl.constexpr, BT: tl.constexpr):
+    """k k^T and q k^T [BT, BT] and the squares of k's and q's rows, 32 channels at a time."""
+    BK: tl.constexpr = 32 if K > 32 else K
+    o_k = tl.arange(0, BK)
+    b_kk, b_qk = tl.zeros((BT, BT), tl.float32), tl.zeros((BT, BT), tl.float32)
+    b_rk, b_rq = tl.zeros((BT,), tl.float32), tl.zeros((BT,), tl.float32)
+    for i_c in range(0, K, BK):
+        b_k = tl.load(p_k + i_c + r_t[:, None] * s_k_t + o_k[None, :], mask=m_t[:, None], other=0.0)  # [BT, BK]
+        b_q = tl.load(p_q + i_c + r_t[:, None] * s_q_t + o_k[None, :], mask=m_t[:, None], other=0.0)
+        b_kk = product(b_k, tl.trans(b_k), b_kk, "ieee")
+        b_qk = product(b_q, tl.trans(b_k), b_qk, "ieee")
+        b_rk += squares(b_k, 1)
+        b_rq += squares(b_q, 1)
+    return b_kk, b_qk, b_rk, b_rq
+
+
+@triton.jit
 def terms(
-    b_q, b_k, b_g, b_beta, m_self,
+    b_q, b_k, products, b_g, b_beta, m_self,
     K: tl.constexpr, BT: tl.constexpr, TREE: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """For rows i with ancestors j in the mask [BT, BT]: A without decays, the decays, P, c, e, d, last.
 
-    The decays telescope: the inverse of I + A is that of I + A without any, times the decay from j to i.
+    Of q and k, or of their `products` as `sliced` gives them. The decays telescope: the inverse of I + A is that of I +
+    A without any, times the decay from j to i.
     """
     o_t = tl.arange(0, BT)
     b_coarse, b_fine = coarse_fine(b_g)
-    b_kk = product(b_k, tl.trans(b_k), tl.zeros((BT, BT), tl.float32), PRECISION)
-    b_qk = product(b_q, tl.trans(b_k), tl.zeros((BT, BT), tl.float32), PRECISION)
-    b_rk = tl.rsqrt(squares(b_k, 1) + 1e-6)
-    b_rq = tl.rsqrt(squares(b_q, 1) + 1e-6) * K**-0.5
+    if products is None:
+        b_kk = product(b_k, tl.trans(b_k), tl.zeros((BT, BT), tl.float32), PRECISION)
+        b_qk = product(b_q, tl.trans(b_k), tl.zeros((BT, BT), tl.float32), PRECISION)
+        b_rk = tl.rsqrt(squares(b_k, 1) + 1e-6)
+        b_rq = tl.rsqrt(squares(b_q, 1) + 1e-6) * K**-0.5
+    else:
+        b_kk, b_qk, b_rk, b_rq = products
+        b_rk = tl.rsqrt(b_rk + 1e-6)
+        b_rq = tl.rsqrt(b_rq + 1e-6) * K**-0.5
     if TREE:
         b_far = tl.sum(tl.where(m_self, b_coarse[None, :], 0.0), 1)
         b_near = tl.sum(tl.where(m_self, b_fine[None, :], 0.0), 1)

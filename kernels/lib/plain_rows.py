@@ -14,7 +14,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .device import processors, shared_memory
+from .device import lacks_dot, processors, shared_memory
 from .workspace import counters
 
 # rows of W a program, columns a block, blocks on their way, warps, programs a multiprocessor
@@ -112,6 +112,9 @@ def multiply(
     (M, N), K = out.shape, x.shape[1]
     BN, BK, stages, warps, resident = shape or (PAIRED if swiglu else SHAPE)
     BM = min(64, max(16, triton.next_power_of_2(M)))
+    if lacks_dot(x.device):
+        # columns that stand in registers, of both
+        BM, BK, warps = 16, 32, 8
     # blocks of fewer columns where a program has less shared memory, with some to spare for the end
     while (BM + BN * (2 if swiglu else 1)) * BK * 2 * stages > shared_memory(x.device) - 4096 and BK > 32:
         BK //= 2

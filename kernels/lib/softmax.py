@@ -16,7 +16,12 @@ LOG2E = 1.4426950408889634
 @triton.jit
 def attend(b_q, b_k, b_v, m, scale, b_m, b_l, b_acc):
     """b_q [BM, D], b_k [BS, D] of one type, b_v [BS, D], m [BM, BS] or broadcastable: what queries see, if not all."""
-    b_s = tl.dot(b_q, tl.trans(b_k), input_precision="ieee")
+    return weigh(tl.dot(b_q, tl.trans(b_k), input_precision="ieee"), b_v, m, scale, b_m, b_l, b_acc)
+
+
+@triton.jit
+def weigh(b_s, b_v, m, scale, b_m, b_l, b_acc):
+    """The same of scores [BM, BS]."""
     if m is not None:
         b_s = tl.where(m, b_s, float("-inf"))  # [BM, BS]
     b_top = tl.maximum(b_m, tl.max(b_s, 1) * scale)

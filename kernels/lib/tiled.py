@@ -15,6 +15,7 @@ serves where no m16n8k32 does (`row_int8.py`, `rows_int8.py`): on matrix cores o
 import triton
 import triton.language as tl
 
+from .parts import read_in_parts
 from .tiles import HIGH, codes, scales_of, weights
 
 _HIGH = tl.constexpr(HIGH)
@@ -40,14 +41,15 @@ def _record(words, wide, p, FORMAT: tl.constexpr, SCALES: tl.constexpr, D: tl.co
 
 @triton.jit
 def _step(
-    acc, b_x, b_d, b_sum, words, wide, p,
-    FORMAT: tl.constexpr, SCALES: tl.constexpr, D: tl.constexpr, ASM: tl.constexpr,
+    acc, b_x, p_x, m_m, b_d, b_sum, words, wide, p,
+    FORMAT: tl.constexpr, SCALES: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, ASM: tl.constexpr,
 ):  # fmt: skip
-    """acc [64, BM] + the record at byte p · b_x [256, BM]; b_d and b_sum [G, BM] where x is in 8 bits."""
+    """acc [64, BM] + the record at byte p · b_x [256, BM], or what p_x points to; b_d and b_sum [G, BM] where x is in 8
+    bits."""
     b_w, b_high, b_scales, b_dw = _record(words, wide, p, FORMAT, SCALES, D)
     if b_d is None:
         b_a = weights(b_w, b_high, b_scales, b_dw, FORMAT, ASM)
-        acc = tl.dot(b_a.to(b_x.dtype), b_x, acc)
+        acc = read_in_parts(acc, b_a, p_x, m_m, PARTS) if PARTS > 1 else tl.dot(b_a.to(b_x.dtype), b_x, acc)
     else:
         G: tl.constexpr = b_d.shape[0]
         b_q = tl.reshape(codes(b_w, b_high, FORMAT, ASM), (64, G, 256 // G))
@@ -58,6 +60,21 @@ def _step(
             b_dot -= tl.trans(b_min)[:, :, None] * b_sum[:, None, :]
         acc += tl.sum(b_dot, 0)
     return acc
+
+
+@triton.jit
+def _tokens(p_x, d, d_sum, o_m, m_m, i_k, K, G: tl.constexpr, PARTS: tl.constexpr):
+    """256 columns of x [256, BM], unless they are read in parts; where x is in 8 bits d and d * sum [G, BM] too."""
+    b_x, b_d, b_sum = None, None, None
+    if PARTS == 1 or d is not None:
+        b_x = tl.load(p_x + i_k * 256, mask=m_m[None, :], other=0.0)  # [256, BM]
+    if d is not None:
+        # q6_k's groups are half as wide
+        o_g = tl.arange(0, G)[:, None] * 8 // G
+        o_d = o_m.to(tl.int64)[None, :] * (K // 32) + i_k * 8 + o_g
+        b_d = tl.load(d + o_d, mask=m_m[None, :], other=0.0)  # [G, BM]
+        b_sum = tl.load(d_sum + o_d, mask=m_m[None, :], other=0.0)
+    return b_x, b_d, b_sum
 
 
 # M is compared with and no more: a kernel for each kind of number would be the same
@@ -79,6 +96,7 @@ def tiled(
     SWIGLU: tl.constexpr,
     SPLIT: tl.constexpr,
     BM: tl.constexpr,
+    PARTS: tl.constexpr,
     STAGES: tl.constexpr,
     ASM: tl.constexpr,
 ):  # fmt: skip
@@ -89,23 +107,31 @@ def tiled(
     o_m = tl.program_id(2) * BM + tl.arange(0, BM)
     m_m = o_m < M
     o_k = tl.arange(0, 256)
-    p_x = x + o_m.to(tl.int64)[None, :] * s_x_m + o_k[:, None]
+    p_first = x + o_m.to(tl.int64)[None, :] * s_x_m  # [1, BM]
+    p_x = p_first + o_k[:, None]
     row = i_t.to(tl.int64) * steps * RECORD
     up = (i_t + N // 64).to(tl.int64) * steps * RECORD
     acc = tl.zeros((64, BM), tl.float32)
     acc_up = tl.zeros((64, BM), tl.float32)
     for i_k in tl.range(first, last, num_stages=STAGES):
-        b_x = tl.load(p_x + i_k * 256, mask=m_m[None, :], other=0.0)  # [256, BM]
-        b_d, b_sum = None, None
-        if d is not None:
-            # q6_k's groups are half as wide
-            o_g = tl.arange(0, G)[:, None] * 8 // G
-            o_d = o_m.to(tl.int64)[None, :] * (K // 32) + i_k * 8 + o_g
-            b_d = tl.load(d + o_d, mask=m_m[None, :], other=0.0)  # [G, BM]
-            b_sum = tl.load(d_sum + o_d, mask=m_m[None, :], other=0.0)
-        acc = _step(acc, b_x, b_d, b_sum, words, wide, row + i_k * RECORD, FORMAT, SCALES, D, ASM)
-        if SWIGLU:
-            acc_up = _step(acc_up, b_x, b_d, b_sum, words, wide, up + i_k * RECORD, FORMAT, SCALES, D, ASM)
+        b_x, b_d, b_sum = _tokens(p_x, d, d_sum, o_m, m_m, i_k, K, G, PARTS)
+        acc = _step(
+            acc, b_x, p_first + i_k * 256, m_m, b_d, b_sum, words, wide, row + i_k * RECORD, FORMAT, SCALES, D,
+            PARTS, ASM,
+        )  # fmt: skip
+        if SWIGLU and PARTS == 1:
+            acc_up = _step(
+            acc_up, b_x, p_first + i_k * 256, m_m, b_d, b_sum, words, wide, up + i_k * RECORD, FORMAT, SCALES, D,
+            PARTS, ASM,
+        )  # fmt: skip
+    if SWIGLU and PARTS > 1:
+        # one after the other: registers hold one record
+        for i_k in tl.range(first, last, num_stages=STAGES):
+            b_x, b_d, b_sum = _tokens(p_x, d, d_sum, o_m, m_m, i_k, K, G, PARTS)
+            acc_up = _step(
+            acc_up, b_x, p_first + i_k * 256, m_m, b_d, b_sum, words, wide, up + i_k * RECORD, FORMAT, SCALES, D,
+            PARTS, ASM,
+        )  # fmt: skip
 
     o_n = i_t * 64 + tl.arange(0, 64)
     o_out = o_m.to(tl.int64)[None, :] * N + o_n[:, None]  # [64, BM]
