@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..kernels.dequant_matmul import MOST_ROWS, RING_ROWS
+from ..kernels.lib.by_shape import MOST_ROWS, RING_ROWS
 from ..kernels.lib.ring_exact import stages
 from ..reference.spec import Case
 

@@ -14,8 +14,8 @@ An op of one's own says what it needs by `shared_bytes(config, case, arch)` in i
 from collections.abc import Callable
 from typing import Any
 
-from ..kernels.dequant_matmul import RING_ROWS
 from ..kernels.gdn_prefill import CHUNKED_FROM
+from ..kernels.lib.by_shape import RING_ROWS
 from ..kernels.lib.ring_exact import stages
 from ..reference.cache import QUANTISED, row_size
 from ..reference.ops import Op

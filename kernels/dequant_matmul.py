@@ -31,6 +31,7 @@ from .config import pick
 from .lib import plain_rows
 from .lib import ring_exact as ring
 from .lib.blocks import CHUNK, dequantise, unpack
+from .lib.by_shape import MOST_ROWS, by_shape, plain, ring_shares
 from .lib.device import (
     has_few_registers,
     has_imma,
@@ -51,11 +52,6 @@ from .lib.tiled import tiled
 from .lib.tiles import SCALES, D
 from .lib.wide_exact import wide_exact
 from .lib.workspace import counters
-
-# as many rows of x as a program of few rows takes; beyond them exact goes to `wide_exact`
-MOST_ROWS = 64
-# and the ring, where it is
-RING_ROWS = 96
 
 
 @dataclass(frozen=True)
@@ -279,8 +275,8 @@ def _on_tiles(
     if config.algorithm == "ring" and not whole:
         config = replace(config, algorithm="")
     if lacks_imma(x.device):
-        config = _plain(config, M, rows, K, precision, lacks_dot(x.device) or has_few_registers(x.device))
-    config = _by_shape(
+        config = plain(config, M, rows, K, precision, lacks_dot(x.device) or has_few_registers(x.device))
+    config = by_shape(
         config, M, rows, K, format, precision, swiglu, has_imma(x.device), has_much_shared(x.device), rings,
         has_wgmma(x.device),
     )  # fmt: skip
@@ -295,124 +291,6 @@ def _on_tiles(
         launch = _EXACT[config.algorithm]
     launch(x, weight, format, residual, swiglu, out, config)
     return out
-
-
-def _plain(config: Config, M: int, N: int, K: int, precision: str, crowded: bool) -> Config:
-    """What runs without m16n8k32 and m16n8k16; `crowded`: a tile of wide and what it loads ahead do not fit."""
-    if config.warps if precision == "int8" else config.algorithm == "rows":
-        asked = f"'{config.algorithm}' with {config.warps} warps"
-        raise ValueError(f"dequant_matmul takes split, wide if exact, without integer tensor cores, not {asked}")
-    split = config.algorithm != "split" if precision == "int8" else not config.algorithm and M > MOST_ROWS and crowded
-    return replace(config, algorithm="split", split=_split(M, N, K)) if split else config
-
-
-def _split(M: int, N: int, K: int) -> int:
-    """About three programs a multiprocessor of 132."""
-    return max(1, min(K // COLUMNS, round(350 / (N // ROWS * triton.cdiv(M, MOST_ROWS)))))
-
-
-def _by_shape(
-    config: Config,
-    M: int,
-    N: int,
-    K: int,
-    format: str,
-    precision: str,
-    swiglu: bool,
-    imma: bool,
-    much_shared: bool,
-    rings: bool,
-    held: bool,
-) -> Config:
-    """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
-    records = K // COLUMNS
-    if precision == "int8" and config.algorithm != "split" and not config.warps:
-        warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(M, N, records)
-        # a few that spill pay for one more program on sm90, where that was measured
-        registers = _registers(M, format, warps, pair or swiglu) if held else 0
-        chosen = replace(config, warps=warps, warp_rows=1, pair=pair, num_stages=stages, registers=registers)
-        return replace(chosen, early=config.early or early)
-    if precision == "int8" or config.algorithm:
-        return config
-    if M <= RING_ROWS and rings:
-        warps, resident = _ring_program(M, N, records, format, swiglu)
-        return replace(config, algorithm="ring", warps=warps, resident=resident)
-    if M <= 8 and imma:
-        stages = 2 if records > 32 or N <= 2048 else 1
-        return replace(config, algorithm="rows", warps=4, warp_rows=1, pair=False, num_stages=stages)
-    if M > MOST_ROWS and much_shared:
-        # gate and up pass through shared memory at the end
-        return replace(config, algorithm="wide", warps=8, tile_m=128, num_stages=2 if swiglu else 3, resident=1)
-    if M > MOST_ROWS:
-        return replace(config, algorithm="wide", warps=4, tile_m=64, num_stages=2, resident=2)
-    if N <= 2048 or swiglu:
-        return replace(config, algorithm="split", split=2 if swiglu else max(1, records // 2))
-    if not much_shared or format == "q5_k" or N > 65536 or (N <= 8192 and records <= 20):
-        return replace(config, algorithm="split", split=_split(M, N, K))
-    # as many rows of W a program as share x without a spilled register
-    warps = 16 if format in ("q4_k", "q4_0") else 8
-    return replace(config, algorithm="wide", warps=warps, tile_m=64, num_stages=3, resident=1)
-
-
-def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tuple[int, int]:
-    """Warps a program of the ring's, and programs a multiprocessor: several, so that one unpacks while others wait, but
-    what each fetches of x is the more the fewer rows of W it has, and the sum the longer the more share it."""
-    if swiglu:
-        warps, resident = (8, 2) if M <= 8 else (16, 1) if M <= 32 else (8, 1)
-    elif N <= 2048:
-        warps, resident = 4, 2
-    elif M > MOST_ROWS or N > 65536:
-        warps, resident = 8, 2 if 8 < M <= 32 else 1
-    elif N * records < 5120 * 32:
-        warps, resident = 4, 3 if (32 if records <= 20 else 24) >= M else 2
-    elif M > 32:
-        warps, resident = (8, 1) if N * records > 5120 * 60 else (4, 2)
-    elif N > 12288:
-        warps, resident = (8, 2) if 16 < M <= 24 else (4, 3 if M > 24 else 4)
-    else:
-        warps, resident = 4, 4 if M <= 8 else 3 if M <= 24 else 2
-    while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
-        resident -= 1
-    return warps, resident
-
-
-def _ring_shares(groups: int, records: int, most: int) -> int:
-    """Programs: as many as find room, or, where shares are short and no more than a fifth longer for it, so many that
-    shares end with a group: then each has one sum to give."""
-    longest = triton.cdiv(groups * records, most)
-    whole = next((n for n in range(longest, records) if records % n == 0), records)
-    return groups * records // whole if longest <= 8 and 5 * whole <= 6 * longest else min(groups * records, most)
-
-
-def _registers(M: int, format: str, warps: int, pair: bool) -> int:
-    """So many that programs of int8 find room beside each other, where that costs little."""
-    if M > 1:
-        return 0 if M <= 16 else 128 if M <= 32 else 168
-    if format == "q4_k" and warps == 4 and pair:
-        return 96
-    return 80 if format == "q6_k" and warps == 8 and not pair else 0
-
-
-def _row_program(N: int, records: int, swiglu: bool) -> tuple[int, bool, int, str]:
-    """One row of int8: warps a program, 32 rows a warp or 16, records in flight, and where the next launch may begin.
-
-    Enough bytes in flight, and all programs on the GPU at once. The next launch begins at once where programs leave
-    room for its own.
-    """
-    if swiglu:
-        return (8 if N <= 8192 and records > 16 else 4), False, 1, "start"
-    if N <= 8192 and records <= 16:
-        return 4, False, 2, "start"
-    if N <= 2048:
-        return 16, False, 2, "start"
-    if N <= 8192:
-        return (8, True, 1, "start") if records <= 32 else (8, False, 1, "end")
-    return (4, False, 2, "start") if N <= 12288 else (4, True, 1, "start")
-
-
-def _rows_program(M: int, N: int, records: int) -> tuple[int, bool, int, str]:
-    """The same of several rows."""
-    return (8 if M <= 8 and N <= 8192 and records > 32 else 4), False, 1, "start"
 
 
 def _meta(format: str, swiglu: bool) -> dict[str, Any]:
@@ -563,7 +441,7 @@ def _exact_ring(
     stages = ring.stages(format, M, W, resident, swiglu)
     if stages < 2:
         raise ValueError(f"the ring has no room for {resident} programs of {W} warps and {M} rows of x")
-    P = _ring_shares(groups, K // COLUMNS, resident * processors(x.device))
+    P = ring_shares(groups, K // COLUMNS, resident * processors(x.device))
     partial = torch.empty(2 * P * 128 * W * E, dtype=torch.float32, device=x.device)
     # products of one record beside codes of the next: with few warps, if they have the registers
     over = W == 8 and resident == 1 and E > 4 and not swiglu
