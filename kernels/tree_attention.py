@@ -54,7 +54,7 @@ class Config:
     # shares that are joined at a time, and by how many warps
     parts: int = 32
     join_warps: int = 1
-    # the join starts under the shares, and the next launch under the join; not of one pass
+    # the join starts under the shares, and the next launch under the join
     early: bool = True
 
 
@@ -231,14 +231,15 @@ def tree_attention(
         T, H, window, LOG2E / D**0.5, splits,
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
-    ahead = has_pdl(q.device) and config.early and not whole
+    ahead = has_pdl(q.device) and config.early
     early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
     if own:
         own_rows[tiles, splits, Hkv](
             *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
         )
     elif whole:
-        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS, num_warps=8)
+        roles = {"STAGES": STAGES, "REGISTERS": REGISTERS, "num_warps": 8}
+        one_pass[splits + 1, Hkv, tiles](*operands, S, **shape, **roles, **early)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))
     else:

@@ -15,13 +15,16 @@ from triton.language.extra import cuda
 
 from .device import has_pdl
 
-# one thread asks the L2 for $2 bytes from $1 on
+# one thread asks the L2 for $2 bytes from $1 on, none if they are 0: without a branch, behind which ptxas would take no
+# value of the kernel for the same in all lanes
 ASK = tl.constexpr(
     """
 {
-.reg .pred first;
+.reg .pred first, any;
 .reg .u32 lane;
 mov.u32 lane, %tid.x;
+setp.ne.u32 any, $2, 0;
+selp.b32 lane, lane, 1, any;
 setp.eq.u32 first, lane, 0;
 @first cp.async.bulk.prefetch.L2.global [$1], $2;
 mov.u32 $0, 0;

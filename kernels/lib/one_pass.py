@@ -13,6 +13,7 @@ The first tile of a share sets the maximum m of each query, and 2^6 above it: la
 weight leaves f16. A share where one does is walked again, first for its maximum and then with it.
 """
 
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -24,6 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 
 from .feed import fed, told, turn
 from .fragments import in_order, queries_for, value_words, values, values_product
+from .lane_rows import ahead
 from .newer import reinterpret
 from .weights import weighed
 
@@ -129,6 +131,18 @@ def _summed(
 
 
 @gluon.jit
+def _share(end, T, window, i_split, splits):
+    """A share's first row, its tiles, those of them that all queries see, and whether it is the last share."""
+    low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
+    whole = (end - low) // 64
+    every = whole + (end + T - low - whole * 64 + 63) // 64
+    last = i_split == splits
+    begin = gl.minimum(i_split * every // (splits + 1), whole)
+    tiles = gl.where(last, every, gl.minimum((i_split + 1) * every // (splits + 1), whole)) - begin
+    return low + begin * 64, tiles, gl.where(last, whole - begin, tiles), last
+
+
+@gluon.jit
 def one_pass(
     q, s_q_t, s_q_h,
     cache_k, s_k_h, s_k_s: gl.constexpr,
@@ -138,40 +152,31 @@ def one_pass(
     part_o,
     part_m,
     part_l,
-    T, H, window, scale, splits,
+    T, H, window, scale, splits, S,
     G: gl.constexpr,
     FORMAT_K: gl.constexpr,
     FORMAT_V: gl.constexpr,
     STAGES: gl.constexpr,
     REGISTERS: gl.constexpr,
+    EARLY: gl.constexpr,
 ):  # fmt: skip
     """Programs (share, KV head, 144 queries). The last share ends with rows that not all queries see: nodes, and what
     makes no whole tile before them, two tiles at most of 64 nodes."""
     i_split, i_kv, first, rows = gl.program_id(0), gl.program_id(1), gl.program_id(2) * 144, T * G
-    end = gl.load(start)
-    low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
-    whole = (end - low) // 64
-    every = whole + (end + T - low - whole * 64 + 63) // 64
-    last = i_split == splits
-    begin = gl.minimum(i_split * every // (splits + 1), whole)
-    tiles = gl.where(last, every, gl.minimum((i_split + 1) * every // (splits + 1), whole)) - begin
-    # tiles that all queries see
-    seen = gl.where(last, whole - begin, tiles)
-    begin = low + begin * 64
-
+    p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
     KS: gl.constexpr = STAGES[0]
     VS: gl.constexpr = STAGES[1]
     PS: gl.constexpr = STAGES[2]
-    S: gl.constexpr = gl.NVMMASharedLayout(32, 16, 2)
+    Q: gl.constexpr = gl.NVMMASharedLayout(32, 16, 2)
     C: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
     C3: gl.constexpr = gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     F2: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     M: gl.constexpr = mbarrier.MBarrierLayout()
-    q1 = gl.allocate_shared_memory(gl.float16, [1, 16 * 128, 16], S)
-    q2 = gl.allocate_shared_memory(gl.float16, [1, 16 * 16, 16], S)
-    less1 = gl.allocate_shared_memory(gl.float16, [1, 128, 16], S)
-    less2 = gl.allocate_shared_memory(gl.float16, [1, 16, 16], S)
+    q1 = gl.allocate_shared_memory(gl.float16, [1, 16 * 128, 16], Q)
+    q2 = gl.allocate_shared_memory(gl.float16, [1, 16 * 16, 16], Q)
+    less1 = gl.allocate_shared_memory(gl.float16, [1, 128, 16], Q)
+    less2 = gl.allocate_shared_memory(gl.float16, [1, 16, 16], Q)
     K3: gl.constexpr = FORMAT_K == "tq3_0"
     V3: gl.constexpr = FORMAT_V == "tq3_0"
     WK: gl.constexpr = 64 if FORMAT_K == "q8_0" else 32
@@ -214,7 +219,16 @@ def one_pass(
     mbarrier.init(summed, count=1)
     mbarrier.init(asked, count=1)
     mbarrier.init(masked, count=1)
-    p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
+    if EARLY:
+        # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
+        end = gl.minimum(gl.load(start, volatile=True), S - T)
+        begin, tiles, _seen, _last = _share(end, T, window, i_split, splits)
+        ahead(p_k, begin, gl.where((tiles > 0) & (begin + 64 <= S), 64, 0), s_k_s)
+        ahead(p_v, begin, gl.where((tiles > 0) & (begin + 64 <= S), 64, 0), s_v_s)
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    end = gl.load(start)
+    begin, tiles, seen, last = _share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G
     gl.warp_specialize(
         [

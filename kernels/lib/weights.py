@@ -35,26 +35,29 @@ setp.ne.u32 upper, lane, 0;
 selp.b32 other, $1, $2, upper;
 selp.b32 $0, $2, $1, upper;
 shfl.sync.bfly.b32 other, other, {far}, 31, 0xffffffff;
-add.f32 $0, $0, other;
+add.rn.f16x2 $0, $0, other;
 }}
 """
-_WITH_16, _WITH_8 = gl.constexpr(_EXCHANGE.format(far=16)), gl.constexpr(_EXCHANGE.format(far=8))
+_WITH_16, _WITH_8, _WITH_4 = [gl.constexpr(_EXCHANGE.format(far=far)) for far in (16, 8, 4)]
+_SUM = gl.constexpr("add.rn.f16x2 $0, $1, $2;")
 
 
 @gluon.jit
 def _halved(b_p, TEXT: gl.constexpr):
     """[4, 8, N] -> [4, 8, N / 2]: a lane's sums and those of the lane so far on, half the columns each."""
     low, high = gl.split(gl.permute(gl.reshape(b_p, (4, 8, 2, b_p.shape[2] // 2)), (0, 1, 3, 2)))
-    return gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float32, is_pure=True, pack=1)
+    return gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float16, is_pure=True, pack=2)
 
 
 @gluon.jit
 def _folded(b_p):
-    """[64, N] -> [4, 8, N / 2], or N / 4 if those are whole eights: sums over rows of two lanes or of four."""
-    b_l = _halved(gl.sum(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), 1), _WITH_16)
-    if b_p.shape[1] >= 32:
-        b_l = _halved(b_l, _WITH_8)
-    return b_l
+    """[64, N] f16 -> [4, 8, N / 8], of 16 columns N / 2: sums over the rows of eight lanes or of two."""
+    a, b = gl.split(gl.permute(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), (0, 2, 3, 1)))
+    b_l = gl.inline_asm_elementwise(_SUM, "=r,r,r", [a, b], gl.float16, is_pure=True, pack=2)
+    b_l = _halved(b_l, _WITH_16)
+    if b_p.shape[1] >= 64:
+        b_l = _halved(_halved(b_l, _WITH_8), _WITH_4)
+    return b_l.to(gl.float32)
 
 
 @gluon.jit
@@ -107,9 +110,8 @@ def _reference(tops, b_s, above, j):
 
 
 @gluon.jit
-def _weigh(b_s, b_l, scale):
-    b_p = gl.exp2(b_s * scale)
-    return b_p.to(gl.float16), b_l + _folded(b_p)
+def _weights(b_s, scale):
+    return gl.exp2(b_s * scale).to(gl.float16)
 
 
 @gluon.jit
@@ -124,6 +126,8 @@ def weighed(
     p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G: gl.constexpr,
     FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
 ):  # fmt: skip
+    # pieces of keys whose words are in registers at a time
+    HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 8
     L1: gl.constexpr = keys_product(128)
     L2: gl.constexpr = keys_product(16)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
@@ -142,7 +146,7 @@ def weighed(
         less1.index(0).store(_parts(gl.where(weigh, -m1.load(B), 0.0)))
         less2.index(0).store(_parts(gl.where(weigh, -m2.load(B), 0.0)))
         fence_async_shared()
-        l1, l2 = _folded(z1), _folded(z2)
+        l1, l2 = _folded(z1.to(gl.float16)), _folded(z2.to(gl.float16))
         for j in range(steps):
             slot, round = turn(done, KS)
             mbarrier.wait(k_full.index(slot), round)
@@ -156,14 +160,18 @@ def weighed(
             a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
             s2 = warpgroup_mma(a, less2.index(zero).permute((1, 0)), z2, use_acc=False, is_async=True)
             for c in gl.static_range(16):
-                if c == 8 and FORMAT == "q8_0":
-                    words = key_words(k.slice(32, 32, 1), high.index(slot), FORMAT)
+                if c > 0 and c % HELD == 0:
+                    # words anew: registers hold those of HELD columns
+                    k = codes.index(slot + _zero(j))
+                    if FORMAT == "q8_0":
+                        k = k.slice(c // 8 * 32, 32, 1)
+                    words = key_words(k, high.index(slot + _zero(j)), FORMAT)
                 a = keys(words, of_blocks, c, 128, FORMAT)
                 s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, is_async=True)
                 a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
                 s2 = warpgroup_mma(a, qb.slice(16 * c, 16).permute((1, 0)), s2, is_async=True)
                 # all words are in registers; the first tile is needed again
-                if c == (8 if FORMAT == "q8_0" else 1):  # noqa: SIM102
+                if c == 16 - HELD:  # noqa: SIM102
                     if phase > 0:
                         mbarrier.arrive(k_free.index(slot), count=1)
                         done += 1
@@ -172,18 +180,22 @@ def weighed(
                 mbarrier.wait(masked, 0)
                 s1, s2 = _masked(s1, bits, j - seen, 0, L1), _masked(s2, bits, j - seen, 128, L2)
             if weigh:
+                # only now: values are multiplied beside the exponentials, not beside the next scores
+                if j > 0:
+                    mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
                 slot, round = turn(given, PS)
                 mbarrier.wait(p_free.index(slot), round ^ 1)
-                b_p1, l1 = _weigh(s1, l1, scale)
+                b_p1, b_p2 = _weights(s1, scale), _weights(s2, scale)
                 p1.index(slot).store(b_p1)
-                b_p2, l2 = _weigh(s2, l2, scale)
                 p2.index(slot).store(b_p2)
                 fence_async_shared()
-                mbarrier.arrive(p_full.index(slot), count=1)
+                l1, l2 = l1 + _folded(b_p1), l2 + _folded(b_p2)
                 given += 1
             else:
                 _reference(m1, s1, above, j)
                 _reference(m2, s2, above, j)
+        if weigh & (steps > 0):
+            mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
         if weigh & (walk > 0):
             sums.slice(0, 128).store(_sums(l1, 128))
             sums.slice(128, 16).store(_sums(l2, 16))
