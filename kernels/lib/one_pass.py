@@ -24,7 +24,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from .feed import fed, told, turn
-from .fragments import in_order, queries_for, value_words, values, values_product
+from .fragments import asked_lanes, in_order, queries_for, value_words, values, values_product
 from .lane_rows import ahead
 from .newer import reinterpret
 from .weights import weighed
@@ -40,7 +40,7 @@ STAGES = (3, 3, 2)
 @gluon.jit
 def _queries(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
     """[16 N, 16] f16, columns as those of K's operand."""
-    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
+    B: gl.constexpr = asked_lanes(N, FORMAT)
     o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
     o_m = first + gl.arange(0, N, gl.SliceLayout(1, B))
     o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
@@ -49,11 +49,11 @@ def _queries(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, N: gl.constexp
 
 
 @gluon.jit
-def _ancestry(bits, begin, first, end, T, rows, ancestors, G: gl.constexpr):
-    """bits [4, 256]: which of 32 rows, from begin on, a query sees; four times."""
+def _ancestry(bits, begin, words, first, end, T, rows, ancestors, G: gl.constexpr):
+    """bits [4, 256]: which of 32 rows, from begin on, a query sees; so many words."""
     B: gl.constexpr = gl.BlockedLayout([1, 32], [32, 1], [8, 1], [1, 0])
     o_m, o_s = first + gl.arange(0, 256, gl.SliceLayout(1, B))[:, None], gl.arange(0, 32, gl.SliceLayout(0, B))[None, :]
-    for i in gl.static_range(4):
+    for i in range(words):
         o_j = begin + i * 32 + o_s - end
         m = (o_j >= 0) & (o_j < T) & (o_m < rows)
         b_a = gl.load(ancestors + o_m // G * T + o_j, mask=m, other=0) != 0
@@ -88,7 +88,7 @@ def _summed(
     mbarrier.arrive(asked, count=1)
     # long before the last of its tiles
     if last:
-        _ancestry(bits, begin + seen * 64, first, end, T, rows, ancestors, G)
+        _ancestry(bits, begin + seen * 64, (tiles - seen) * 2, first, end, T, rows, ancestors, G)
         mbarrier.arrive(masked, count=1)
     L1: gl.constexpr = values_product(128)
     L2: gl.constexpr = values_product(16)
@@ -125,7 +125,7 @@ def _summed(
             done += 1
     mbarrier.wait(summed, 0)
     l1, l2 = sums.slice(0, 128).load(gl.SliceLayout(0, L1)), sums.slice(128, 16).load(gl.SliceLayout(0, L2))
-    l1, l2 = gl.where(l1 > 0.0, 1.0 / l1, l1)[None, :], gl.where(l2 > 0.0, 1.0 / l2, l2)[None, :]
+    l1, l2 = l1[None, :], l2[None, :]
     _put(part_o, o_first, q1, a1 * l1, b1 * l1, first, rows, H, G, FORMAT)
     _put(part_o, o_first, q2, a2 * l2, b2 * l2, first + 128, rows, H, G, FORMAT)
 

@@ -35,18 +35,25 @@ setp.ne.u32 upper, lane, 0;
 selp.b32 other, $1, $2, upper;
 selp.b32 $0, $2, $1, upper;
 shfl.sync.bfly.b32 other, other, {far}, 31, 0xffffffff;
-add.rn.f16x2 $0, $0, other;
+{join} $0, $0, other;
 }}
 """
-_WITH_16, _WITH_8, _WITH_4 = [gl.constexpr(_EXCHANGE.format(far=far)) for far in (16, 8, 4)]
+_SUMS = [gl.constexpr(_EXCHANGE.format(far=far, join="add.rn.f16x2")) for far in (16, 8, 4)]
+_TOPS = [gl.constexpr(_EXCHANGE.format(far=far, join="max.f32")) for far in (16, 8, 4)]
+_SUM_16, _SUM_8, _SUM_4 = _SUMS
+_TOP_16, _TOP_8, _TOP_4 = _TOPS
 _SUM = gl.constexpr("add.rn.f16x2 $0, $1, $2;")
 
 
 @gluon.jit
-def _halved(b_p, TEXT: gl.constexpr):
-    """[4, 8, N] -> [4, 8, N / 2]: a lane's sums and those of the lane so far on, half the columns each."""
-    low, high = gl.split(gl.permute(gl.reshape(b_p, (4, 8, 2, b_p.shape[2] // 2)), (0, 1, 3, 2)))
-    return gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float16, is_pure=True, pack=2)
+def _halved(x, TEXT: gl.constexpr, PACK: gl.constexpr):
+    """[4, 8, N] -> [4, 8, N / 2]: of a lane's and those of the lane so far on, half the columns each."""
+    low, high = gl.split(gl.permute(gl.reshape(x, (4, 8, 2, x.shape[2] // 2)), (0, 1, 3, 2)))
+    if PACK == 2:
+        x = gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float16, is_pure=True, pack=2)
+    else:
+        x = gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float32, is_pure=True, pack=1)
+    return x
 
 
 @gluon.jit
@@ -54,17 +61,23 @@ def _folded(b_p):
     """[64, N] f16 -> [4, 8, N / 8], of 16 columns N / 2: sums over the rows of eight lanes or of two."""
     a, b = gl.split(gl.permute(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), (0, 2, 3, 1)))
     b_l = gl.inline_asm_elementwise(_SUM, "=r,r,r", [a, b], gl.float16, is_pure=True, pack=2)
-    b_l = _halved(b_l, _WITH_16)
+    b_l = _halved(b_l, _SUM_16, 2)
     if b_p.shape[1] >= 64:
-        b_l = _halved(_halved(b_l, _WITH_8), _WITH_4)
+        b_l = _halved(_halved(b_l, _SUM_8, 2), _SUM_4, 2)
     return b_l.to(gl.float32)
+
+
+@gluon.jit
+def _of_queries(x, N: gl.constexpr):
+    """What was halved -> [4, N / H, lanes that have the same columns, H]."""
+    H: gl.constexpr = x.shape[2]
+    return gl.reshape(x, (4, N // H, 8 * H // N, H))
 
 
 @gluon.jit
 def _sums(b_l, N: gl.constexpr):
     """What `_folded` left -> [N]."""
-    H: gl.constexpr = b_l.shape[2]
-    return gl.reshape(gl.sum(gl.sum(gl.reshape(b_l, (4, N // H, 8 * H // N, H)), 2), 0), (N,))
+    return gl.reshape(gl.sum(gl.sum(_of_queries(b_l, N), 2), 0), (N,))
 
 
 @gluon.jit
@@ -80,9 +93,12 @@ def _masked(b_s, bits, j, first: gl.constexpr, L: gl.constexpr):
 
 @gluon.jit
 def _peaks(b_s):
-    """[64, N] -> [4, 8, N]: the greatest of a lane's rows."""
+    """[64, N] -> [N]: the greatest of each column."""
     N: gl.constexpr = b_s.shape[1]
-    return gl.max(gl.reshape(b_s, (4, 2, 8, N)), 1)
+    b_m = _halved(gl.max(gl.reshape(b_s, (4, 2, 8, N)), 1), _TOP_16, 1)
+    if N >= 64:
+        b_m = _halved(_halved(b_m, _TOP_8, 1), _TOP_4, 1)
+    return gl.reshape(gl.max(gl.max(_of_queries(b_m, N), 2), 0), (N,))
 
 
 @gluon.jit
@@ -105,7 +121,7 @@ def _parts(x):
 def _reference(tops, b_s, above, j):
     """The greatest of a tile's scores and of those before it."""
     L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    b_m = gl.minimum(gl.maximum(gl.max(gl.max(_peaks(b_s), 1), 0) + above, -MOST_SCORE), MOST_SCORE)
+    b_m = gl.minimum(gl.maximum(_peaks(b_s) + above, -MOST_SCORE), MOST_SCORE)
     tops.store(gl.maximum(gl.convert_layout(b_m, L), gl.where(j > 0, tops.load(L), -MOST_SCORE)))
 
 
@@ -205,9 +221,11 @@ def weighed(
             walk = gl.where(most > MOST, 1, 0)
             again.store(gl.full([1], walk, gl.int32, B))
             mbarrier.arrive(verdict, count=1)
+    b_l = sums.load(B)
+    sums.store(gl.where(b_l > 0.0, 1.0 / b_l, b_l))
     mbarrier.arrive(summed, count=1)
     o_m = first + gl.arange(0, 256, B)
     o_part = o_first + o_m // G * H + o_m % G
     m = (o_m < rows) & (o_m < first + 144)
     gl.store(part_m + o_part, tops.load(B) * scale, mask=m)
-    gl.store(part_l + o_part, sums.load(B), mask=m)
+    gl.store(part_l + o_part, b_l, mask=m)
