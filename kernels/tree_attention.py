@@ -59,13 +59,15 @@ class Config:
 
 
 @triton.jit
-def _rotated(q, s_q_t, s_q_h, out, rows, H, D: tl.constexpr):
-    """q as tq3_0's keys are, f16: what every program of one pass would do again."""
+def _rotated(q, s_q_t, s_q_h, out, rows, H, scale, D: tl.constexpr, EARLY: tl.constexpr):
+    """q as tq3_0's keys are, times `scale`, f16: what every program of one pass would do again."""
+    if EARLY:
+        wait()
     o_m, o_d = tl.program_id(0) * 16 + tl.arange(0, 16), tl.arange(0, D)
     m = (o_m < rows)[:, None]
     p_q = q + (o_m // H).to(tl.int64) * s_q_t + o_m % H * s_q_h
     b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m, other=0.0).to(tl.float16)
-    b_q = rotate(b_q, tl.arange(0, 128), tl.float16).to(tl.float16)
+    b_q = (rotate(b_q, tl.arange(0, 128), tl.float16) * scale).to(tl.float16)
     tl.store(out + o_m[:, None] * D + o_d[None, :], b_q, mask=m)
 
 
@@ -221,18 +223,20 @@ def tree_attention(
     out = torch.empty((T, H, D), dtype=q.dtype, device=q.device)
     shape = {"G": G, "FORMAT_K": format_k, "FORMAT_V": format_v}
     types = {"D": D, "TYPE_K": product_type(q.dtype, format_k), "TYPE_V": product_type(q.dtype, format_v)}
+    ahead = has_pdl(q.device) and config.early
+    early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
+    scale = LOG2E / D**0.5
     if whole and format_k == "tq3_0":
+        # queries are rounded behind the rotation: the scale goes before it, and not behind every score
         turned = torch.empty((T, H, D), dtype=torch.float16, device=q.device)
-        _rotated[(triton.cdiv(T * H, 16),)](q, q.stride(0), q.stride(1), turned, T * H, H, D=D)
-        q = turned
+        _rotated[(triton.cdiv(T * H, 16),)](q, q.stride(0), q.stride(1), turned, T * H, H, scale, D=D, **early)
+        q, scale = turned, 1.0
     operands = (
         q, q.stride(0), q.stride(1), cache_k, cache_k.stride(0), cache_k.stride(1),
         cache_v, cache_v.stride(0), cache_v.stride(1), start, ancestors, part_o, part_m, part_l,
-        T, H, window, LOG2E / D**0.5, splits,
+        T, H, window, scale, splits,
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
-    ahead = has_pdl(q.device) and config.early
-    early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
     if own:
         own_rows[tiles, splits, Hkv](
             *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early

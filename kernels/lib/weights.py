@@ -42,7 +42,6 @@ _SUMS = [gl.constexpr(_EXCHANGE.format(far=far, join="add.rn.f16x2")) for far in
 _TOPS = [gl.constexpr(_EXCHANGE.format(far=far, join="max.f32")) for far in (16, 8, 4)]
 _SUM_16, _SUM_8, _SUM_4 = _SUMS
 _TOP_16, _TOP_8, _TOP_4 = _TOPS
-_SUM = gl.constexpr("add.rn.f16x2 $0, $1, $2;")
 
 
 @gluon.jit
@@ -58,9 +57,8 @@ def _halved(x, TEXT: gl.constexpr, PACK: gl.constexpr):
 
 @gluon.jit
 def _folded(b_p):
-    """[64, N] f16 -> [4, 8, N / 8], of 16 columns N / 2: sums over the rows of eight lanes or of two."""
-    a, b = gl.split(gl.permute(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), (0, 2, 3, 1)))
-    b_l = gl.inline_asm_elementwise(_SUM, "=r,r,r", [a, b], gl.float16, is_pure=True, pack=2)
+    """[64, N] -> [4, 8, N / 8], of 16 columns N / 2: sums over the rows of eight lanes or of two, those of lanes f16."""
+    b_l = gl.sum(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), 1).to(gl.float16)
     b_l = _halved(b_l, _SUM_16, 2)
     if b_p.shape[1] >= 64:
         b_l = _halved(_halved(b_l, _SUM_8, 2), _SUM_4, 2)
@@ -126,8 +124,9 @@ def _reference(tops, b_s, above, j):
 
 
 @gluon.jit
-def _weights(b_s, scale):
-    return gl.exp2(b_s * scale).to(gl.float16)
+def _weights(b_s, scale, FORMAT: gl.constexpr):
+    # queries of tq3_0 are scaled where they are rotated
+    return gl.exp2(b_s if FORMAT == "tq3_0" else b_s * scale)
 
 
 @gluon.jit
@@ -162,7 +161,7 @@ def weighed(
         less1.index(0).store(_parts(gl.where(weigh, -m1.load(B), 0.0)))
         less2.index(0).store(_parts(gl.where(weigh, -m2.load(B), 0.0)))
         fence_async_shared()
-        l1, l2 = _folded(z1.to(gl.float16)), _folded(z2.to(gl.float16))
+        l1, l2 = _folded(z1), _folded(z2)
         for j in range(steps):
             slot, round = turn(done, KS)
             mbarrier.wait(k_full.index(slot), round)
@@ -201,9 +200,9 @@ def weighed(
                     mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
                 slot, round = turn(given, PS)
                 mbarrier.wait(p_free.index(slot), round ^ 1)
-                b_p1, b_p2 = _weights(s1, scale), _weights(s2, scale)
-                p1.index(slot).store(b_p1)
-                p2.index(slot).store(b_p2)
+                b_p1, b_p2 = _weights(s1, scale, FORMAT), _weights(s2, scale, FORMAT)
+                p1.index(slot).store(b_p1.to(gl.float16))
+                p2.index(slot).store(b_p2.to(gl.float16))
                 fence_async_shared()
                 l1, l2 = l1 + _folded(b_p1), l2 + _folded(b_p2)
                 given += 1
