@@ -169,13 +169,17 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
         return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
     # q4_0 in blocks of 32 queries costs less than one pass for two of them
     if one and (short or rows > 64 or format_k != "q4_0"):
-        return Config("keys", 64, QUERIES, 132, least, num_stages=2)
+        # 33 parts in one round of a join that has nothing to turn back
+        round = {"parts": 64, "join_warps": 2} if rows <= QUERIES and format_v != "tq3_0" else {}
+        return Config("keys", 64, QUERIES, 132, least, num_stages=2, **round)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
     if quantised and here:
         return Config() if short else Config("queries", 64, 128, 132, least, 8, 2)
     if here and plain and rows > 32:
-        return Config("queries", 32, 64, 132 if S <= 8192 else 264, least, num_stages=3, rising=False)
+        # 132 programs that start early share a multiprocessor by twos where its memory has room for two: four stages
+        programs, stages = (132, 4) if S <= 8192 else (264, 3)
+        return Config("queries", 32, 64, programs, least, num_stages=stages, rising=False)
     return Config("queries", 32, 64, 264, least, num_stages=2, rising=bool(here))
 
 

@@ -164,9 +164,17 @@ BUGS = {
     ),
     "scores are taken before the queries are there": ("weights", "    mbarrier.wait(asked, 0)\n", ""),
     "scores are masked before the mask is there": ("weights", "                mbarrier.wait(masked, 0)\n", ""),
-    "weights are given away before they are written": ("weights", "(given - 1) % PS", "given % PS"),
-    "the last weights are kept": ("weights", "if weigh & (steps > 0):", "if weigh & (steps < 0):"),
-    "K is given up while some of it is to come": ("weights", "if c == 16 - HELD:", "if c == 0:"),
+    "weights are given away before they are written": (
+        "weights",
+        """                p2.index(slot).store(b_p2.to(gl.float16))
+                fence_async_shared()
+                mbarrier.arrive(p_full.index(slot), count=1)
+""",
+        """                mbarrier.arrive(p_full.index(slot), count=1)
+                p2.index(slot).store(b_p2.to(gl.float16))
+""",
+    ),
+    "K of q8_0 is given up while some of it is to come": ("weights", "if c == 16 - HELD:", "if c == 0:"),
     "scores are weighed while their product runs": ("weights", "0 if c == 15 else 4", "4"),
     "nobody says that V is free": ("one_pass", "            mbarrier.arrive(v_free.index(slot), count=1)\n", ""),
     "the first tile is given up though it is needed again": ("weights", "if phase > 0:", "if phase >= 0:"),
@@ -200,9 +208,22 @@ BUGS = {
         "gl.reshape(x, (4, N // H, 8 * H // N, H))",
         "gl.permute(gl.reshape(x, (4, 8 * H // N, N // H, H)), (0, 2, 1, 3))",
     ),
-    "a row of two is summed twice": ("weights", "add.rn.f16x2 $0, $1, $2", "add.rn.f16x2 $0, $1, $1"),
+    "lanes that are four on are summed twice": (
+        "weights",
+        "b_l, _SUM_8, 2), _SUM_4, 2)",
+        "b_l, _SUM_8, 2), _SUM_8, 2)",
+    ),
+    "a tile's maxima are those of four lanes": (
+        "weights",
+        "b_m, _TOP_8, 1), _TOP_4, 1)",
+        "b_m, _TOP_8, 1), _TOP_8, 1)",
+    ),
     "sums are not inverted": ("weights", "gl.where(b_l > 0.0, 1.0 / b_l, b_l)", "b_l"),
-    "words that come anew are those of the first columns": ("weights", "k.slice(c // 8 * 32, 32, 1)", "k.slice(0, 32, 1)"),
+    "words that come anew are those of the first columns": (
+        "weights",
+        "slice((c + 1) // 8 * 32, 32, 1)",
+        "slice(0, 32, 1)",
+    ),
     "the other half of the lanes keeps the other half of the columns": (
         "weights",
         "selp.b32 $0, $2, $1, upper",
@@ -255,6 +276,7 @@ DRAWN = (
     of("tq3_0", context=300, tree="padded"),
     of("q8_0", context=300, window=170),
     of("q4_0", context=60, spare=0),
+    of("q8_0", context=700, T=16),
 )
 
 

@@ -178,10 +178,11 @@ def read(p, row, stop, s: gl.constexpr, HALF: gl.constexpr, W: gl.constexpr, FOR
 
 
 @gluon.jit
-def ahead(p, row, rows, s: gl.constexpr):
-    """So many rows, if any, on their way to the L2."""
-    at = p.to(gl.int64) + row.to(gl.int64) * s
-    gl.inline_asm_elementwise(ASK, "=r,l,r", [at, rows * s], gl.int32, is_pure=False, pack=1)
+def ahead(p, row, stop, s: gl.constexpr, ROWS: gl.constexpr):
+    """A whole tile on its way to the L2."""
+    if row + ROWS <= stop:
+        at = p.to(gl.int64) + row.to(gl.int64) * s
+        gl.inline_asm_elementwise(ASK, "=r,l,r", [at, ROWS * s], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit

@@ -234,9 +234,8 @@ def own_rows(
         # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
         end = gl.minimum(gl.load(start, volatile=True), S - T)
         row, stop = _share(end, T, window, i_split, splits, ROWS)
-        coming = gl.where(row + ROWS <= stop, ROWS, 0)
-        ahead(p_k, row, coming, s_k_s)
-        ahead(p_v, row, coming, s_v_s)
+        ahead(p_k, row, stop, s_k_s, ROWS)
+        ahead(p_v, row, stop, s_v_s, ROWS)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     end = gl.load(start, volatile=True)

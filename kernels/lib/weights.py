@@ -4,7 +4,8 @@
     [144 queries, 16]  ──shared─────┴─ 16 times ─> S^T [64, 128 + 16] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
 
 m is subtracted by a product before the others, of constants with its parts: no lane looks it up. Of a lane's sums of
-weights the rows of four lanes are added, by exchange, so that few of them stay in registers.
+weights the rows of eight lanes are added, by exchange, in pairs of f16, so that few of them stay in registers: a tile's
+16 rows, each sum rounded three times to 2^-12. What is infinite there passed MOST, and the share is walked again.
 """
 
 from triton.experimental import gluon
@@ -57,7 +58,7 @@ def _halved(x, TEXT: gl.constexpr, PACK: gl.constexpr):
 
 @gluon.jit
 def _folded(b_p):
-    """[64, N] -> [4, 8, N / 8], of 16 columns N / 2: sums over the rows of eight lanes or of two, those of lanes f16."""
+    """[64, N] -> [4, 8, N / 8], or N / 2 of 16 columns: sums over the rows of eight lanes, or of two."""
     b_l = gl.sum(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), 1).to(gl.float16)
     b_l = _halved(b_l, _SUM_16, 2)
     if b_p.shape[1] >= 64:
@@ -142,7 +143,7 @@ def weighed(
     FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
 ):  # fmt: skip
     # pieces of keys whose words are in registers at a time
-    HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 8
+    HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 16
     L1: gl.constexpr = keys_product(128)
     L2: gl.constexpr = keys_product(16)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
@@ -168,7 +169,7 @@ def weighed(
             k = codes.index(slot)
             words = key_words(k.slice(0, 32, 1) if FORMAT == "q8_0" else k, high.index(slot), FORMAT)
             of_blocks = key_scales(scales.index(slot), FORMAT)
-            zero = _zero(j)
+            zero, after = _zero(j), words
             qa, qb = q1.index(zero), q2.index(zero)
             a = offset(128)
             s1 = warpgroup_mma(a, less1.index(zero).permute((1, 0)), z1, use_acc=False, is_async=True)
@@ -176,11 +177,11 @@ def weighed(
             s2 = warpgroup_mma(a, less2.index(zero).permute((1, 0)), z2, use_acc=False, is_async=True)
             for c in gl.static_range(16):
                 if c > 0 and c % HELD == 0:
-                    # words anew: registers hold those of HELD columns
-                    k = codes.index(slot + _zero(j))
-                    if FORMAT == "q8_0":
-                        k = k.slice(c // 8 * 32, 32, 1)
-                    words = key_words(k, high.index(slot + _zero(j)), FORMAT)
+                    words = after
+                if c < 15 and c % HELD == HELD - 1:
+                    # words anew, at an address that the compiler takes for another
+                    k = codes.index(slot + _zero(j)).slice((c + 1) // 8 * 32, 32, 1)
+                    after = key_words(k, high.index(slot), FORMAT)
                 a = keys(words, of_blocks, c, 128, FORMAT)
                 s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, is_async=True)
                 a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
@@ -195,22 +196,18 @@ def weighed(
                 mbarrier.wait(masked, 0)
                 s1, s2 = _masked(s1, bits, j - seen, 0, L1), _masked(s2, bits, j - seen, 128, L2)
             if weigh:
-                # only now: values are multiplied beside the exponentials, not beside the next scores
-                if j > 0:
-                    mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
                 slot, round = turn(given, PS)
                 mbarrier.wait(p_free.index(slot), round ^ 1)
                 b_p1, b_p2 = _weights(s1, scale, FORMAT), _weights(s2, scale, FORMAT)
                 p1.index(slot).store(b_p1.to(gl.float16))
                 p2.index(slot).store(b_p2.to(gl.float16))
                 fence_async_shared()
+                mbarrier.arrive(p_full.index(slot), count=1)
                 l1, l2 = l1 + _folded(b_p1), l2 + _folded(b_p2)
                 given += 1
             else:
                 _reference(m1, s1, above, j)
                 _reference(m2, s2, above, j)
-        if weigh & (steps > 0):
-            mbarrier.arrive(p_full.index((given - 1) % PS), count=1)
         if weigh & (walk > 0):
             sums.slice(0, 128).store(_sums(l1, 128))
             sums.slice(128, 16).store(_sums(l2, 16))
