@@ -170,8 +170,8 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
     # q4_0 in blocks of 32 queries costs less than one pass for two of them
     if one and (short or rows > 64 or format_k != "q4_0"):
         # 33 parts in one round of a join that has nothing to turn back
-        round = {"parts": 64, "join_warps": 2} if rows <= QUERIES and format_v != "tq3_0" else {}
-        return Config("keys", 64, QUERIES, 132, least, num_stages=2, **round)
+        at_once, warps = (64, 2) if rows <= QUERIES and format_v != "tq3_0" else (32, 1)
+        return Config("keys", 64, QUERIES, 132, least, num_stages=2, parts=at_once, join_warps=warps)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
     if quantised and here:
