@@ -55,18 +55,20 @@ class Config:
     # shares that are joined at a time, and by how many warps
     parts: int = 32
     join_warps: int = 1
-    # the join starts under the shares, and the next launch under the join; not of one pass
+    # the join starts under the shares, and the next launch under the join
     early: bool = True
 
 
 @triton.jit
-def _rotated(q, s_q_t, s_q_h, out, rows, H, D: tl.constexpr):
-    """q as tq3_0's keys are, f16: what every program of one pass would do again."""
+def _rotated(q, s_q_t, s_q_h, out, rows, H, scale, D: tl.constexpr, EARLY: tl.constexpr):
+    """q as tq3_0's keys are, times `scale`, f16: what every program of one pass would do again."""
+    if EARLY:
+        wait()
     o_m, o_d = tl.program_id(0) * 16 + tl.arange(0, 16), tl.arange(0, D)
     m = (o_m < rows)[:, None]
     p_q = q + (o_m // H).to(tl.int64) * s_q_t + o_m % H * s_q_h
     b_q = tl.load(p_q[:, None] + o_d[None, :], mask=m, other=0.0).to(tl.float16)
-    b_q = rotate(b_q, tl.arange(0, 128), tl.float16).to(tl.float16)
+    b_q = (rotate(b_q, tl.arange(0, 128), tl.float16) * scale).to(tl.float16)
     tl.store(out + o_m[:, None] * D + o_d[None, :], b_q, mask=m)
 
 
@@ -170,13 +172,17 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
         return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
     # q4_0 in blocks of 32 queries costs less than one pass for two of them
     if one and (short or rows > 64 or format_k != "q4_0"):
-        return Config("keys", 64, QUERIES, 132, least, num_stages=2)
+        # 33 parts in one round of a join that has nothing to turn back
+        at_once, warps = (64, 2) if rows <= QUERIES and format_v != "tq3_0" else (32, 1)
+        return Config("keys", 64, QUERIES, 132, least, num_stages=2, parts=at_once, join_warps=warps)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
     if quantised and here:
         return Config() if short else Config("queries", 64, 128, 132, least, 8, 2)
     if here and plain and rows > 32:
-        return Config("queries", 32, 64, 132 if S <= 8192 else 264, least, num_stages=3, rising=False)
+        # 132 programs that start early share a multiprocessor by twos where its memory has room for two: four stages
+        programs, stages = (132, 4) if S <= 8192 else (264, 3)
+        return Config("queries", 32, 64, programs, least, num_stages=stages, rising=False)
     return Config("queries", 32, 64, 264, least, num_stages=2, rising=bool(here))
 
 
@@ -224,24 +230,27 @@ def tree_attention(
     out = torch.empty((T, H, D), dtype=q.dtype, device=q.device)
     shape = {"G": G, "FORMAT_K": format_k, "FORMAT_V": format_v}
     types = {"D": D, "TYPE_K": product_type(q.dtype, format_k), "TYPE_V": product_type(q.dtype, format_v)}
+    ahead = has_pdl(q.device) and config.early
+    early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
+    scale = LOG2E / D**0.5
     if whole and format_k == "tq3_0":
+        # queries are rounded behind the rotation: the scale goes before it, and not behind every score
         turned = torch.empty((T, H, D), dtype=torch.float16, device=q.device)
-        _rotated[(triton.cdiv(T * H, 16),)](q, q.stride(0), q.stride(1), turned, T * H, H, D=D)
-        q = turned
+        _rotated[(triton.cdiv(T * H, 16),)](q, q.stride(0), q.stride(1), turned, T * H, H, scale, D=D, **early)
+        q, scale = turned, 1.0
     operands = (
         q, q.stride(0), q.stride(1), cache_k, cache_k.stride(0), cache_k.stride(1),
         cache_v, cache_v.stride(0), cache_v.stride(1), start, ancestors, part_o, part_m, part_l,
-        T, H, window, LOG2E / D**0.5, splits,
+        T, H, window, scale, splits,
     )  # fmt: skip
     blocks = {"BM": BM, "BS": BS, "STAGES": config.num_stages, "num_warps": config.num_warps}
-    ahead = has_pdl(q.device) and config.early and not whole
-    early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
     if own:
         own_rows[tiles, splits, Hkv](
             *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
         )
     elif whole:
-        one_pass[splits + 1, Hkv, tiles](*operands, **shape, STAGES=STAGES, REGISTERS=REGISTERS, num_warps=8)
+        roles = {"STAGES": STAGES, "REGISTERS": REGISTERS, "num_warps": 8}
+        one_pass[splits + 1, Hkv, tiles](*operands, S, **shape, **roles, **early)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))
     elif is_narrow(q.device):

@@ -166,16 +166,15 @@ BUGS = {
     "scores are masked before the mask is there": ("weights", "                mbarrier.wait(masked, 0)\n", ""),
     "weights are given away before they are written": (
         "weights",
-        """                b_p2, l2 = _weigh(s2, l2, scale)
-                p2.index(slot).store(b_p2)
+        """                p2.index(slot).store(b_p2.to(gl.float16))
                 fence_async_shared()
                 mbarrier.arrive(p_full.index(slot), count=1)
 """,
         """                mbarrier.arrive(p_full.index(slot), count=1)
-                b_p2, l2 = _weigh(s2, l2, scale)
-                p2.index(slot).store(b_p2)
+                p2.index(slot).store(b_p2.to(gl.float16))
 """,
     ),
+    "K of q8_0 is given up while some of it is to come": ("weights", "if c == 16 - HELD:", "if c == 0:"),
     "scores are weighed while their product runs": ("weights", "0 if c == 15 else 4", "4"),
     "nobody says that V is free": ("one_pass", "            mbarrier.arrive(v_free.index(slot), count=1)\n", ""),
     "the first tile is given up though it is needed again": ("weights", "if phase > 0:", "if phase >= 0:"),
@@ -206,8 +205,24 @@ BUGS = {
     "the maximum loses its first part": ("weights", "o_c == 0, high", "o_c == 3, high"),
     "the sums of four lanes change places": (
         "weights",
-        "(4, N // H, 8 * H // N, H)), 2), 0)",
-        "(4, 8 * H // N, N // H, H)), 1), 0)",
+        "gl.reshape(x, (4, N // H, 8 * H // N, H))",
+        "gl.permute(gl.reshape(x, (4, 8 * H // N, N // H, H)), (0, 2, 1, 3))",
+    ),
+    "lanes that are four on are summed twice": (
+        "weights",
+        "b_l, _SUM_8, 2), _SUM_4, 2)",
+        "b_l, _SUM_8, 2), _SUM_8, 2)",
+    ),
+    "a tile's maxima are those of four lanes": (
+        "weights",
+        "b_m, _TOP_8, 1), _TOP_4, 1)",
+        "b_m, _TOP_8, 1), _TOP_8, 1)",
+    ),
+    "sums are not inverted": ("weights", "gl.where(b_l > 0.0, 1.0 / b_l, b_l)", "b_l"),
+    "words that come anew are those of the first columns": (
+        "weights",
+        "slice((c + 1) // 8 * 32, 32, 1)",
+        "slice(0, 32, 1)",
     ),
     "the other half of the lanes keeps the other half of the columns": (
         "weights",
@@ -240,6 +255,7 @@ BUGS = {
         "_queries(q, s_q_t, s_q_h, i_kv, first + 128",
         "_queries(q, s_q_t, s_q_h, i_kv, first",
     ),
+    "of nodes' rows 32 have a mask": ("one_pass", "(tiles - seen) * 2", "tiles - seen"),
     "the third 32 rows see what the first do": ("weights", "bits.index(2 * j + 1)", "bits.index(2 * j)"),
     "a padded slot is read": ("feed", "(o_j < 0) | (b_a != 0)", "(o_j < T)"),
     "the window begins a row late": ("one_pass", "gl.maximum(end - window, 0)", "gl.maximum(end - window + 1, 0)"),
@@ -260,6 +276,7 @@ DRAWN = (
     of("tq3_0", context=300, tree="padded"),
     of("q8_0", context=300, window=170),
     of("q4_0", context=60, spare=0),
+    of("q8_0", context=700, T=16),
 )
 
 

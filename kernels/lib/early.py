@@ -15,19 +15,20 @@ from triton.language.extra import cuda
 
 from .device import has_pdl
 
-# one thread asks the L2 for $2 bytes from $1 on
-ASK = tl.constexpr(
-    """
-{
-.reg .pred first;
+_ASK = """
+{{
+.reg .pred first, any;
 .reg .u32 lane;
-mov.u32 lane, %tid.x;
+mov.u32 lane, %tid.x;{some}
 setp.eq.u32 first, lane, 0;
 @first cp.async.bulk.prefetch.L2.global [$1], $2;
 mov.u32 $0, 0;
-}
+}}
 """
-)
+# one thread asks the L2 for $2 bytes from $1 on
+ASK = tl.constexpr(_ASK.format(some=""))
+# none where they are 0: a branch instead, on what lanes have loaded, and ptxas keeps nothing in uniform registers
+ASK_SOME = tl.constexpr(_ASK.format(some="\nsetp.ne.u32 any, $2, 0;\nselp.b32 lane, lane, 1, any;"))
 
 
 @triton.jit

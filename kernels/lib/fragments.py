@@ -282,6 +282,26 @@ def offset(N: gl.constexpr):
     return gl.convert_layout(gl.reshape(a, (64, 16)), gl.DotOperandLayout(0, keys_product(N), 2), assert_trivial=True)
 
 
+@gluon.constexpr_function
+def asked_lanes(N, FORMAT):
+    """[N, 256 values] in eight warps: a lane has all that is in a row of `queries_for`, or in two."""
+    # bits of a value's number: those of a lane's values, and those that tell lanes apart
+    own, apart = {
+        "q8_0": ([0, 1, 5, 6], [2, 3, 4, 7]),
+        "q4_0": ([0, 1, 4, 6, 7], [2, 3, 5]),
+        "tq3_0": ([0, 1, 3, 6, 7], [2, 4, 5]),
+    }[FORMAT]
+    queries = [[1 << i, 0] for i in range(N.bit_length() - 1)] + [[0, 0]] * 2
+    lanes, warps, more = queries[: 5 - len(apart)], queries[5 - len(apart) : 8 - len(apart)], queries[8 - len(apart) :]
+    return gl.DistributedLinearLayout(
+        [[0, 1 << i] for i in own] + [basis for basis in more if basis != [0, 0]],
+        [[0, 1 << i] for i in apart] + lanes,
+        warps,
+        [],
+        [N, 256],
+    )
+
+
 @gluon.jit
 def queries_for(x, FORMAT: gl.constexpr):
     """[N, 256 values] -> [16 N, 16]: a row for each query of columns 0, then of columns 1, as `keys` has them."""

@@ -6,13 +6,14 @@
 
 K and V^T are left operands, unpacked in the registers that multiply them (fragments.py), the next piece under the
 product of this one; only q and P are read from shared memory by the tensor cores. Barriers in shared memory hand tiles
-on. 23 nodes of 6 heads are 138 queries, at 131072 rows 77 GFLOP: 78 us of tensor cores on an H200, which bind, and
-about a third of the instructions. Written in Gluon: layouts and barriers are explicit.
+on. 23 nodes of 6 heads are 138 queries, at 131072 rows 77 GFLOP: 78 us of tensor cores on an H200. Products of 128 + 16
+columns take 88 cycles instead of 72, 2,900 a tile, and stand still for most of the 1,100 in which P is made.
 
 The first tile of a share sets the maximum m of each query, and 2^6 above it: later scores may pass it by 2^21 before a
 weight leaves f16. A share where one does is walked again, first for its maximum and then with it.
 """
 
+import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
@@ -22,8 +23,9 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from .early import ASK_SOME
 from .feed import fed, told, turn
-from .fragments import in_order, queries_for, value_words, values, values_product
+from .fragments import asked_lanes, in_order, queries_for, value_words, values, values_product
 from .newer import reinterpret
 from .weights import weighed
 
@@ -38,7 +40,7 @@ STAGES = (3, 3, 2)
 @gluon.jit
 def _queries(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
     """[16 N, 16] f16, columns as those of K's operand."""
-    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
+    B: gl.constexpr = asked_lanes(N, FORMAT)
     o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
     o_m = first + gl.arange(0, N, gl.SliceLayout(1, B))
     o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
@@ -47,11 +49,11 @@ def _queries(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, N: gl.constexp
 
 
 @gluon.jit
-def _ancestry(bits, begin, first, end, T, rows, ancestors, G: gl.constexpr):
-    """bits [4, 256]: which of 32 rows, from begin on, a query sees; four times."""
+def _ancestry(bits, begin, words, first, end, T, rows, ancestors, G: gl.constexpr):
+    """bits [4, 256]: which of 32 rows, from begin on, a query sees; so many words."""
     B: gl.constexpr = gl.BlockedLayout([1, 32], [32, 1], [8, 1], [1, 0])
     o_m, o_s = first + gl.arange(0, 256, gl.SliceLayout(1, B))[:, None], gl.arange(0, 32, gl.SliceLayout(0, B))[None, :]
-    for i in gl.static_range(4):
+    for i in range(words):
         o_j = begin + i * 32 + o_s - end
         m = (o_j >= 0) & (o_j < T) & (o_m < rows)
         b_a = gl.load(ancestors + o_m // G * T + o_j, mask=m, other=0) != 0
@@ -86,7 +88,7 @@ def _summed(
     mbarrier.arrive(asked, count=1)
     # long before the last of its tiles
     if last:
-        _ancestry(bits, begin + seen * 64, first, end, T, rows, ancestors, G)
+        _ancestry(bits, begin + seen * 64, (tiles - seen) * 2, first, end, T, rows, ancestors, G)
         mbarrier.arrive(masked, count=1)
     L1: gl.constexpr = values_product(128)
     L2: gl.constexpr = values_product(16)
@@ -94,6 +96,9 @@ def _summed(
     # halves of the values, queries 0 .. 127 and the others
     a1, a2 = gl.zeros((128, 128), gl.float32, L1), gl.zeros((128, 16), gl.float32, L2)
     b1, b2 = gl.zeros((128, 128), gl.float32, L1), gl.zeros((128, 16), gl.float32, L2)
+    # products under way while the next half of the values is unpacked. With none the scores', of one warp where these
+    # are of two, get more of the tensor cores, and come sooner
+    LEFT: gl.constexpr = 2 if FORMAT == "q8_0" else 0
     done, walk = 0, 1
     for i_walk in range(2):
         if i_walk == 1:
@@ -112,20 +117,39 @@ def _summed(
                 a1 = warpgroup_mma(x, pa, a1, use_acc=use, is_async=True)
                 a2 = warpgroup_mma(gl.convert_layout(x, A2, assert_trivial=True), pb, a2, use_acc=use, is_async=True)
                 if c > 0:
-                    b1, b2 = warpgroup_mma_wait(2, deps=[b1, b2])
+                    b1, b2 = warpgroup_mma_wait(LEFT, deps=[b1, b2])
                 x = values(words, 1, 128, FORMAT)
                 b1 = warpgroup_mma(x, pa, b1, use_acc=use, is_async=True)
                 b2 = warpgroup_mma(gl.convert_layout(x, A2, assert_trivial=True), pb, b2, use_acc=use, is_async=True)
-                a1, a2 = warpgroup_mma_wait(2, deps=[a1, a2])
+                a1, a2 = warpgroup_mma_wait(LEFT, deps=[a1, a2])
             b1, b2 = warpgroup_mma_wait(0, deps=[b1, b2])
             mbarrier.arrive(v_free.index(slot), count=1)
             mbarrier.arrive(p_free.index(slot_p), count=1)
             done += 1
     mbarrier.wait(summed, 0)
     l1, l2 = sums.slice(0, 128).load(gl.SliceLayout(0, L1)), sums.slice(128, 16).load(gl.SliceLayout(0, L2))
-    l1, l2 = gl.where(l1 > 0.0, 1.0 / l1, l1)[None, :], gl.where(l2 > 0.0, 1.0 / l2, l2)[None, :]
+    l1, l2 = l1[None, :], l2[None, :]
     _put(part_o, o_first, q1, a1 * l1, b1 * l1, first, rows, H, G, FORMAT)
     _put(part_o, o_first, q2, a2 * l2, b2 * l2, first + 128, rows, H, G, FORMAT)
+
+
+@gluon.jit
+def _ahead(p, row, rows, s: gl.constexpr):
+    """So many rows, if any, on their way to the L2."""
+    at = p.to(gl.int64) + row.to(gl.int64) * s
+    gl.inline_asm_elementwise(ASK_SOME, "=r,l,r", [at, rows * s], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _share(end, T, window, i_split, splits):
+    """A share's first row, its tiles, those of them that all queries see, and whether it is the last share."""
+    low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
+    whole = (end - low) // 64
+    every = whole + (end + T - low - whole * 64 + 63) // 64
+    last = i_split == splits
+    begin = gl.minimum(i_split * every // (splits + 1), whole)
+    tiles = gl.where(last, every, gl.minimum((i_split + 1) * every // (splits + 1), whole)) - begin
+    return low + begin * 64, tiles, gl.where(last, whole - begin, tiles), last
 
 
 @gluon.jit
@@ -138,40 +162,31 @@ def one_pass(
     part_o,
     part_m,
     part_l,
-    T, H, window, scale, splits,
+    T, H, window, scale, splits, S,
     G: gl.constexpr,
     FORMAT_K: gl.constexpr,
     FORMAT_V: gl.constexpr,
     STAGES: gl.constexpr,
     REGISTERS: gl.constexpr,
+    EARLY: gl.constexpr,
 ):  # fmt: skip
     """Programs (share, KV head, 144 queries). The last share ends with rows that not all queries see: nodes, and what
     makes no whole tile before them, two tiles at most of 64 nodes."""
     i_split, i_kv, first, rows = gl.program_id(0), gl.program_id(1), gl.program_id(2) * 144, T * G
-    end = gl.load(start)
-    low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
-    whole = (end - low) // 64
-    every = whole + (end + T - low - whole * 64 + 63) // 64
-    last = i_split == splits
-    begin = gl.minimum(i_split * every // (splits + 1), whole)
-    tiles = gl.where(last, every, gl.minimum((i_split + 1) * every // (splits + 1), whole)) - begin
-    # tiles that all queries see
-    seen = gl.where(last, whole - begin, tiles)
-    begin = low + begin * 64
-
+    p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
     KS: gl.constexpr = STAGES[0]
     VS: gl.constexpr = STAGES[1]
     PS: gl.constexpr = STAGES[2]
-    S: gl.constexpr = gl.NVMMASharedLayout(32, 16, 2)
+    Q: gl.constexpr = gl.NVMMASharedLayout(32, 16, 2)
     C: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
     C3: gl.constexpr = gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     F2: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     M: gl.constexpr = mbarrier.MBarrierLayout()
-    q1 = gl.allocate_shared_memory(gl.float16, [1, 16 * 128, 16], S)
-    q2 = gl.allocate_shared_memory(gl.float16, [1, 16 * 16, 16], S)
-    less1 = gl.allocate_shared_memory(gl.float16, [1, 128, 16], S)
-    less2 = gl.allocate_shared_memory(gl.float16, [1, 16, 16], S)
+    q1 = gl.allocate_shared_memory(gl.float16, [1, 16 * 128, 16], Q)
+    q2 = gl.allocate_shared_memory(gl.float16, [1, 16 * 16, 16], Q)
+    less1 = gl.allocate_shared_memory(gl.float16, [1, 128, 16], Q)
+    less2 = gl.allocate_shared_memory(gl.float16, [1, 16, 16], Q)
     K3: gl.constexpr = FORMAT_K == "tq3_0"
     V3: gl.constexpr = FORMAT_V == "tq3_0"
     WK: gl.constexpr = 64 if FORMAT_K == "q8_0" else 32
@@ -214,7 +229,17 @@ def one_pass(
     mbarrier.init(summed, count=1)
     mbarrier.init(asked, count=1)
     mbarrier.init(masked, count=1)
-    p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
+    if EARLY:
+        # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
+        end = gl.minimum(gl.load(start, volatile=True), S - T)
+        begin, tiles, _seen, _last = _share(end, T, window, i_split, splits)
+        coming = gl.where((tiles > 0) & (begin + 64 <= S), 64, 0)
+        _ahead(p_k, begin, coming, s_k_s)
+        _ahead(p_v, begin, coming, s_v_s)
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    end = gl.load(start)
+    begin, tiles, seen, last = _share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G
     gl.warp_specialize(
         [

@@ -4,7 +4,8 @@
     [144 queries, 16]  ──shared─────┴─ 16 times ─> S^T [64, 128 + 16] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
 
 m is subtracted by a product before the others, of constants with its parts: no lane looks it up. Of a lane's sums of
-weights the rows of four lanes are added, by exchange, so that few of them stay in registers.
+weights the rows of eight lanes are added, by exchange, in pairs of f16, so that few of them stay in registers: a tile's
+16 rows, each sum rounded three times to 2^-12. What is infinite there passed MOST, and the share is walked again.
 """
 
 from triton.experimental import gluon
@@ -35,33 +36,47 @@ setp.ne.u32 upper, lane, 0;
 selp.b32 other, $1, $2, upper;
 selp.b32 $0, $2, $1, upper;
 shfl.sync.bfly.b32 other, other, {far}, 31, 0xffffffff;
-add.f32 $0, $0, other;
+{join} $0, $0, other;
 }}
 """
-_WITH_16, _WITH_8 = gl.constexpr(_EXCHANGE.format(far=16)), gl.constexpr(_EXCHANGE.format(far=8))
+_SUMS = [gl.constexpr(_EXCHANGE.format(far=far, join="add.rn.f16x2")) for far in (16, 8, 4)]
+_TOPS = [gl.constexpr(_EXCHANGE.format(far=far, join="max.f32")) for far in (16, 8, 4)]
+_SUM_16, _SUM_8, _SUM_4 = _SUMS
+_TOP_16, _TOP_8, _TOP_4 = _TOPS
 
 
 @gluon.jit
-def _halved(b_p, TEXT: gl.constexpr):
-    """[4, 8, N] -> [4, 8, N / 2]: a lane's sums and those of the lane so far on, half the columns each."""
-    low, high = gl.split(gl.permute(gl.reshape(b_p, (4, 8, 2, b_p.shape[2] // 2)), (0, 1, 3, 2)))
-    return gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float32, is_pure=True, pack=1)
+def _halved(x, TEXT: gl.constexpr, PACK: gl.constexpr):
+    """[4, 8, N] -> [4, 8, N / 2]: of a lane's and those of the lane so far on, half the columns each."""
+    low, high = gl.split(gl.permute(gl.reshape(x, (4, 8, 2, x.shape[2] // 2)), (0, 1, 3, 2)))
+    if PACK == 2:
+        x = gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float16, is_pure=True, pack=2)
+    else:
+        x = gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float32, is_pure=True, pack=1)
+    return x
 
 
 @gluon.jit
 def _folded(b_p):
-    """[64, N] -> [4, 8, N / 2], or N / 4 if those are whole eights: sums over rows of two lanes or of four."""
-    b_l = _halved(gl.sum(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), 1), _WITH_16)
-    if b_p.shape[1] >= 32:
-        b_l = _halved(b_l, _WITH_8)
-    return b_l
+    """[64, N] -> [4, 8, N / 8], or N / 2 of 16 columns: sums over the rows of eight lanes, or of two."""
+    b_l = gl.sum(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), 1).to(gl.float16)
+    b_l = _halved(b_l, _SUM_16, 2)
+    if b_p.shape[1] >= 64:
+        b_l = _halved(_halved(b_l, _SUM_8, 2), _SUM_4, 2)
+    return b_l.to(gl.float32)
+
+
+@gluon.jit
+def _of_queries(x, N: gl.constexpr):
+    """What was halved -> [4, N / H, lanes that have the same columns, H]."""
+    H: gl.constexpr = x.shape[2]
+    return gl.reshape(x, (4, N // H, 8 * H // N, H))
 
 
 @gluon.jit
 def _sums(b_l, N: gl.constexpr):
     """What `_folded` left -> [N]."""
-    H: gl.constexpr = b_l.shape[2]
-    return gl.reshape(gl.sum(gl.sum(gl.reshape(b_l, (4, N // H, 8 * H // N, H)), 2), 0), (N,))
+    return gl.reshape(gl.sum(gl.sum(_of_queries(b_l, N), 2), 0), (N,))
 
 
 @gluon.jit
@@ -77,9 +92,12 @@ def _masked(b_s, bits, j, first: gl.constexpr, L: gl.constexpr):
 
 @gluon.jit
 def _peaks(b_s):
-    """[64, N] -> [4, 8, N]: the greatest of a lane's rows."""
+    """[64, N] -> [N]: the greatest of each column."""
     N: gl.constexpr = b_s.shape[1]
-    return gl.max(gl.reshape(b_s, (4, 2, 8, N)), 1)
+    b_m = _halved(gl.max(gl.reshape(b_s, (4, 2, 8, N)), 1), _TOP_16, 1)
+    if N >= 64:
+        b_m = _halved(_halved(b_m, _TOP_8, 1), _TOP_4, 1)
+    return gl.reshape(gl.max(gl.max(_of_queries(b_m, N), 2), 0), (N,))
 
 
 @gluon.jit
@@ -102,14 +120,14 @@ def _parts(x):
 def _reference(tops, b_s, above, j):
     """The greatest of a tile's scores and of those before it."""
     L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    b_m = gl.minimum(gl.maximum(gl.max(gl.max(_peaks(b_s), 1), 0) + above, -MOST_SCORE), MOST_SCORE)
+    b_m = gl.minimum(gl.maximum(_peaks(b_s) + above, -MOST_SCORE), MOST_SCORE)
     tops.store(gl.maximum(gl.convert_layout(b_m, L), gl.where(j > 0, tops.load(L), -MOST_SCORE)))
 
 
 @gluon.jit
-def _weigh(b_s, b_l, scale):
-    b_p = gl.exp2(b_s * scale)
-    return b_p.to(gl.float16), b_l + _folded(b_p)
+def _weights(b_s, scale, FORMAT: gl.constexpr):
+    # queries of tq3_0 are scaled where they are rotated
+    return gl.exp2(b_s if FORMAT == "tq3_0" else b_s * scale)
 
 
 @gluon.jit
@@ -124,6 +142,8 @@ def weighed(
     p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G: gl.constexpr,
     FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
 ):  # fmt: skip
+    # pieces of keys whose words are in registers at a time
+    HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 16
     L1: gl.constexpr = keys_product(128)
     L2: gl.constexpr = keys_product(16)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
@@ -149,21 +169,25 @@ def weighed(
             k = codes.index(slot)
             words = key_words(k.slice(0, 32, 1) if FORMAT == "q8_0" else k, high.index(slot), FORMAT)
             of_blocks = key_scales(scales.index(slot), FORMAT)
-            zero = _zero(j)
+            zero, after = _zero(j), words
             qa, qb = q1.index(zero), q2.index(zero)
             a = offset(128)
             s1 = warpgroup_mma(a, less1.index(zero).permute((1, 0)), z1, use_acc=False, is_async=True)
             a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
             s2 = warpgroup_mma(a, less2.index(zero).permute((1, 0)), z2, use_acc=False, is_async=True)
             for c in gl.static_range(16):
-                if c == 8 and FORMAT == "q8_0":
-                    words = key_words(k.slice(32, 32, 1), high.index(slot), FORMAT)
+                if c > 0 and c % HELD == 0:
+                    words = after
+                if c < 15 and c % HELD == HELD - 1:
+                    # words anew, at an address that the compiler takes for another
+                    k = codes.index(slot + _zero(j)).slice((c + 1) // 8 * 32, 32, 1)
+                    after = key_words(k, high.index(slot), FORMAT)
                 a = keys(words, of_blocks, c, 128, FORMAT)
                 s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, is_async=True)
                 a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
                 s2 = warpgroup_mma(a, qb.slice(16 * c, 16).permute((1, 0)), s2, is_async=True)
                 # all words are in registers; the first tile is needed again
-                if c == (8 if FORMAT == "q8_0" else 1):  # noqa: SIM102
+                if c == 16 - HELD:  # noqa: SIM102
                     if phase > 0:
                         mbarrier.arrive(k_free.index(slot), count=1)
                         done += 1
@@ -174,12 +198,12 @@ def weighed(
             if weigh:
                 slot, round = turn(given, PS)
                 mbarrier.wait(p_free.index(slot), round ^ 1)
-                b_p1, l1 = _weigh(s1, l1, scale)
-                p1.index(slot).store(b_p1)
-                b_p2, l2 = _weigh(s2, l2, scale)
-                p2.index(slot).store(b_p2)
+                b_p1, b_p2 = _weights(s1, scale, FORMAT), _weights(s2, scale, FORMAT)
+                p1.index(slot).store(b_p1.to(gl.float16))
+                p2.index(slot).store(b_p2.to(gl.float16))
                 fence_async_shared()
                 mbarrier.arrive(p_full.index(slot), count=1)
+                l1, l2 = l1 + _folded(b_p1), l2 + _folded(b_p2)
                 given += 1
             else:
                 _reference(m1, s1, above, j)
@@ -193,9 +217,11 @@ def weighed(
             walk = gl.where(most > MOST, 1, 0)
             again.store(gl.full([1], walk, gl.int32, B))
             mbarrier.arrive(verdict, count=1)
+    b_l = sums.load(B)
+    sums.store(gl.where(b_l > 0.0, 1.0 / b_l, b_l))
     mbarrier.arrive(summed, count=1)
     o_m = first + gl.arange(0, 256, B)
     o_part = o_first + o_m // G * H + o_m % G
     m = (o_m < rows) & (o_m < first + 144)
     gl.store(part_m + o_part, tops.load(B) * scale, mask=m)
-    gl.store(part_l + o_part, sums.load(B), mask=m)
+    gl.store(part_l + o_part, b_l, mask=m)

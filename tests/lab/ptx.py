@@ -173,6 +173,10 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = y[0][..., np.arange(8) ^ int(y[1]) // 4, :]
         case "add.f32":
             result = (y[0].view(np.float32) + y[1].view(np.float32)).view(np.uint32)
+        case "max.f32":
+            result = np.fmax(y[0].view(np.float32), y[1].view(np.float32)).view(np.uint32)
+        case "add.rn.f16x2":
+            result = _word(_halves(y[0]) + _halves(y[1]))
         case "sub.f16x2":
             result = _word(_halves(y[0]) - _halves(y[1]))
         case "mul.f16x2" | "mul.rn.f16x2":
