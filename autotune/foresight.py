@@ -133,8 +133,8 @@ def _delta_rule(config: dict[str, Any], case: Case, arch: Arch) -> int:
     BK, BV = min(config.get("BLOCK_K", case["K"]), case["K"]), min(config["BLOCK_V"], case["V"])
     size, auto = 4 if case["dtype"] == "f32" else 2, config["precision"] == "auto"
     if auto and _narrow(arch):
-        # slices of 32 columns of blocks of 16
-        return 4 * (max(BK, 32) * (BV + 32) + 16 * 16)
+        # slices of 32 columns, of tree_gdn as it is told, and blocks of 16 tokens
+        return 4 * (min(config.get("BLOCK_K", 32), case["K"]) * (BV + 32) + 16 * max(BV, 16))
     if auto and op == "gdn_prefill" and size == 2 and case["K"] > 16 and arch.backend == "cuda":
         return _pairs(config["num_stages"], BT, BV, case["K"], arch)
     tokens, state, square = BT * BK, BK * BV, BT * BT
@@ -232,7 +232,7 @@ def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
             return 512 * config["block_n"]
         x, weights = column * min(config["block_m"], _up(M, 16)), column * config["block_n"]
         read = _READ[case["format"]] * config["block_n"] * pair
-    elif case["precision"] == "int8" and not _imma(arch):
+    elif case["precision"] == "int8" and (not _imma(arch) or config["algorithm"] == "split"):
         # codes of a record; without products of tiles as f32
         return 32768 + ahead * 4096 if arch.dot else 65536
     elif case["precision"] == "int8":

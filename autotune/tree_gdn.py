@@ -11,6 +11,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "factor_warps": (1, 2, 4, 8),
     "BLOCK_T": (16, 32, 64),
     "BLOCK_K": (32, 64, 128),
+    "one_block": (64, 16),
 }
 
 
@@ -21,10 +22,12 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     if case["strategy"].startswith("store"):
         if width * case["K"] > 128 * 32 * warps:
             return f"{width} x {case['K']} of state take more than 128 registers a thread of {warps} warps"
-        return unread(config, ("factor_warps", "BLOCK_T", "BLOCK_K"), case["strategy"])
+        return unread(config, ("factor_warps", "BLOCK_T", "BLOCK_K", "one_block"), case["strategy"])
     if width < 16:
         return f"a dot is at least 16 wide, BLOCK_V is {width}"
-    if case["T"] <= ONE_BLOCK:
+    if config["one_block"] != ONE_BLOCK and (gpu.startswith("sm90") or not 16 < case["T"] <= ONE_BLOCK):
+        return f"{case['T']} nodes are as many blocks whatever one_block is, or on sm90 faster as one"
+    if case["T"] <= config["one_block"]:
         small = case["T"] <= 16
         if config["factor_warps"] not in ((1, 2, 4) if small else (4, 8)):
             return f"{config['factor_warps']} warps do not suit the factors of a block of {16 if small else ONE_BLOCK}"
@@ -33,7 +36,9 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         return f"BLOCK_K {config['BLOCK_K']} is larger than K, {case['K']}"
     if config["BLOCK_T"] ** 2 > 32 * 32 * warps:
         return f"several matrices of {config['BLOCK_T']} squared take more than 32 registers each of {warps} warps"
-    return unread(config, ("factor_warps",), "a tree of several blocks")
+    # a tree that could be one block starts from the warps of its factors
+    start = Config(factor_warps=8) if case["T"] <= ONE_BLOCK else Config()
+    return unread(config, ("factor_warps",), "a tree of several blocks", start)
 
 
 def unread(config: dict[str, Any], names: tuple[str, ...], who: str, default: object = Config()) -> str | None:

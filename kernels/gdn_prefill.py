@@ -9,6 +9,7 @@
     factors     |chunks 0..15|chunks 16..31|chunks 32..|         the next chunks' beside those before
     chunks                   |chunks 0..15 |chunks 16..31|...    (`segment`, programmatic dependent launch)
 
+Where registers are few the state stays in memory (lib/slices.py).
 Tokens of f32 are multiplied as lib/wy.py says, K and Q as they came. Tokens of half precision and S are f16 here. k and
 q are brought into range by a power of two a row, where a bf16 is exact. S, R = beta (V - ...), X and U are sums of two
 f16, with a power of two a value channel and chunk: 22 bits of the largest of a chunk, in seven passes over the tensor

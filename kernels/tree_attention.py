@@ -5,12 +5,13 @@
 
     a program's queries    BM rows i G + g: query i, head g of the G heads that share a KV head
 
-A row of the cache is read and unpacked once for BM queries. Four kernels share the work: `lib/rows_left.py` with
-queries on the left of the products, for plain caches and f32; `lib/keys_left.py` with keys on the left, where a row of
-codes is unpacked in the registers that multiply it; for sm90 alone `lib/own_rows.py`, whose warps wait for nobody, with
-8 or 16 queries, and `lib/one_pass.py` with 144. What a share says (m, l, acc / l) goes to memory; a last launch, a
-program for (t, h, columns), joins the shares, undoes the rotation of V and applies the gate. `start` is read on the
-device: the splits share what is there, and one without rows writes l = 0.
+A row of the cache is read and unpacked once for BM queries. Five kernels share the work: `lib/rows_left.py` with
+queries on the left of the products, for plain caches and f32, `lib/one_walk.py` the same where registers are few;
+`lib/keys_left.py` with keys on the left, where a row of codes is unpacked in the registers that multiply it; for sm90
+alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and `lib/one_pass.py` with 144. What a share
+says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns), joins the shares, undoes the rotation
+of V and applies the gate. `start` is read on the device: the splits share what is there, and one without rows writes
+l = 0.
 
 Memory-bound for one query: 123 us for f16, 34.5 us for q4_0 at 131072 rows of 4 x 256 (H200); from some twenty on the
 tensor cores bind. At 4096 rows the latency of two launches decides. Products are of f16 (bf16 on a bf16 cache, f32 for

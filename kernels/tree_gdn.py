@@ -41,6 +41,8 @@ class Config:
     # nodes and keys a step of trees larger than ONE_BLOCK
     BLOCK_T: int = 32
     BLOCK_K: int = 32
+    # nodes of the largest tree that is one block: its factors are a launch of their own, and take many registers
+    one_block: int = ONE_BLOCK
     # how wy multiplies f32, see lib/wy.py
     precision: str = "auto"
 
@@ -303,7 +305,7 @@ def tree_gdn(
         return o, saved
     precision = multiply(config.precision, v.device)
     # without tensor cores a block of 64 squared is too much, and so are whole rows of the state
-    one_block = T <= ONE_BLOCK and precision != "ieee"
+    one_block = min(config.one_block, ONE_BLOCK) >= T and precision != "ieee"
     # blocks after the first read the rows of u before them
     save = strategy == "wy" or not one_block
     u = torch.empty((B, T, Hv, V) if save else 0, dtype=torch.float32, device=v.device)

@@ -42,7 +42,9 @@ MUTANTS = (
         name="prefill_attention-left-rotated",
         op="prefill_attention",
         bug="the output of a tq3_0 cache is left rotated",
-        changes=((KERNEL, "b_o = unrotate(b_o, columns(FORMAT_V, 128), TYPE_V)", "b_o = b_o * 1.0"),),
+        changes=(
+            (KERNEL, "b_o = unrotate(b_o, columns(FORMAT_V, 128), tl.float32 if FEW else TYPE_V)", "b_o = b_o * 1.0"),
+        ),
     ),
     Mutant(
         name="prefill_attention-diagonal-unmasked",
