@@ -444,7 +444,7 @@ def _exact_ring(
     P = ring_shares(groups, K // COLUMNS, resident * processors(x.device))
     partial = torch.empty(2 * P * 128 * W * E, dtype=torch.float32, device=x.device)
     # products of one record beside codes of the next: with few warps, if they have the registers
-    over = W == 8 and resident == 1 and E > 4 and not swiglu
+    over = W == 8 and resident == 1 and E > 3 and not swiglu
     early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial,

@@ -88,9 +88,9 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     elif N * records < 5120 * 32:
         warps, resident = 4, 3 if (32 if records <= 20 else 24) >= M else 2
     elif M > 32:
-        warps, resident = (8, 1) if N * records > 5120 * 60 else (4, 2)
+        warps, resident = (8, 1) if N > 12288 or (M > 40 and records > 60) else (4, 2)
     elif N > 12288:
-        warps, resident = (8, 2) if 16 < M <= 24 else (4, 3 if M > 24 else 4)
+        warps, resident = (4, 4) if M <= 16 else (8, 2 if M <= 24 else 1)
     else:
         warps, resident = 4, 4 if M <= 8 else 3 if M <= 24 else 2
     while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
