@@ -26,7 +26,7 @@ from ..kernels.config import CONFIGS, FITTED
 from ..reference.ops import Op, registered
 from ..reference.spec import Case
 from .matrix import TIMED
-from .ports import Task, alone, compile_all, default
+from .ports import Task, alone, compile_all, default, write
 
 TRIES = 24
 
@@ -132,8 +132,8 @@ def save(op: str, arch: str, entries: list[dict[str, Any]], home: Path = CONFIGS
     head = {"schema": 2, "op": op, "gpu": f"{arch}-fitted"}
     rows = [{key: value for key, value in entry.items() if key != "changes"} for entry in entries]
     lines = ",\n".join(sorted(json.dumps(row) for row in rows))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n")
+    # other processes read what served here while they look for their own
+    write(file, (json.dumps(head)[:-1] + ', "entries": [\n' + lines + "\n]}\n").encode())
     return file
 
 

@@ -10,7 +10,7 @@ import triton
 
 from ..autotune.gpu import ARCHS
 from .forecast import CELLS, misses, most_misses
-from .ports import LIMIT_S, Build
+from .ports import LIMIT_S, Build, write
 
 COMMITTED = Path(__file__).resolve().parent / "results" / "ports.json"
 PAGE = COMMITTED.parent.parent.parent / "PORTS.md"
@@ -46,7 +46,7 @@ def save(
     rows = [json.dumps(_row(build)) for build in sorted([*kept, *builds], key=lambda build: build.key)]
     parts = {"fitted": spilled, "builds": rows}
     text = ", ".join(f'"{name}": [\n' + ",\n".join(lines) + "\n]" for name, lines in parts.items())
-    file.write_text(f"{json.dumps(report)[:-1]}, {text}}}\n")
+    write(file, f"{json.dumps(report)[:-1]}, {text}}}\n".encode())
     return load(file)
 
 

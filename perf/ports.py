@@ -100,7 +100,7 @@ def shapes(op: Op, case: Case) -> Any:
     if file.exists():
         return pickle.loads(file.read_bytes())
     found = elsewhere.drawn(op.spec, case)
-    _write(file, pickle.dumps(found))
+    write(file, pickle.dumps(found))
     return found
 
 
@@ -206,7 +206,7 @@ def _built(name: str, src: Any, target: Any, options: Any, arch: Arch) -> dict[s
         ended = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an exit"
         # the signal comes a little early
         seconds = LIMIT_S if ended == "SIGXCPU" else round(used.ru_utime + used.ru_stime, 2)
-        _write(file, json.dumps(_failed(f"CompilerDied: ended by {ended}", seconds)).encode())
+        write(file, json.dumps(_failed(f"CompilerDied: ended by {ended}", seconds)).encode())
     return json.loads(file.read_text())
 
 
@@ -223,7 +223,7 @@ def _compile_and_leave(file: Path, src: Any, target: Any, options: Any, arch: Ar
         facts = {**measure(kernel, arch), "seconds": round(_seconds() - started, 2)}
     except Exception as raised:  # whatever the compiler throws is the finding
         facts = _failed(sentence(raised), round(_seconds() - started, 2))
-    _write(file, json.dumps(facts).encode())
+    write(file, json.dumps(facts).encode())
     os._exit(0)
 
 
@@ -256,11 +256,13 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
-def _write(file: Path, content: bytes) -> None:
+def write(file: Path, content: bytes) -> None:
+    """The whole of it or nothing, whoever reads meanwhile."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    # a half-written file must not be taken for a report
+    # a half-written file must not be taken for a report; and others may read it
     with tempfile.NamedTemporaryFile(dir=file.parent, delete=False) as draft:
         draft.write(content)
+    os.chmod(draft.name, 0o644)
     os.replace(draft.name, file)
 
 
@@ -314,7 +316,7 @@ def run(work: list[Task], workers: int) -> Iterator[tuple[Task, list[Build]]]:
             for done in as_completed(futures):
                 task, file = futures[done]
                 builds = done.result()
-                _write(file, json.dumps([dataclasses.asdict(build) for build in builds]).encode())
+                write(file, json.dumps([dataclasses.asdict(build) for build in builds]).encode())
                 yield task, builds
         finally:
             # whoever takes no more of them waits for those alone that have begun

@@ -252,6 +252,19 @@ def test_where_even_the_smallest_of_all_spills_few_are_tried(monkeypatch, tmp_pa
     assert len(tried) == 4 * len(found) and not any(entry["changes"] for entry in found)
 
 
+def test_what_others_may_be_reading_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    entry = {"case": {"T": 1}, "config": {}, "changes": {"num_warps": 8}, "spills": 0, "stamp": {}}
+    file = fit.save("op", "sm75", [entry], tmp_path)
+    before = file.read_text()
+    assert json.loads(before)["entries"] == [{key: entry[key] for key in entry if key != "changes"}]
+    seen: list[str] = []
+    replaced = os.replace
+    monkeypatch.setattr(os, "replace", lambda draft, to: (seen.append(file.read_text()), replaced(draft, to)))
+    fit.save("op", "sm75", [entry, {**entry, "case": {"T": 2}}], tmp_path)
+    assert seen == [before] and len(json.loads(file.read_text())["entries"]) == 2
+    assert [path.name for path in file.parent.iterdir()] == ["op.json"]
+
+
 def test_more_points_of_a_forecast_are_the_same_ones_and_others():
     op = registered()["prefill_attention"]
     few, many = (forecast.draw(op, "sm90", count) for count in (2, 9))

@@ -63,18 +63,10 @@ def _step(
 
 
 @triton.jit
-def _tokens(p_x, d, d_sum, o_m, m_m, i_k, K, G: tl.constexpr, PARTS: tl.constexpr):
-    """256 columns of x [256, BM], unless they are read in parts; where x is in 8 bits d and d * sum [G, BM] too."""
-    b_x, b_d, b_sum = None, None, None
-    if PARTS == 1 or d is not None:
-        b_x = tl.load(p_x + i_k * 256, mask=m_m[None, :], other=0.0)  # [256, BM]
-    if d is not None:
-        # q6_k's groups are half as wide
-        o_g = tl.arange(0, G)[:, None] * 8 // G
-        o_d = o_m.to(tl.int64)[None, :] * (K // 32) + i_k * 8 + o_g
-        b_d = tl.load(d + o_d, mask=m_m[None, :], other=0.0)  # [G, BM]
-        b_sum = tl.load(d_sum + o_d, mask=m_m[None, :], other=0.0)
-    return b_x, b_d, b_sum
+def _groups(d, o_m, m_m, i_k, K, G: tl.constexpr):
+    """Of 256 columns of x in 8 bits: d, or d * sum, [G, BM]. q6_k's groups are half as wide as those of x."""
+    o_d = o_m.to(tl.int64)[None, :] * (K // 32) + i_k * 8 + tl.arange(0, G)[:, None] * 8 // G
+    return tl.load(d + o_d, mask=m_m[None, :], other=0.0)
 
 
 # M is compared with and no more: a kernel for each kind of number would be the same
@@ -114,24 +106,31 @@ def tiled(
     acc = tl.zeros((64, BM), tl.float32)
     acc_up = tl.zeros((64, BM), tl.float32)
     for i_k in tl.range(first, last, num_stages=STAGES):
-        b_x, b_d, b_sum = _tokens(p_x, d, d_sum, o_m, m_m, i_k, K, G, PARTS)
+        b_x, b_d, b_sum = None, None, None
+        if PARTS == 1 or d is not None:
+            b_x = tl.load(p_x + i_k * 256, mask=m_m[None, :], other=0.0)  # [256, BM]
+        if d is not None:
+            b_d, b_sum = _groups(d, o_m, m_m, i_k, K, G), _groups(d_sum, o_m, m_m, i_k, K, G)
         acc = _step(
             acc, b_x, p_first + i_k * 256, m_m, b_d, b_sum, words, wide, row + i_k * RECORD, FORMAT, SCALES, D,
             PARTS, ASM,
         )  # fmt: skip
         if SWIGLU and PARTS == 1:
             acc_up = _step(
-            acc_up, b_x, p_first + i_k * 256, m_m, b_d, b_sum, words, wide, up + i_k * RECORD, FORMAT, SCALES, D,
-            PARTS, ASM,
-        )  # fmt: skip
+                acc_up, b_x, p_first + i_k * 256, m_m, b_d, b_sum, words, wide, up + i_k * RECORD, FORMAT, SCALES, D,
+                PARTS, ASM,
+            )  # fmt: skip
     if SWIGLU and PARTS > 1:
         # one after the other: registers hold one record
         for i_k in tl.range(first, last, num_stages=STAGES):
-            b_x, b_d, b_sum = _tokens(p_x, d, d_sum, o_m, m_m, i_k, K, G, PARTS)
+            b_x, b_d, b_sum = None, None, None
+            if d is not None:
+                b_x = tl.load(p_x + i_k * 256, mask=m_m[None, :], other=0.0)
+                b_d, b_sum = _groups(d, o_m, m_m, i_k, K, G), _groups(d_sum, o_m, m_m, i_k, K, G)
             acc_up = _step(
-            acc_up, b_x, p_first + i_k * 256, m_m, b_d, b_sum, words, wide, up + i_k * RECORD, FORMAT, SCALES, D,
-            PARTS, ASM,
-        )  # fmt: skip
+                acc_up, b_x, p_first + i_k * 256, m_m, b_d, b_sum, words, wide, up + i_k * RECORD, FORMAT, SCALES, D,
+                PARTS, ASM,
+            )  # fmt: skip
 
     o_n = i_t * 64 + tl.arange(0, 64)
     o_out = o_m.to(tl.int64)[None, :] * N + o_n[:, None]  # [64, BM]
