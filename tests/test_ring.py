@@ -190,6 +190,16 @@ def test_what_has_no_room_is_refused_with_its_numbers(monkeypatch):
         run(monkeypatch, x, blocks, "q8_0", warps=16, resident=4)
 
 
+def test_rows_of_x_that_the_tma_cannot_take_go_another_way(monkeypatch):
+    blocks, x = case("q4_k", 9, 64, 512)
+    apart = torch.zeros(9, 516, dtype=x.dtype)[:, :512].copy_(x)
+    monkeypatch.setattr(ring_exact, "described", None)
+    with pytest.raises(TypeError):
+        run(monkeypatch, x, blocks, "q4_k")
+    y = run(monkeypatch, apart, blocks, "q4_k")
+    assert torch.allclose(y, meaning(x.float(), blocks, "q4_k"), rtol=1e-3, atol=1e-3 * float(y.abs().max()))
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the ring runs on sm90 only")
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
