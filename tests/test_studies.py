@@ -12,16 +12,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from draftwood.reference.spec import case
 
 pytest.importorskip("optuna")
 from draftwood.autotune.landscape import Landscape
-from draftwood.autotune.outcome import Outcome
+from draftwood.autotune.outcome import Found, Outcome
 from draftwood.autotune.sampler import Proposer
 from draftwood.autotune.simulate import Replica, Simulated
+from draftwood.autotune.space import Point
 from draftwood.autotune.storage import Flock, open_storage, serve
 from draftwood.autotune.trials import Trials, alive, me
 from draftwood.autotune.tuner import Budget, Tuner
@@ -193,10 +196,25 @@ def test_an_owner_is_alive_only_as_the_process_it_was():
 # -- many workers ------------------------------------------------------------------------------------------------------
 
 
+def meet(where: str, landscape: Landscape, seed: int, barrier: Barrier) -> None:
+    """Tune, but no trial runs before every worker holds a claim: none can finish the study before another came."""
+    tuner = worker(where, landscape, 0, seed, 0.004)
+    attempt = tuner.runner.attempt
+
+    def first(point: Point, rival: Point | None) -> Found:
+        barrier.wait(60)
+        tuner.runner.attempt = attempt
+        return attempt(point, rival)
+
+    tuner.runner.attempt = first
+    tuner.search()
+
+
 def share(where: str, workers: int, landscape: Landscape) -> list[str]:
     """Identities that `workers` processes finished on one study, each starting from another seed."""
     book = worker(where, landscape).trials
-    pids = [in_child(tune, where, landscape, 0, seed, 0.004) for seed in range(workers)]
+    barrier = get_context("fork").Barrier(workers)
+    pids = [in_child(meet, where, landscape, seed, barrier) for seed in range(workers)]
     assert all(os.waitpid(pid, 0)[1] == 0 for pid in pids)
     owners = {t.user_attrs["owner"] for t in book._all() if "outcome" in t.user_attrs}
     assert len(owners) == workers, "a worker did nothing"
