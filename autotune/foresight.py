@@ -92,12 +92,17 @@ def _left(case: Case, config: dict[str, Any], arch: Arch) -> str | None:
     if left == "queries":
         rows_in_all = case["T"] * case["H"] // case["Hkv"]
         return f"{rows} queries are no power of two" if rows & (rows - 1) and _up(rows_in_all, 16) > rows else None
-    if case["dtype"] == "f32" or case["D"] != 256 or not any(codes):
+    # the launcher asks besides how rows of f16 lie, which is as they are wanted wherever a cache is its own tensor
+    plain = left == "columns" and (case["format_k"], case["format_v"]) == ("f16", "f16")
+    if case["dtype"] == "f32" or case["D"] != 256 or not (any(codes) or plain):
         return "without queries on the left, they are of 16 bits, a head is 256 and the cache quantised"
-    if left == "own" or rows == 144:
-        if arch.name != "sm90" or not all(codes):
+    if left != "keys" or rows == 144:
+        if arch.name != "sm90" or not (all(codes) or plain):
             return f"rows of a warp's own and one pass are for K and V quantised, on sm90, not {arch.name}"
-        suits = case["T"] <= 64 if left == "keys" else rows in (8, 16) and config["num_warps"] in (4, 8)
+        if left == "own":
+            suits = rows in (8, 16) and config["num_warps"] in (4, 8)
+        else:
+            suits = rows == 144 and case["T"] <= 64
         return None if suits else f"{case['T']} nodes and tiles of {rows} do not suit '{left}'"
     if config["BLOCK_S"] % 64 or config["num_warps"] != 4:
         return "keys on the left come 64 at a time, to four warps"

@@ -5,13 +5,13 @@
 
     a program's queries    BM rows i G + g: query i, head g of the G heads that share a KV head
 
-A row of the cache is read and unpacked once for BM queries. Five kernels share the work: `lib/rows_left.py` with
+A row of the cache is read and unpacked once for BM queries. Seven kernels share the work: `lib/rows_left.py` with
 queries on the left of the products, for plain caches and f32, `lib/one_walk.py` the same where registers are few;
 `lib/keys_left.py` with keys on the left, where a row of codes is unpacked in the registers that multiply it; for sm90
-alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and `lib/one_pass.py` with 144. What a share
-says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns), joins the shares, undoes the rotation
-of V and applies the gate. `start` is read on the device: the splits share what is there, and one without rows writes
-l = 0.
+alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and with 144 `lib/one_pass.py`, or where a
+config says so `lib/columns.py` and, of f16, `lib/plain_pass.py`. What a share says (m, l, acc / l) goes to memory; a
+last launch, a program for (t, h, columns), joins the shares, undoes the rotation of V and applies the gate. `start` is
+read on the device: the splits share what is there, and one without rows writes l = 0.
 
 Memory-bound for one query: 123 us for f16, 34.5 us for q4_0 at 131072 rows of 4 x 256 (H200); from some twenty on the
 tensor cores bind. At 4096 rows the latency of two launches decides. Products are of f16 (bf16 on a bf16 cache, f32 for
@@ -26,6 +26,7 @@ import triton.language as tl
 
 from ..reference.cache import QUANTISED
 from .config import pick
+from .lib import columns, plain_pass
 from .lib.cache_rows import require_caches
 from .lib.device import compiled_for, has_pdl, has_ptx, is_narrow
 from .lib.early import wait
@@ -41,8 +42,8 @@ from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 @dataclass(frozen=True)
 class Config:
     # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
-    # 144 is one pass: K and V quantised, no more than 64 nodes. "own" are warps with rows of their own, of 8 or 16
-    # queries
+    # 144 is one pass: K and V quantised, no more than 64 nodes. "columns" is that with products of 144 columns, of f16
+    # caches too. "own" are warps with rows of their own, of 8 or 16 queries
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
@@ -138,6 +139,14 @@ def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: st
     return suits and compiled_for(q.device) == "sm90"
 
 
+def _suits_columns(q: torch.Tensor, cache_k: torch.Tensor, cache_v: torch.Tensor, format_k: str, format_v: str) -> bool:
+    (T, _, D), plain = q.shape, (format_k, format_v) == ("f16", "f16")
+    if not plain:
+        return _suits_one_pass(q, T, D, format_k, format_v)
+    rows = plain_pass.suits(cache_k) and plain_pass.suits(cache_v)
+    return q.dtype != torch.float32 and D == 256 and T <= 64 and rows and compiled_for(q.device) == "sm90"
+
+
 def _own(rows: int, S: int, formats: set[str]) -> Config:
     """Warps with rows of their own: four to a multiprocessor where a share is a tile or two, eight from there on."""
     BM, parts, join_warps = 8 if rows <= 8 else 16, 64 if rows <= 16 else 8, 2 if rows <= 16 else 1
@@ -206,9 +215,11 @@ def tree_attention(
     sizes, G = {"T": T, "H": H, "Hkv": Hkv, "D": D, "context": S - T}, H // Hkv
     default = _default(q, T * G, S, D, format_k, format_v)
     config = config or pick("tree_attention", default, q.device, **sizes, format_k=format_k, format_v=format_v)
-    keys, whole = config.left == "keys", config.left == "keys" and config.BLOCK_M == QUERIES
-    own = config.left == "own"
-    if own:
+    keys, own, tuples = (config.left == left for left in ("keys", "own", "columns"))
+    whole = config.BLOCK_M == QUERIES and (keys or tuples)
+    if tuples:
+        suits = whole and _suits_columns(q, cache_k, cache_v, format_k, format_v)
+    elif own:
         suits = config.BLOCK_M in (8, 16) and config.num_warps in (4, 8) and _suits_own(q, D, format_k, format_v)
     elif whole:
         suits = _suits_one_pass(q, T, D, format_k, format_v)
@@ -249,9 +260,14 @@ def tree_attention(
         own_rows[tiles, splits, Hkv](
             *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
         )
+    elif tuples and format_k == "f16":
+        roles = {"STAGES": plain_pass.STAGES, "REGISTERS": plain_pass.REGISTERS, "num_warps": 8}
+        boxes = plain_pass.described(cache_k, 64), plain_pass.described(cache_v, 32)
+        plain_pass.plain_pass[splits + 1, Hkv, tiles](*operands, S, *boxes, G=G, **roles, **early)
     elif whole:
         roles = {"STAGES": STAGES, "REGISTERS": REGISTERS, "num_warps": 8}
-        one_pass[splits + 1, Hkv, tiles](*operands, S, **shape, **roles, **early)
+        kernel = columns.columns if tuples else one_pass
+        kernel[splits + 1, Hkv, tiles](*operands, S, **shape, **roles, **early)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))
     elif is_narrow(q.device):

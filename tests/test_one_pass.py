@@ -1,5 +1,5 @@
-"""Laws of one pass: kernels/lib/one_pass.py and the three that it is of. Only sm90 runs it: elsewhere `lab/gluon.py`
-does, from its text."""
+"""Laws of one pass: kernels/lib/one_pass.py, columns.py and plain_pass.py, and those that they are of. Only sm90 runs
+them: elsewhere `lab/gluon.py` does, from their text."""
 
 import importlib
 import linecache
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from draftwood.kernels.lib import feed, fragments, one_pass, weights
+from draftwood.kernels.lib import columns, eights, feed, fragments, one_pass, plain_pass, weights
 from draftwood.kernels.tree_attention import Config
 from draftwood.lab import gluon
 from draftwood.lab.oracles import Subject, Trial
@@ -19,15 +19,27 @@ from draftwood.reference.tree_attention import SPEC
 
 module = importlib.import_module("draftwood.kernels.tree_attention")
 FORMATS = ("q4_0", "q8_0", "tq3_0")
+# what stands on the left of the products, and the cache
+FORMS = [*(("keys", format) for format in FORMATS), *(("columns", format) for format in (*FORMATS, "f16"))]
 BASE = SPEC.cases["edge"][0].but(
     T=23, H=6, Hkv=1, D=256, context=300, spare=3, window=0, tree="random", scores="normal", dtype="bf16", gate=False
 )
 # values, scores and the copy of the cache: who goes on first
 ORDERS = ((0, 1, 2), (2, 1, 0), (2, 0, 1))
-PARTS = {"fragments": fragments, "feed": feed, "weights": weights, "one_pass": one_pass}
+PARTS = {
+    "eights": eights,
+    "fragments": fragments,
+    "feed": feed,
+    "weights": weights,
+    "one_pass": one_pass,
+    "columns": columns,
+    "plain_pass": plain_pass,
+}
+KERNELS = (one_pass.one_pass, columns.columns, plain_pass.plain_pass)
 SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in PARTS.items()}
 orders = pytest.mark.parametrize("order", ORDERS, ids=str)
 copies = pytest.mark.parametrize("late", [False, True])
+forms = pytest.mark.parametrize(("left", "format"), FORMS)
 
 
 def of(format, **values):
@@ -51,19 +63,24 @@ def join(
 
 
 def verdicts(
-    monkeypatch, case, kernel=one_pass.one_pass, late=False, order=ORDERS[0], seed=0, programs=3, joined=False,
-    wanted=("numeric", "redzone", "unchanged"),
+    monkeypatch, case, kernels=KERNELS, late=False, order=ORDERS[0], seed=0, programs=3, joined=False,
+    wanted=("numeric", "redzone", "unchanged"), left="keys",
 ):  # fmt: skip
-    """What the lab says of the launcher with this kernel in place of the one that wants a GPU."""
+    """What the lab says of the launcher with these kernels in place of those that want a GPU."""
 
-    def at(grid):
-        return lambda *args, num_warps=0, **more: gluon.launch(kernel, grid, args, late, order, **more)
+    def emulated(kernel):
+        def at(grid):
+            return lambda *args, num_warps=0, **more: gluon.launch(kernel, grid, args, late, order, **more)
 
-    monkeypatch.setattr(module, "one_pass", indexed(at))
+        return indexed(at)
+
+    monkeypatch.setattr(module, "one_pass", emulated(kernels[0]))
+    monkeypatch.setattr(module.columns, "columns", emulated(kernels[1]))
+    monkeypatch.setattr(module.plain_pass, "plain_pass", emulated(kernels[2]))
     monkeypatch.setattr(module, "compiled_for", lambda device: "sm90")
     if not joined:
         monkeypatch.setattr(module, "_join", indexed(lambda grid: join))
-    config = Config("keys", 64, one_pass.QUERIES, programs, 1, num_stages=2)
+    config = Config(left, 64, one_pass.QUERIES, programs, 1, num_stages=2)
 
     def call(_name, **inputs):
         return module.tree_attention(**inputs, config=config)
@@ -76,25 +93,25 @@ def right(*args, **more):
     assert found and all(verdict.status == "pass" for verdict in found), "\n".join(map(str, found))
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_with_the_join_behind_it_it_means_what_the_reference_means(format, monkeypatch):
-    right(monkeypatch, of(format, T=17, gate=True), late=True, joined=True)
+@forms
+def test_with_the_join_behind_it_it_means_what_the_reference_means(left, format, monkeypatch):
+    right(monkeypatch, of(format, T=17, gate=True), late=True, joined=True, left=left)
 
 
 @orders
 @copies
-@pytest.mark.parametrize("format", FORMATS)
-def test_whoever_goes_first_and_whatever_comes_late_it_means_the_same(format, late, order, monkeypatch):
-    right(monkeypatch, of(format), late=late, order=order)
+@forms
+def test_whoever_goes_first_and_whatever_comes_late_it_means_the_same(left, format, late, order, monkeypatch):
+    right(monkeypatch, of(format), late=late, order=order, left=left)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@forms
 @pytest.mark.parametrize("T", range(16, 25, 2))
-def test_trees_of_one_pass(T, format, monkeypatch):
-    right(monkeypatch, of(format, T=T), seed=T)
+def test_trees_of_one_pass(T, left, format, monkeypatch):
+    right(monkeypatch, of(format, T=T), seed=T, left=left)
 
 
-@pytest.mark.parametrize("format", FORMATS)
+@forms
 @pytest.mark.parametrize(
     "values",
     [
@@ -112,42 +129,52 @@ def test_trees_of_one_pass(T, format, monkeypatch):
     ],
     ids=lambda values: ",".join(f"{name}={value}" for name, value in values.items()),
 )
-def test_shares_a_remainder_a_window_and_padding(values, format, monkeypatch):
-    right(monkeypatch, of(format, **values), late=True, programs=2 * values.get("Hkv", 1) + 1)
+def test_shares_a_remainder_a_window_and_padding(values, left, format, monkeypatch):
+    right(monkeypatch, of(format, **values), late=True, programs=2 * values.get("Hkv", 1) + 1, left=left)
 
 
 @orders
-@pytest.mark.parametrize("format", FORMATS)
-def test_a_share_that_passes_its_first_tile_is_walked_again(format, order, monkeypatch):
-    right(monkeypatch, of(format, scores="sharp", context=500), late=True, order=order)
+@forms
+def test_a_share_that_passes_its_first_tile_is_walked_again(left, format, order, monkeypatch):
+    right(monkeypatch, of(format, scores="sharp", context=500), late=True, order=order, left=left)
 
 
+@pytest.mark.parametrize("left", ["keys", "columns"])
 @pytest.mark.parametrize(("format_k", "format_v"), [("q4_0", "q8_0"), ("q8_0", "tq3_0"), ("tq3_0", "q4_0")])
-def test_keys_and_values_may_be_of_two_formats(format_k, format_v, monkeypatch):
-    right(monkeypatch, of(format_k, format_v=format_v), late=True)
+def test_keys_and_values_may_be_of_two_formats(format_k, format_v, left, monkeypatch):
+    right(monkeypatch, of(format_k, format_v=format_v), late=True, left=left)
 
 
+@pytest.mark.parametrize(("left", "format"), [("keys", "q4_0"), ("columns", "q4_0"), ("columns", "f16")])
 @pytest.mark.parametrize("programs", [1, 2, 5, 9, 40])
-def test_any_number_of_shares_gives_the_same(programs, monkeypatch):
-    right(monkeypatch, of("q4_0", context=512), programs=programs)
+def test_any_number_of_shares_gives_the_same(programs, left, format, monkeypatch):
+    right(monkeypatch, of(format, context=512), programs=programs, left=left)
 
 
-@pytest.mark.parametrize("format", FORMATS)
-def test_what_is_no_number_stays_in_its_query(format, monkeypatch):
-    right(monkeypatch, of(format), wanted=("nonfinite",))
+@forms
+def test_what_is_no_number_stays_in_its_query(left, format, monkeypatch):
+    right(monkeypatch, of(format), wanted=("nonfinite",), left=left)
 
 
 BUGS = {
     # who waits for whom
-    "a tile of K is overwritten before it is read": ("feed", "mbarrier.wait(k_free.index(slot), round ^ 1)", "pass"),
-    "a tile of V is overwritten before it is read": ("feed", "mbarrier.wait(v_free.index(slot), round ^ 1)", "pass"),
+    "a tile of K is overwritten before it is read": (
+        "feed",
+        "mbarrier.wait(k_free.index(AT[1] + slot), round ^ 1)",
+        "pass",
+    ),
+    "a tile of V is overwritten before it is read": (
+        "feed",
+        "mbarrier.wait(v_free.index(AT[3] + slot), round ^ 1)",
+        "pass",
+    ),
     "a tile is told of before it has come": ("feed", "async_copy.wait_group(1)", "async_copy.wait_group(2)"),
     "scales of V come after it is told of": (
         "feed",
         """                    _in_pairs(v_scales.index(slot), b_s)
-                    mbarrier.arrive(v_full.index(slot), count=1)
+                    mbarrier.arrive(v_full.index(AT[2] + slot), count=1)
 """,
-        """                    mbarrier.arrive(v_full.index(slot), count=1)
+        """                    mbarrier.arrive(v_full.index(AT[2] + slot), count=1)
                     _in_pairs(v_scales.index(slot), b_s)
 """,
     ),
@@ -271,31 +298,115 @@ BUGS = {
     ),
     "a row beyond the last is read": ("feed", "bound = 0, 0, 1, end + T", "bound = 0, 0, 1, end + T + 64"),
 }
+# of columns.py, plain_pass.py and eights.py: products of 144 columns, operands and barriers by address
+BUGS |= {
+    "144 columns: weights are overwritten while they are read": (
+        "columns",
+        "wait(at_b + P_FREE + 8 * slot, round ^ 1, 4)",
+        "pass",
+    ),
+    "144 columns: weights are read before they are there": (
+        "columns",
+        "wait(at_b + P_FULL + 8 * slot_p, round_p, 8)",
+        "pass",
+    ),
+    "144 columns: the last sums are taken before they are there": ("columns", "    wait(at_b + SUMMED, 0, 8)\n", ""),
+    "144 columns: scores are taken before the queries are there": ("columns", "    wait(at_b + ASKED, 0, 4)\n", ""),
+    "144 columns: scores are masked before the mask is there": ("columns", "wait(at_b + MASKED, 0, 4)", "pass"),
+    "144 columns: weights are given away before they are written": (
+        "columns",
+        """                _given(at, b_p2, 8)
+                fence_async_shared()
+                came(at_b + P_FULL + 8 * slot, 4)
+""",
+        """                came(at_b + P_FULL + 8 * slot, 4)
+                _given(at, b_p2, 8)
+""",
+    ),
+    "144 columns: K is given up while some of it is to come": ("columns", "if c == 16 - HELD:", "if c == 0:"),
+    "144 columns: the first tile is given up": (
+        "columns",
+        "8 * slot, phase > 0, 4)\n        s =",
+        "8 * slot, phase >= 0, 4)\n        s =",
+    ),
+    "144 columns: scores are weighed while their product runs": ("columns", "0 if c == 15 else 2", "2"),
+    "144 columns: nobody says that V is free": ("columns", "            came(at_b + V_FREE + 8 * slot, 8)\n", ""),
+    "144 columns: V is given up under its products": ("columns", "            b = waited(b, 0)\n", ""),
+    "144 columns: the second walk adds to the first": ("columns", "gl.where(j > 0,", "gl.where(j + i_walk > 0,"),
+    "144 columns: no share is walked again": ("columns", "gl.where(most > MOST, 1, 0)", "gl.where(most > MOST, 0, 0)"),
+    "144 columns: a maximum is that above the first's": ("columns", "gl.where(weigh, -m2.load(B), 0.0)", "-m2.load(B)"),
+    "144 columns: the last 16 queries are the first": ("columns", "o_m = first + 16 * i", "o_m = first + 16 * i % 128"),
+    "144 columns: eights of queries change places": (
+        "fragments",
+        "(1, 0, 2, 3))\n    return",
+        "(1, 2, 0, 3))\n    return",
+    ),
+    "144 columns: a panel of weights is the next one": ("columns", "_given(at, b_p2, 8)", "_given(at, b_p2, 7)"),
+    "rows of weights lie without a swizzle": ("columns", "(o_l // 16 ^ o_l // 4 & 1)", "(o_l // 16)"),
+    "weights of eight rows change places": ("columns", "* 16 + o_l % 16", "* 16 + (o_l + 8) % 16"),
+    "eights of sums change places": ("eights", "(0, 4, 1, 8, 7, 6, 5, 2, 3)", "(0, 4, 1, 8, 7, 5, 6, 2, 3)"),
+    "eights of weights change places": ("eights", "(0, 2, 7, 8, 1, 6, 5, 4, 3)", "(0, 2, 7, 8, 1, 5, 6, 4, 3)"),
+    "the next rows of V are four on": ("eights", "128 if turned else 2", "64 if turned else 2"),
+    "a tile of K is fetched over one that is read": (
+        "plain_pass",
+        "wait(at_b + K_FREE + 8 * slot, round ^ 1, 4)",
+        "pass",
+    ),
+    "half a tile of V is fetched over one that is read": (
+        "plain_pass",
+        "wait(at_b + V_FREE + 8 * slot, round ^ 1, 4)",
+        "pass",
+    ),
+    "K of f16 is given up under its product": ("columns", "    s = waited(s, 0)\n    # the", "    # the"),
+    "half of V is given up under its products": (
+        "plain_pass",
+        "waited(a, 2), waited(b, 2)",
+        "waited(a, 4), waited(b, 4)",
+    ),
+    "a warp group has the other's values": ("plain_pass", "// 4) + gl.zeros", "// 4 ^ 1) + gl.zeros"),
+    "values of 128 on are those from 64 on": ("plain_pass", "at_x + 512", "at_x + 256"),
+    "the second half's weights are the first's": ("plain_pass", "+ 64 * half", "+ 32 * half"),
+    "rows that none sees are left as they came": ("plain_pass", "if h < 2 * seen:", "if h < 2 * seen + 4:"),
+    "a padded row of f16 is read": ("plain_pass", "(o_j < 0) | (b_a != 0)", "(o_j < T)"),
+    "rows are cleared before they have come": ("plain_pass", "cleared & 1", "cleared & 1 ^ 1"),
+    "the second walk goes on where no V came": (
+        "plain_pass",
+        "given += gl.where(both, 2 * steps, 0)",
+        "given += 2 * steps",
+    ),
+    "the second walk of f16 adds to the first": ("plain_pass", "gl.where(j > 0,", "gl.where(j + i_walk > 0,"),
+    "values of f16 are fetched from the first row": ("plain_pass", "[row, 64 * c]", "[row, 64 * (c // 2)]"),
+}
 DRAWN = (
     of("q4_0", context=500, window=450, scores="sharp"),
     of("tq3_0", context=300, tree="padded"),
     of("q8_0", context=300, window=170),
     of("q4_0", context=60, spare=0),
     of("q8_0", context=700, T=16),
+    of("f16", context=500, window=450, scores="sharp"),
+    of("f16", context=300, tree="padded"),
 )
 
 
 def broken(monkeypatch, part, old, new):
-    """The kernel with a bug in one of its files."""
+    """The kernels with a bug in one of their files."""
     assert old in SOURCES[part], f"the text that this changes is gone: {old}"
     texts = {**SOURCES, part: SOURCES[part].replace(old, new)}
     for name in PARTS:
         made = types.ModuleType(f"draftwood.kernels.lib.{name}_broken")
         made.__package__, made.__file__ = "draftwood.kernels.lib", f"{made.__name__}.py"
         monkeypatch.setitem(sys.modules, made.__name__, made)
-        text = texts[name].replace("from .feed import", "from .feed_broken import")
-        text = text.replace("from .fragments import", "from .fragments_broken import")
-        text = text.replace("from .weights import", "from .weights_broken import")
+        text = texts[name]
+        for other in PARTS:
+            text = text.replace(f"from .{other} import", f"from .{other}_broken import")
         # Triton asks for the lines of what it decorates
         lines = text.splitlines(keepends=True)
         monkeypatch.setitem(linecache.cache, made.__file__, (len(text), None, lines, made.__file__))
         exec(compile(text, made.__file__, "exec"), made.__dict__)
-    return made.one_pass
+    return [
+        getattr(sys.modules[f"draftwood.kernels.lib.{name}_broken"], name)
+        for name in ("one_pass", "columns", "plain_pass")
+    ]
 
 
 def seen(verdict):
@@ -303,21 +414,36 @@ def seen(verdict):
     return verdict.status == "fail" or "waits for another" in verdict.detail or "outside the tensor" in verdict.detail
 
 
+def lefts(case):
+    """What may stand on the left of the products with its cache."""
+    return [left for left, format in FORMS if format == case["format_k"]]
+
+
+def plain(case):
+    return case["format_k"] == "f16"
+
+
 @orders
 @copies
 @pytest.mark.parametrize("case", DRAWN, ids=lambda case: case["format_k"])
 def test_without_a_bug_none_is_seen(case, late, order, monkeypatch):
-    right(monkeypatch, case, broken(monkeypatch, "feed", "", ""), late, order)
+    for left in lefts(case):
+        right(monkeypatch, case, broken(monkeypatch, "feed", "", ""), late, order, left=left)
 
 
 # a third of them in every run, all of them with -m "long or not long"
 @pytest.mark.parametrize("bug", [pytest.param(b, marks=[pytest.mark.long] * (i % 3 > 0)) for i, b in enumerate(BUGS)])
 def test_a_planted_bug_is_seen(bug, monkeypatch):
-    kernel = broken(monkeypatch, *BUGS[bug])
+    part = BUGS[bug][0]
+    kernels = broken(monkeypatch, *BUGS[bug])
+    own = part in ("columns", "eights", "plain_pass") or bug.startswith("144")
+    cases = sorted(DRAWN, key=lambda case: (case["format_k"] not in bug, plain(case) != (part == "plain_pass")))
     assert any(
         seen(verdict)
         for order in ORDERS
         for late in (True, False)
-        for case in sorted(DRAWN, key=lambda case: case["format_k"] not in bug)
-        for verdict in verdicts(monkeypatch, case, kernel, late, order, wanted=("numeric",))
+        for case in cases
+        for left in lefts(case)
+        if (left == "columns") == own
+        for verdict in verdicts(monkeypatch, case, kernels, late, order, wanted=("numeric",), left=left)
     )

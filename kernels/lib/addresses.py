@@ -39,6 +39,15 @@ setp.eq.u32 p, $2, 0;
 mov.b32 $0, 0;
 }
 """)
+_CAME = gl.constexpr("""
+{
+.reg .pred p;
+bar.warp.sync 0xffffffff;
+setp.eq.u32 p, $2, 0;
+@p mbarrier.arrive.shared.b64 _, [$1];
+mov.b32 $0, 0;
+}
+""")
 _WAIT = gl.constexpr("""
 {
 .reg .pred p;
@@ -69,6 +78,13 @@ def address(memory, W: gl.constexpr):
 
 
 @gluon.jit
+def kept(memory, W: gl.constexpr):
+    """Up to here memory that only PTX uses is given to nobody else: words [n]."""
+    words = memory.slice(0, 1).load(_threads(W))
+    gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [words], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
 def begin(at, count, S: gl.constexpr, W: gl.constexpr):
     """S mbarriers, that many arrivals each."""
     o = gl.arange(0, 32 * W, layout=_threads(W))
@@ -80,6 +96,12 @@ def arrive(at, when, W: gl.constexpr):
     """Every warp at the mbarrier there, when it comes to it: `mbarrier.arrive` has all of them wait for each other."""
     lane = gl.arange(0, 32 * W, layout=_threads(W)) % 32
     _each(_ARRIVE, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.where(when, lane, 1))
+
+
+@gluon.jit
+def came(at, W: gl.constexpr):
+    """As `arrive`, when all that the warp's lanes have written is there."""
+    _each(_CAME, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.arange(0, 32 * W, layout=_threads(W)) % 32)
 
 
 @gluon.jit

@@ -83,9 +83,10 @@ def _in_pairs(memory, b_s):
 def fed(
     p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales, k_full, k_free,
     v_full, v_free, again, verdict, s_k: gl.constexpr, s_v: gl.constexpr, FORMAT_K: gl.constexpr,
-    FORMAT_V: gl.constexpr, KS: gl.constexpr, VS: gl.constexpr,
+    FORMAT_V: gl.constexpr, KS: gl.constexpr, VS: gl.constexpr, AT: gl.constexpr,
 ):  # fmt: skip
-    """Tiles of K and V; if the share is walked again, all of K once more, and then both."""
+    """Tiles of K and V; if the share is walked again, all of K once more, and then both. AT: the barriers' first ones,
+    of K full and free and of V."""
     done, given, walk, bound = 0, 0, 1, end + T
     p_k, p_v = p_k + begin.to(gl.int64) * s_k, p_v + begin.to(gl.int64) * s_v
     b_s = gl.zeros((64, 4), gl.int32, _paired())
@@ -99,13 +100,13 @@ def fed(
             if j < steps:
                 row = begin + j * 64
                 slot, round = turn(done + j, KS)
-                mbarrier.wait(k_free.index(slot), round ^ 1)
+                mbarrier.wait(k_free.index(AT[1] + slot), round ^ 1)
                 p = p_k + j * (64 * s_k)
                 _codes(k_codes.index(slot), k_high.index(slot), p, row, bound, s_k, FORMAT_K)
                 _words(k_scales.index(slot), p, row, bound, s_k, 0)
                 if both:
                     slot, round = turn(given + j, VS)
-                    mbarrier.wait(v_free.index(slot), round ^ 1)
+                    mbarrier.wait(v_free.index(AT[3] + slot), round ^ 1)
                     p = p_v + j * (64 * s_v)
                     _codes(v_codes.index(slot), v_high.index(slot), p, row, bound, s_v, FORMAT_V)
                     b_next = _scales(p, row, end, T, ancestors, s_v)
@@ -113,11 +114,11 @@ def fed(
             if j > 0:
                 async_copy.wait_group(1)
                 slot, round = turn(done + j - 1, KS)
-                mbarrier.arrive(k_full.index(slot), count=1)
+                mbarrier.arrive(k_full.index(AT[0] + slot), count=1)
                 if both:
                     slot, round = turn(given + j - 1, VS)
                     _in_pairs(v_scales.index(slot), b_s)
-                    mbarrier.arrive(v_full.index(slot), count=1)
+                    mbarrier.arrive(v_full.index(AT[2] + slot), count=1)
             b_s = b_next
         done += steps
         given += gl.where(both, steps, 0)

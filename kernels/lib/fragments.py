@@ -11,6 +11,7 @@ Which value a column of keys or a row of values is follows from how words fall a
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from .eights import lanes
 from .operands import TQ3_TABLE, tq3_chosen, tq3_selectors
 
 # $0, $1: nibbles 0 and 1, or 2 and 3, of the halves of $2, each less 8, times the pair of scales $3
@@ -91,11 +92,6 @@ _PICK = gl.constexpr("prmt.b32 $0, $1, $2, $3;")
 
 
 @gluon.constexpr_function
-def _lanes(W):
-    return gl.BlockedLayout([1, 1], [1, 32], [W, 1], [1, 0])
-
-
-@gluon.constexpr_function
 def _bits(N):
     return [[0, 1 << i] for i in range(N.bit_length() - 1)]
 
@@ -150,7 +146,7 @@ def values_product(N):
 @gluon.jit
 def _two(x, W: gl.constexpr):
     a, b = gl.split(gl.reshape(x, (W, 32, 2)))
-    return gl.convert_layout(a, _lanes(W)), gl.convert_layout(b, _lanes(W))
+    return gl.convert_layout(a, lanes(W)), gl.convert_layout(b, lanes(W))
 
 
 @gluon.jit
@@ -192,7 +188,7 @@ def _rows(memory):
 def key_scales(memory, FORMAT: gl.constexpr):
     """Of a lane's two blocks, of row g and row g + 8 by turns: twice in a word."""
     if FORMAT == "q8_0":
-        L: gl.constexpr = _lanes(4)
+        L: gl.constexpr = lanes(4)
         t = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] + gl.zeros((4, 32), gl.int32, L)
         half = gl.where(t % 2 == 1, 0x3232, 0x1010)
         x = gl.expand_dims(memory.load(_of_halves()), 2).broadcast_to((64, 4, 2))
@@ -264,27 +260,43 @@ def _of_row(words, s, r: gl.constexpr, c: gl.constexpr, FORMAT: gl.constexpr):
 
 
 @gluon.jit
+def key_registers(words, s, c: gl.constexpr, FORMAT: gl.constexpr):
+    """Columns c of a tile, sixteen: four registers a lane, as eights.py has them."""
+    a, b = _of_row(words, s, 0, c, FORMAT), _of_row(words, s, 1, c, FORMAT)
+    return a[0], b[0], a[1], b[1]
+
+
+@gluon.jit
 def keys(words, s, c: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
     """Columns c of a tile, sixteen: [64, 16]."""
+    a = key_registers(words, s, c, FORMAT)
     # w g t p k h -> w h g, k t p
-    a = gl.permute(_assembled(_of_row(words, s, 0, c, FORMAT), _of_row(words, s, 1, c, FORMAT), 4), (0, 5, 1, 4, 2, 3))
+    a = gl.permute(_assembled((a[0], a[2]), (a[1], a[3]), 4), (0, 5, 1, 4, 2, 3))
     return gl.convert_layout(gl.reshape(a, (64, 16)), gl.DotOperandLayout(0, keys_product(N), 2), assert_trivial=True)
 
 
 @gluon.jit
-def offset(N: gl.constexpr):
+def offset_registers():
     """2^15, 2^4, 2^-6 and zeros in every row: [64, 16]."""
-    L: gl.constexpr = _lanes(4)
+    L: gl.constexpr = lanes(4)
     t = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] % 4 + gl.zeros((4, 32), gl.int32, L)
     # pairs of f16: 2^15 and 2^4, 2^-6 and 0
     x = gl.where(t == 0, 0x4C007800, gl.where(t == 1, 0x2400, 0))
-    a = gl.permute(_assembled((x, x * 0), (x, x * 0), 4), (0, 5, 1, 4, 2, 3))
+    return x, x, x * 0, x * 0
+
+
+@gluon.jit
+def offset(N: gl.constexpr):
+    a = offset_registers()
+    a = gl.permute(_assembled((a[0], a[2]), (a[1], a[3]), 4), (0, 5, 1, 4, 2, 3))
     return gl.convert_layout(gl.reshape(a, (64, 16)), gl.DotOperandLayout(0, keys_product(N), 2), assert_trivial=True)
 
 
 @gluon.constexpr_function
 def asked_lanes(N, FORMAT):
     """[N, 256 values] in eight warps: a lane has all that is in a row of `queries_for`, or in two."""
+    if FORMAT == "f16":
+        return gl.BlockedLayout([1, 16], [2, 16], [8, 1], [1, 0])
     # bits of a value's number: those of a lane's values, and those that tell lanes apart
     own, apart = {
         "q8_0": ([0, 1, 5, 6], [2, 3, 4, 7]),
@@ -303,16 +315,31 @@ def asked_lanes(N, FORMAT):
 
 
 @gluon.jit
-def queries_for(x, FORMAT: gl.constexpr):
-    """[N, 256 values] -> [16 N, 16]: a row for each query of columns 0, then of columns 1, as `keys` has them."""
+def _by_columns(x, FORMAT: gl.constexpr):
+    """[N, 256 values] -> [16, N, 16]: queries of columns 0, then of columns 1, as `keys` has them."""
     N: gl.constexpr = x.shape[0]
     if FORMAT == "q4_0":  # t j k i p e
         x = gl.permute(gl.reshape(x, (N, 4, 2, 2, 4, 2, 2)), (2, 4, 6, 0, 3, 1, 5))
     elif FORMAT == "q8_0":  # x t n p k
         x = gl.permute(gl.reshape(x, (N, 2, 4, 8, 2, 2)), (1, 3, 0, 5, 2, 4))
+    elif FORMAT == "f16":
+        x = gl.permute(gl.reshape(x, (N, 16, 16)), (1, 0, 2))
     else:  # t m p j k e
         x = gl.permute(gl.reshape(x, (N, 4, 4, 2, 2, 2, 2)), (2, 4, 6, 0, 5, 1, 3))
-    return gl.reshape(x, (16 * N, 16))
+    return gl.reshape(x, (16, N, 16))
+
+
+@gluon.jit
+def queries_for(x, FORMAT: gl.constexpr):
+    """[N, 256 values] -> [16 N, 16]: a row for each query of columns 0, then of columns 1."""
+    return gl.reshape(_by_columns(x, FORMAT), (16 * x.shape[0], 16))
+
+
+@gluon.jit
+def queries_in_eights(x, FORMAT: gl.constexpr):
+    """[16, 256 values] -> [256, 16]: of eight queries a row each of columns 0, then of columns 1 .., then of others."""
+    x = gl.permute(gl.reshape(_by_columns(x, FORMAT), (16, 2, 8, 16)), (1, 0, 2, 3))
+    return gl.reshape(x, (256, 16))
 
 
 @gluon.jit
@@ -327,7 +354,7 @@ def _columns(memory):
 @gluon.jit
 def value_words(codes, high, scales, c: gl.constexpr, FORMAT: gl.constexpr):
     """A lane's words of rows 16 c .. 16 c + 15 of a tile of V, those of two rows together, and pairs of scales."""
-    L: gl.constexpr = _lanes(8)
+    L: gl.constexpr = lanes(8)
     g = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] // 4 + gl.zeros((8, 32), gl.int32, L)
     s = gl.expand_dims(scales.slice(8 * c, 8, 1).load(_of_scales()), 2).broadcast_to((8, 8, 8))
     s0, s1 = _two(gl.permute(gl.reshape(s, (8, 2, 4, 8)), (0, 3, 2, 1)), 8)
@@ -355,8 +382,8 @@ def value_words(codes, high, scales, c: gl.constexpr, FORMAT: gl.constexpr):
 
 
 @gluon.jit
-def values(words, r: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
-    """Half r of the values of a row, of sixteen rows: [128, 16]."""
+def value_registers(words, r: gl.constexpr, FORMAT: gl.constexpr):
+    """Half r of the values of a row, of sixteen rows: four registers a lane."""
     w, s = words
     if FORMAT == "q4_0":
         TEXT: gl.constexpr = _NIBBLES_1 if r else _NIBBLES_0
@@ -371,9 +398,18 @@ def values(words, r: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
         )
     else:
         a, b = _unpacked(_CODES_0, w[r], s[0]), _unpacked(_CODES_1, w[r], s[1])
+    return a[0], a[1], b[0], b[1]
+
+
+@gluon.jit
+def values(words, r: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
+    """Half r of the values of a row, of sixteen rows: [128, 16]."""
+    a = value_registers(words, r, FORMAT)
     # w g t p b h -> w b g, h t p
-    x = gl.reshape(gl.permute(_assembled(a, b, 8), (0, 4, 1, 5, 2, 3)), (128, 16))
-    return gl.convert_layout(x, gl.DotOperandLayout(0, values_product(N), 2), assert_trivial=True)
+    x = gl.permute(_assembled((a[0], a[1]), (a[2], a[3]), 8), (0, 4, 1, 5, 2, 3))
+    return gl.convert_layout(
+        gl.reshape(x, (128, 16)), gl.DotOperandLayout(0, values_product(N), 2), assert_trivial=True
+    )
 
 
 @gluon.jit
@@ -381,7 +417,9 @@ def in_order(x0, x1, FORMAT: gl.constexpr):
     """[128 rows of `values`, N] of both halves -> [N, 256 values]."""
     N: gl.constexpr = x0.shape[1]
     x = gl.reshape(gl.join(x0, x1), (8, 2, 8, N, 2))  # w b g . r
-    if FORMAT == "q4_0":
+    if FORMAT == "f16":
+        x = gl.permute(x, (3, 4, 0, 1, 2))
+    elif FORMAT == "q4_0":
         x = gl.permute(x, (3, 0, 1, 2, 4))
     elif FORMAT == "q8_0":
         x = gl.permute(x, (3, 0, 2, 4, 1))

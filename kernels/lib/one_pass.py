@@ -35,6 +35,8 @@ QUERIES = 128 + 16
 REGISTERS = (120, 24)
 # tiles of K, of V and of P in shared memory
 STAGES = (3, 3, 2)
+# each ring's barriers lie apart
+APART = gl.constexpr((0, 0, 0, 0))
 
 
 @gluon.jit
@@ -49,7 +51,7 @@ def _queries(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, N: gl.constexp
 
 
 @gluon.jit
-def _ancestry(bits, begin, words, first, end, T, rows, ancestors, G: gl.constexpr):
+def ancestry(bits, begin, words, first, end, T, rows, ancestors, G: gl.constexpr):
     """bits [4, 256]: which of 32 rows, from begin on, a query sees; so many words."""
     B: gl.constexpr = gl.BlockedLayout([1, 32], [32, 1], [8, 1], [1, 0])
     o_m, o_s = first + gl.arange(0, 256, gl.SliceLayout(1, B))[:, None], gl.arange(0, 32, gl.SliceLayout(0, B))[None, :]
@@ -88,7 +90,7 @@ def _summed(
     mbarrier.arrive(asked, count=1)
     # long before the last of its tiles
     if last:
-        _ancestry(bits, begin + seen * 64, (tiles - seen) * 2, first, end, T, rows, ancestors, G)
+        ancestry(bits, begin + seen * 64, (tiles - seen) * 2, first, end, T, rows, ancestors, G)
         mbarrier.arrive(masked, count=1)
     L1: gl.constexpr = values_product(128)
     L2: gl.constexpr = values_product(16)
@@ -134,14 +136,14 @@ def _summed(
 
 
 @gluon.jit
-def _ahead(p, row, rows, s: gl.constexpr):
+def ahead(p, row, rows, s: gl.constexpr):
     """So many rows, if any, on their way to the L2."""
     at = p.to(gl.int64) + row.to(gl.int64) * s
     gl.inline_asm_elementwise(ASK_SOME, "=r,l,r", [at, rows * s], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
-def _share(end, T, window, i_split, splits):
+def share(end, T, window, i_split, splits):
     """A share's first row, its tiles, those of them that all queries see, and whether it is the last share."""
     low = gl.where(window > 0, gl.maximum(end - window, 0), 0)
     whole = (end - low) // 64
@@ -232,14 +234,14 @@ def one_pass(
     if EARLY:
         # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
         end = gl.minimum(gl.load(start, volatile=True), S - T)
-        begin, tiles, _seen, _last = _share(end, T, window, i_split, splits)
+        begin, tiles, _seen, _last = share(end, T, window, i_split, splits)
         coming = gl.where((tiles > 0) & (begin + 64 <= S), 64, 0)
-        _ahead(p_k, begin, coming, s_k_s)
-        _ahead(p_v, begin, coming, s_v_s)
+        ahead(p_k, begin, coming, s_k_s)
+        ahead(p_v, begin, coming, s_v_s)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     end = gl.load(start)
-    begin, tiles, seen, last = _share(end, T, window, i_split, splits)
+    begin, tiles, seen, last = share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G
     gl.warp_specialize(
         [
@@ -250,7 +252,7 @@ def one_pass(
                        k_full, k_free, p_full, p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first,
                        first, T, H, rows, G, FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
-                   k_full, k_free, v_full, v_free, again, verdict, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS)),
+                   k_full, k_free, v_full, v_free, again, verdict, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS, APART)),
         ],
         [4, 4], [REGISTERS[0], REGISTERS[1]],
     )  # fmt: skip

@@ -57,7 +57,7 @@ def _halved(x, TEXT: gl.constexpr, PACK: gl.constexpr):
 
 
 @gluon.jit
-def _folded(b_p):
+def folded(b_p):
     """[64, N] -> [4, 8, N / 8], or N / 2 of 16 columns: sums over the rows of eight lanes, or of two."""
     b_l = gl.sum(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), 1).to(gl.float16)
     b_l = _halved(b_l, _SUM_16, 2)
@@ -74,13 +74,13 @@ def _of_queries(x, N: gl.constexpr):
 
 
 @gluon.jit
-def _sums(b_l, N: gl.constexpr):
-    """What `_folded` left -> [N]."""
+def sums_of(b_l, N: gl.constexpr):
+    """What `folded` left -> [N]."""
     return gl.reshape(gl.sum(gl.sum(_of_queries(b_l, N), 2), 0), (N,))
 
 
 @gluon.jit
-def _masked(b_s, bits, j, first: gl.constexpr, L: gl.constexpr):
+def hidden(b_s, bits, j, first: gl.constexpr, L: gl.constexpr):
     """Scores of tile j, no number where a query of the last share does not see the row."""
     N: gl.constexpr = b_s.shape[1]
     o_s = gl.arange(0, 64, gl.SliceLayout(1, L))[:, None]
@@ -101,7 +101,7 @@ def _peaks(b_s):
 
 
 @gluon.jit
-def _parts(x):
+def parts_of(x):
     """[N, 16] f16 that `offset` multiplies and adds up to x [N]: to 30 bits, up to 2e9."""
     B: gl.constexpr = gl.BlockedLayout([1, 16], [32, 1], [4, 1], [1, 0])
     x = gl.convert_layout(x, gl.SliceLayout(1, B))
@@ -117,7 +117,7 @@ def _parts(x):
 
 
 @gluon.jit
-def _reference(tops, b_s, above, j):
+def reference(tops, b_s, above, j):
     """The greatest of a tile's scores and of those before it."""
     L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     b_m = gl.minimum(gl.maximum(_peaks(b_s) + above, -MOST_SCORE), MOST_SCORE)
@@ -125,13 +125,13 @@ def _reference(tops, b_s, above, j):
 
 
 @gluon.jit
-def _weights(b_s, scale, FORMAT: gl.constexpr):
+def weights_of(b_s, scale, FORMAT: gl.constexpr):
     # queries of tq3_0 are scaled where they are rotated
     return gl.exp2(b_s if FORMAT == "tq3_0" else b_s * scale)
 
 
 @gluon.jit
-def _zero(j):
+def zero_of(j):
     """0, where the compiler cannot know it: it would hold addresses in registers that are quickly made anew."""
     return gl.inline_asm_elementwise("shr.u32 $0, $1, 31;", "=r,r", [j], gl.int32, is_pure=False, pack=1)
 
@@ -159,17 +159,17 @@ def weighed(
         if (phase == 0) & (tiles == 0):
             tops.store(gl.full([256], -MOST_SCORE, gl.float32, B))
         # the maximum is subtracted by the product itself
-        less1.index(0).store(_parts(gl.where(weigh, -m1.load(B), 0.0)))
-        less2.index(0).store(_parts(gl.where(weigh, -m2.load(B), 0.0)))
+        less1.index(0).store(parts_of(gl.where(weigh, -m1.load(B), 0.0)))
+        less2.index(0).store(parts_of(gl.where(weigh, -m2.load(B), 0.0)))
         fence_async_shared()
-        l1, l2 = _folded(z1), _folded(z2)
+        l1, l2 = folded(z1), folded(z2)
         for j in range(steps):
             slot, round = turn(done, KS)
             mbarrier.wait(k_full.index(slot), round)
             k = codes.index(slot)
             words = key_words(k.slice(0, 32, 1) if FORMAT == "q8_0" else k, high.index(slot), FORMAT)
             of_blocks = key_scales(scales.index(slot), FORMAT)
-            zero, after = _zero(j), words
+            zero, after = zero_of(j), words
             qa, qb = q1.index(zero), q2.index(zero)
             a = offset(128)
             s1 = warpgroup_mma(a, less1.index(zero).permute((1, 0)), z1, use_acc=False, is_async=True)
@@ -180,7 +180,7 @@ def weighed(
                     words = after
                 if c < 15 and c % HELD == HELD - 1:
                     # words anew, at an address that the compiler takes for another
-                    k = codes.index(slot + _zero(j)).slice((c + 1) // 8 * 32, 32, 1)
+                    k = codes.index(slot + zero_of(j)).slice((c + 1) // 8 * 32, 32, 1)
                     after = key_words(k, high.index(slot), FORMAT)
                 a = keys(words, of_blocks, c, 128, FORMAT)
                 s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, is_async=True)
@@ -194,23 +194,23 @@ def weighed(
                 s1, s2 = warpgroup_mma_wait(0 if c == 15 else 4, deps=[s1, s2])
             if j >= seen:
                 mbarrier.wait(masked, 0)
-                s1, s2 = _masked(s1, bits, j - seen, 0, L1), _masked(s2, bits, j - seen, 128, L2)
+                s1, s2 = hidden(s1, bits, j - seen, 0, L1), hidden(s2, bits, j - seen, 128, L2)
             if weigh:
                 slot, round = turn(given, PS)
                 mbarrier.wait(p_free.index(slot), round ^ 1)
-                b_p1, b_p2 = _weights(s1, scale, FORMAT), _weights(s2, scale, FORMAT)
+                b_p1, b_p2 = weights_of(s1, scale, FORMAT), weights_of(s2, scale, FORMAT)
                 p1.index(slot).store(b_p1.to(gl.float16))
                 p2.index(slot).store(b_p2.to(gl.float16))
                 fence_async_shared()
                 mbarrier.arrive(p_full.index(slot), count=1)
-                l1, l2 = l1 + _folded(b_p1), l2 + _folded(b_p2)
+                l1, l2 = l1 + folded(b_p1), l2 + folded(b_p2)
                 given += 1
             else:
-                _reference(m1, s1, above, j)
-                _reference(m2, s2, above, j)
+                reference(m1, s1, above, j)
+                reference(m2, s2, above, j)
         if weigh & (walk > 0):
-            sums.slice(0, 128).store(_sums(l1, 128))
-            sums.slice(128, 16).store(_sums(l2, 16))
+            sums.slice(0, 128).store(sums_of(l1, 128))
+            sums.slice(128, 16).store(sums_of(l2, 16))
         if phase == 1:
             # a weight is at most the sum that it is part of
             most = gl.maximum(gl.max(gl.ravel(l1), 0), gl.max(gl.ravel(l2), 0))

@@ -367,21 +367,21 @@ class Machine:
             self.at_address(text, *(v.a for v in args))
             return Value(np.int32(0))
         if "wgmma.mma_async" in text:
-            return self.group(text, args, len(kinds))
+            return self.group(text, args, len(kinds), sum(part.isdigit() for part in constraints.split(",")))
         given = [np.asarray(np.int32(v) if isinstance(v, int) else _of(v)) for v in args]
         made = tuple(map(Value, ptx.run(text, given, kinds, pack, self.shared)))
         return made if isinstance(dtype, tuple) else made[0]
 
-    def group(self, text: str, args: Sequence[Value], count: int) -> tuple[Value, ...]:
-        """A group of products, A of registers: `count` sums of a lane each, that many before them, A, what is left."""
-        before, a = args[:count], [np.asarray(v.a, np.int32) for v in args[count:]]
-        result = tuple(Value(np.full(v.shape, np.nan, np.float32)) for v in before)
-        products = ptx.products(text, {f"${2 * count + i}": v.view(np.uint32) for i, v in enumerate(a)})
+    def group(self, text: str, args: Sequence[Value], count: int, kept: int) -> tuple[Value, ...]:
+        """A group of products: `count` sums of a lane each, `kept` before them, A, what is left."""
+        before, a = args[:kept], [np.asarray(v.a, np.int32) for v in args[kept:]]
+        result = tuple(Value(np.full(a[0].shape, np.nan, np.float32)) for _ in range(count))
+        products = ptx.products(text, {f"${count + kept + i}": v.view(np.uint32) for i, v in enumerate(a)})
 
         def multiply() -> None:
-            sums = [v.a for v in before]
-            for left, n, at, adds in products:
-                made = ptx.product(left, self.shared, n, at)
+            sums = [v.a for v in before or result]
+            for left, n, at, turned, adds in products:
+                made = ptx.product(left, self.shared, n, at, turned)
                 sums = [x + y if adds else y for x, y in zip(sums, made, strict=True)]
             for v, x in zip(result, sums, strict=True):
                 v.a = x

@@ -24,7 +24,9 @@ def run(
     if "%laneid" in text:
         registers["%laneid"] = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
     for instruction in _instructions(text):
-        if stored := re.fullmatch(r"@(\w+) st.shared.b32 \[([^]]+)\], (\S+)", instruction):
+        if tiles := re.fullmatch(r"stmatrix\S+x4.shared.b16 \[(\S+)\], \{(.*)\}", instruction):
+            _stored([registers[name] for name in tiles[2].split(", ")], registers[tiles[1]], shared)
+        elif stored := re.fullmatch(r"@(\w+) st.shared.b32 \[([^]]+)\], (\S+)", instruction):
             told, where, word = (np.broadcast_to(registers[name], shape) for name in stored.groups())
             shared.view(np.uint32)[where[told] // 4] = word[told]
         else:
@@ -42,38 +44,71 @@ def _instructions(text: str) -> list[str]:
     return [line for line in lines if line and not line.startswith(".") and "prefetch.L2" not in line]
 
 
-Product = tuple[list[np.ndarray], int, tuple[int, int], bool]
+def _stored(tiles: list[np.ndarray], rows: np.ndarray, shared: np.ndarray) -> None:
+    """stmatrix: four tiles of 8 x 8 halves, of whose rows each lane says where one goes."""
+    for i, tile in enumerate(tiles):
+        for t in range(4):
+            shared.view(np.uint32)[rows[:, 8 * i : 8 * i + 8] // 4 + t] = tile[:, t::4]
+
+
+Product = tuple[Any, int, tuple[int, int], tuple[int, ...], bool]
 
 
 def products(text: str, registers: dict[str, Any]) -> list[Product]:
-    """wgmma with A of registers: of each the four of A, the columns of B, the words of B's descriptor, and
-    whether it adds to the sums before."""
-    found, described = [], {}
+    """wgmma: of each the four registers of A or its descriptors by warp group, the columns of B, the words of B's
+    descriptor, which of A and B are turned, and whether it adds to the sums before."""
+    found: list[Product] = []
+    described: dict[str, tuple[np.ndarray, int]] = {}
     for instruction in _instructions(text):
         if whole := re.fullmatch(r"mov.b64 (\w+), \{(\w+), (\w+)\}", instruction):
-            low, high = (np.unique(registers[name]) for name in whole.groups()[1:])
-            described[whole[1]] = (int(low.item()), int(high.item()))
+            halves = [np.asarray(registers[name]) for name in whole.groups()[1:]]
+            described[whole[1]] = (halves[0], int(np.unique(halves[1]).item()))
         elif made := re.match(r"wgmma.mma_async.sync.aligned.m64n(\d+)k16.f32.f16.f16 ", instruction):
-            sums, a, at, adds, *_ = re.findall(r"\{[^}]*\}|[^,\s]+", instruction[made.end() :])
+            sums, a, at, adds, *more = re.findall(r"\{[^}]*\}|[^,\s]+", instruction[made.end() :])
             n = int(made[1])
             if sums != "{" + ", ".join(f"${i}" for i in range(n // 2)) + "}":
                 raise NotImplementedError(f"products into other registers than the first: {sums}")
-            left = [registers[name] for name in a.strip("{}").split(", ")]
-            found.append((left, n, described[at], bool(np.unique(registers[adds]).item())))
+            # of A and B, where A is in registers of B alone
+            turned = tuple(map(int, more[2:]))
+            left: Any = [registers[name] for name in a.strip("{}").split(", ")] if a[0] == "{" else described[a]
+            low, high = described[at]
+            found.append((left, n, (int(np.unique(low).item()), high), turned, bool(np.unique(registers[adds]).item())))
         elif not instruction.startswith("wgmma"):
             _execute(instruction, registers)
     return found
 
 
-def product(a: list[np.ndarray], shared: np.ndarray, n: int, descriptor: tuple[int, int]) -> list[np.ndarray]:
-    """Of m64 n k16 a lane's sums: A of four registers [W, 32] a lane, B in shared memory, its swizzle left out."""
-    W = len(a[0])
-    # s r0 W g t h
-    halves = np.stack(a).view(np.float16).reshape(2, 2, W, 8, 4, 2)
-    left = halves.transpose(2, 1, 3, 0, 4, 5).reshape(W * 16, 16).astype(np.float32)
-    begin, eight = (descriptor[0] & 0x3FFF) * 16, (descriptor[1] & 0x3FFF) * 16
-    at = begin + np.arange(n)[:, None] // 8 * eight + np.arange(n)[:, None] % 8 * 128 + np.arange(16) * 2
-    right = shared.view(np.float16)[at // 2].astype(np.float32)
+def _operand(shared: np.ndarray, n: int, descriptor: tuple[int, int], turned: int) -> np.ndarray:
+    """[n, 16] halves. What Gluon writes lies here without a swizzle, what PTX writes as it does on a GPU: that is B
+    where it is turned, and nothing else of 32-byte rows is."""
+    low, high = descriptor
+    begin, panels, eight = (low & 0x3FFF) * 16, (low >> 16 & 0x3FFF) * 16, (high & 0x3FFF) * 16
+    width = {1: 128, 3: 32}[high >> 30]
+    row, column = np.arange(n)[:, None], np.arange(16)
+    if not turned:
+        at = begin + row // 8 * eight + row % 8 * width + column * 2
+    else:
+        inside = row * 2 % width + column % 8 * width
+        # of 32 bytes: which 16 of them, by whether the line of 128 is odd
+        inside = inside ^ (inside >> 7 & 1) << 4 if width == 32 else inside
+        at = begin + row * 2 // width * panels + column // 8 * eight + inside
+    return shared.view(np.float16)[at // 2].astype(np.float32)
+
+
+def product(
+    a: Any, shared: np.ndarray, n: int, descriptor: tuple[int, int], turned: tuple[int, ...]
+) -> list[np.ndarray]:
+    """Of m64 n k16 a lane's sums: A of four registers [W, 32] a lane, or in shared memory, 64 rows a warp group."""
+    if isinstance(a, list):
+        W = len(a[0])
+        # s r0 W g t h
+        halves = np.stack(a).view(np.float16).reshape(2, 2, W, 8, 4, 2)
+        left = halves.transpose(2, 1, 3, 0, 4, 5).reshape(W * 16, 16).astype(np.float32)
+    else:
+        W, high = len(a[0]), a[1]
+        groups = [int(np.unique(a[0][w : w + 4]).item()) for w in range(0, W, 4)]
+        left = np.concatenate([_operand(shared, 64, (low, high), turned[0]) for low in groups])
+    right = _operand(shared, n, descriptor, turned[-1])
     y = (left @ right.T).reshape(W, 2, 8, n // 8, 4, 2)
     # eight r0 h
     return list(y.transpose(3, 1, 5, 0, 2, 4).reshape(n // 2, W, 32))
@@ -175,6 +210,8 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = (y[0].view(np.float32) + y[1].view(np.float32)).view(np.uint32)
         case "max.f32":
             result = np.fmax(y[0].view(np.float32), y[1].view(np.float32)).view(np.uint32)
+        case "cvt.rn.f16x2.f32":
+            result = _word(np.stack([y[1].view(np.float32), y[0].view(np.float32)], -1))
         case "add.rn.f16x2":
             result = _word(_halves(y[0]) + _halves(y[1]))
         case "sub.f16x2":
