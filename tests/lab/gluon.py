@@ -524,7 +524,8 @@ def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]
         mine: dict[str, Any] = done.setdefault(id(space), {"__builtins__": __builtins__})
         for name, v in space.items():
             if isinstance(v, GluonJITFunction) or type(v).__name__ == "ConstexprFunction":
-                mine[name] = types.FunctionType(v.fn.__code__, world(v.fn.__globals__), name, v.fn.__defaults__)
+                defaults = tuple(getattr(d, "value", d) for d in v.fn.__defaults__ or ())
+                mine[name] = types.FunctionType(v.fn.__code__, world(v.fn.__globals__), name, defaults)
             elif isinstance(v, constexpr):
                 mine[name] = v.value
         hopper = {
