@@ -434,6 +434,8 @@ def _exact_ring(
     out: torch.Tensor,
     config: Config,
 ) -> None:
+    if not has_wgmma(x.device):
+        raise ValueError("the ring's products are those of sm90: another algorithm, or none, for this GPU")
     (M, N), K, W = out.shape, x.shape[1], max(8 if swiglu else 4, config.warps)
     while weight.shape[0] % (W // 4):
         W //= 2

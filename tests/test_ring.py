@@ -47,6 +47,7 @@ def case(name, M, N, K, seed=0):
 
 def run(monkeypatch, x, blocks, name, ring=ring_exact, late=False, order=(0, 1), warps=4, resident=1, **more):
     monkeypatch.setattr(module, "ring", ring_of(ring, late, order))
+    monkeypatch.setattr(module, "has_wgmma", lambda device: True)
     config = Config(algorithm="ring", warps=warps, resident=resident)
     held = tiles.to_tiles(blocks, name)
     return module.dequant_matmul(x, held, name, layout="tiles", out_dtype=torch.float32, config=config, **more)
@@ -198,6 +199,14 @@ def test_rows_of_x_that_the_tma_cannot_take_go_another_way(monkeypatch):
         run(monkeypatch, x, blocks, "q4_k")
     y = run(monkeypatch, apart, blocks, "q4_k")
     assert torch.allclose(y, meaning(x.float(), blocks, "q4_k"), rtol=1e-3, atol=1e-3 * float(y.abs().max()))
+
+
+def test_where_there_is_no_wgmma_it_says_so():
+    blocks, x = case("q4_k", 9, 64, 256, 0)
+    with pytest.raises(ValueError, match="sm90"):
+        module.dequant_matmul(
+            x, tiles.to_tiles(blocks, "q4_k"), "q4_k", layout="tiles", config=Config(algorithm="ring", warps=4)
+        )
 
 
 @pytest.mark.gpu
