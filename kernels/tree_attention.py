@@ -38,6 +38,8 @@ from .lib.own_rows import own_rows
 from .lib.rows_left import rows_left
 from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 
+LEFT = ("queries", "keys", "own", "columns")
+
 
 @dataclass(frozen=True)
 class Config:
@@ -215,6 +217,8 @@ def tree_attention(
     sizes, G = {"T": T, "H": H, "Hkv": Hkv, "D": D, "context": S - T}, H // Hkv
     default = _default(q, T * G, S, D, format_k, format_v)
     config = config or pick("tree_attention", default, q.device, **sizes, format_k=format_k, format_v=format_v)
+    if config.left not in LEFT:
+        raise ValueError(f"tree_attention has {', '.join(LEFT)} on the left of its products, not {config.left!r}")
     keys, own, tuples = (config.left == left for left in ("keys", "own", "columns"))
     whole = config.BLOCK_M == QUERIES and (keys or tuples)
     if tuples:
@@ -229,6 +233,8 @@ def tree_attention(
     if not suits:
         raise ValueError(f"{config} does not suit {q.dtype} queries of {D} on a cache of {format_k} and {format_v}")
     BM = config.BLOCK_M if own or whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
+    if BM & (BM - 1) and not whole:
+        raise ValueError(f"tree_attention takes a power of two of queries at a time, or {QUERIES} in one pass: {BM}")
     tiles, BS = triton.cdiv(T * G, BM), 64 if whole else rows_in_tile(config.BLOCK_S, q.dtype)
     BS = 16 * config.num_warps if own else BS
     # all kernels but one have a share more, of the nodes

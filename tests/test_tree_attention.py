@@ -271,3 +271,20 @@ def test_what_it_cannot_attend_to_is_refused_in_a_sentence(change, words):
     inputs = {name: x.cpu() if isinstance(x, torch.Tensor) else x for name, x in drawn().items()}
     with pytest.raises(ValueError, match=words):
         kernel(**{**inputs, **change})
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"left": "rows"}, "not 'rows'"),
+        ({"BLOCK_M": 144}, "a power of two of queries"),
+        ({"left": "keys", "BLOCK_S": 32}, "does not suit"),
+        ({"left": "columns", "BLOCK_M": 144}, "does not suit"),
+    ],
+)
+def test_a_config_that_cannot_run_is_a_sentence(config, words):
+    from draftwood.kernels.tree_attention import Config, tree_attention
+
+    inputs = SPEC.inputs(SPEC.cases["qwen35"][0].but(T=64, context=128), torch.Generator().manual_seed(0))
+    with pytest.raises(ValueError, match=words):
+        tree_attention(**inputs, config=Config(**config))
