@@ -204,8 +204,10 @@ def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int
         # sm100 keeps the weights of another tile
         more = 2 * weights + 1024 if arch.name == "sm100" else 0
         return max(query * (size // 2), query + max(tile, 2 * tile * ahead) + 2 * weights + more)
+    # sm100 keeps the rotation, and barriers, beside what is loaded ahead
+    beside = matrix + 4096 if matrix and ahead and arch.name == "sm100" else 0
     # what is turned back, and all that is f32, leaves through shared memory
-    return max(turned, query * (size // 2), query + matrix, query + 2 * tile + raw * ahead)
+    return max(turned, query * (size // 2), query + matrix, query + 2 * tile + raw * ahead + beside)
 
 
 def _exact_tiles(case: Case) -> bool:
@@ -231,7 +233,11 @@ def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
     if _exact_tiles(case) and config["algorithm"] == "wide":
         rows = min(config["tile_m"], _up(M, 16))
         exchange = 832 * rows * (config["warps"] // 4) if pair > 1 else 0
-        return 512 * rows * max(1, config["num_stages"] if arch.backend == "cuda" else ahead) + exchange
+        stages = config["num_stages"]
+        if arch.backend == "cuda":
+            return 512 * rows * max(1, stages) + exchange
+        # from two stages on x lies there, and the sums of a program's warps meet there
+        return max(512 * rows * stages * (stages > 1), 2048 * max(4, config["warps"])) + exchange
     if case["layout"] == "gguf":
         if M == 1:
             return 512 * config["block_n"]
