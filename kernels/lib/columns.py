@@ -328,6 +328,19 @@ def _summed(
 
 
 @gluon.jit
+def early(start, p_k, p_v, T, S, window, i_split, splits, s_k_s: gl.constexpr, s_v_s: gl.constexpr):
+    """The L2 is asked for the first tile; then until what comes before this launch is done, and the next may start."""
+    # before the wait `start` may be that of the step before: good enough to ask
+    end = gl.minimum(gl.load(start, volatile=True), S - T)
+    begin, tiles, _seen, _last = share(end, T, window, i_split, splits)
+    coming = gl.where((tiles > 0) & (begin + 64 <= S), 64, 0)
+    ahead(p_k, begin, coming, s_k_s)
+    ahead(p_v, begin, coming, s_v_s)
+    tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()
+
+
+@gluon.jit
 def columns(
     q, s_q_t, s_q_h,
     cache_k, s_k_h, s_k_s: gl.constexpr,
@@ -379,14 +392,7 @@ def columns(
     again = gl.allocate_shared_memory(gl.int32, [1], F)
     bits = gl.allocate_shared_memory(gl.int32, [4, 256], F)
     if EARLY:
-        # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
-        end = gl.minimum(gl.load(start, volatile=True), S - T)
-        begin, tiles, _seen, _last = share(end, T, window, i_split, splits)
-        coming = gl.where((tiles > 0) & (begin + 64 <= S), 64, 0)
-        ahead(p_k, begin, coming, s_k_s)
-        ahead(p_v, begin, coming, s_v_s)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        early(start, p_k, p_v, T, S, window, i_split, splits, s_k_s, s_v_s)
     end = gl.load(start)
     begin, tiles, seen, last = share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G

@@ -12,7 +12,6 @@ Rows of V that no query sees may hold anything, and nothing times infinity is no
 """
 
 import torch
-import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
@@ -35,6 +34,7 @@ from .columns import (
     asked_for,
     barriers_of,
     begun_at,
+    early,
     nothing,
     panels,
     place,
@@ -46,7 +46,7 @@ from .columns import (
 from .eights import SWIZZLED_32, SWIZZLED_128, lanes, met, waited
 from .feed import turn
 from .newer import fetch
-from .one_pass import ahead, ancestry, share
+from .one_pass import ancestry, share
 
 # a thread's, of the warps of scores and of those that fetch; the eight of values take the rest
 REGISTERS = (120, 40)
@@ -204,13 +204,8 @@ def plain_pass(
     again = gl.allocate_shared_memory(gl.int32, [1], F)
     bits = gl.allocate_shared_memory(gl.int32, [4, 256], F)
     if EARLY:
-        end = gl.minimum(gl.load(start, volatile=True), S - T)
-        begin, tiles, _seen, _last = share(end, T, window, i_split, splits)
-        coming = gl.where((tiles > 0) & (begin + 64 <= S), 64, 0)
-        ahead(cache_k + i_kv.to(gl.int64) * s_k_h, begin, coming, s_k_s)
-        ahead(cache_v + i_kv.to(gl.int64) * s_v_h, begin, coming, s_v_s)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
+        early(start, p_k, p_v, T, S, window, i_split, splits, s_k_s, s_v_s)
     end = gl.load(start)
     begin, tiles, seen, last = share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G
