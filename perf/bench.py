@@ -8,6 +8,7 @@ What tuning gains goes to perf/results/<gpu>/against.json: every case with the c
 default. Where the two are one, nothing is raced: "same".
 """
 
+import dataclasses
 import functools
 import json
 import math
@@ -80,6 +81,23 @@ def against_default(op: Op, runs: list[Callable[[], Any]], device: torch.device)
     low, us, high = (round(value, 3) for value in quantiles(found.a))
     gains = {"gain": round(1 / found.ratio, 3), "least": round(1 / found.high, 3), "most": round(1 / found.low, 3)}
     return {"us": us, "spread": [low, high], "config": default, **gains, "verdict": verdict}
+
+
+def duel(op: Op, case: Case, device: torch.device, chosen: Any) -> dict[str, Any]:
+    """This config raced against the one that the kernel picks here; or why it does not run."""
+    runs, sets = calls(op, case, device)
+    others = [functools.partial(op.function("kernels"), **inputs, config=chosen) for inputs in sets]
+    picked, _ = picks(op, runs[0])
+    row = {"op": op.name, "case": case.as_dict(), "picked": picked, "config": dataclasses.asdict(chosen)}
+    try:
+        others[0]()
+    except ValueError as error:
+        return row | {"verdict": "refused", "why": str(error)}
+    first = timer.replay(runs, device)
+    found = race(first.sample, timer.replay(others, device, first).sample)
+    us = {name: [round(v, 3) for v in quantiles(times)] for name, times in (("picked_us", found.a), ("us", found.b))}
+    bounds = {name: round(getattr(found, name), 4) for name in ("ratio", "low", "high")}
+    return {**row, **us, **bounds, "verdict": found.verdict}
 
 
 def same(default: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from rich.table import Table
 
 from . import model_cli, pair_cli, tables
 from .budget import budget
-from .terminal import Json, Ops, Sources, choose, err, fail, out
+from .terminal import Json, Ops, Sources, choose, err, fail, given, out
 from .tune import tune
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ def check(
         from ..lab.sanitize import sanitize as outside
 
         raise typer.Exit(outside(chosen, sources, err))
+    if config:
+        given(chosen, config, sources)
     plan = lab.Plan(tuple(sources), tuple(oracle) or None, frozenset(without), impl.value, lab.target(), config)
     if mutants:
         from . import hunt
@@ -185,6 +187,14 @@ def bench(
             show_default=False,
         ),
     ] = "",
+    config: Annotated[
+        str,
+        typer.Option(
+            help="JSON of a Config: race it against the one picked here, and write nothing. Whether it is right says "
+            "`check --config`.",
+            show_default=False,
+        ),
+    ] = "",
     save: Annotated[bool, typer.Option(help="Write perf/results/<gpu>/<op>.json.")] = True,
     regress: Annotated[
         float,
@@ -215,6 +225,8 @@ def bench(
     if against not in ("", "default"):
         raise fail(f"--against takes default, not '{against}'")
     device = torch.device(lab.target())
+    if config and device.type == "cpu":
+        raise fail("--config races kernels, which takes a GPU")
     if device.type == "cpu":
         err.print("[yellow]no GPU: timing the references on the CPU, on the smoke cases; nothing is saved[/yellow]")
         impl, save, cases = Impl.reference, False, "smoke" if cases == "perf" else cases
@@ -229,6 +241,15 @@ def bench(
         raise fail(str(error)) from error
     found = registered(sources)
     machine = timer.machine(device)
+    if config:
+        chosen_config = given(chosen, config, sources)
+        pairs = (benching.duel(found[job.op], job.case, device, chosen_config) for job in work if job.case)
+        duels = list(tables.progress(pairs, len(work), "racing", None if as_json else err))
+        if as_json:
+            print(json.dumps({"machine": machine.as_dict(), "results": duels}, indent=1))
+        else:
+            out.print(tables.duels(duels))
+        raise typer.Exit(0)
     started = time.perf_counter()
     if device.type == "cuda" and impl is Impl.kernels:
         benching.precompile([(job.op, job.case) for job in work if job.case], tuple(sources))

@@ -115,6 +115,23 @@ def gains(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def duels(rows: list[dict[str, Any]]) -> Table:
+    """A config against those picked here (bench.duel)."""
+    table = Table(title="us: this config against the one picked here", title_justify="left")
+    for column in ("op", "case"):
+        table.add_column(column, overflow="fold")
+    for column in ("picked", "this", "this / picked", ""):
+        table.add_column(column, justify="right" if column else "left", no_wrap=bool(column))
+    for row in rows:
+        case = " ".join(f"{name}={value}" for name, value in row["case"].items())
+        if row["verdict"] == "refused":
+            table.add_row(row["op"], case, "–", "–", "–", row["why"])
+        else:
+            range_ = f"{row['ratio']:.3f} ({row['low']:.3f}–{row['high']:.3f})"
+            table.add_row(row["op"], case, f"{row['picked_us'][1]:.2f}", f"{row['us'][1]:.2f}", range_, row["verdict"])
+    return table
+
+
 def formats(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="relative rms errors; us of attention over 131072 rows", title_justify="left")
     for column in ("format", "id", "bits", "error", "theory", "attention", "us, 1 query", "us, 23"):

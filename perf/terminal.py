@@ -1,7 +1,9 @@
 """What every command shares: consoles, options, and refusing in one sentence."""
 
+import dataclasses
+import json
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -38,3 +40,24 @@ def choose(names: list[str] | None, sources: list[str]) -> list[str]:
         return [find(name, sources).name for name in names] if names else list(registered(sources))
     except ValueError as error:
         raise fail(str(error)) from error
+
+
+def given(ops: list[str], text: str, sources: list[str]) -> Any:
+    """The one op's Config, with what this JSON says in place of its defaults."""
+    from ..reference.ops import find
+
+    if len(ops) != 1:
+        raise fail("--config needs exactly one op")
+    op = find(ops[0], sources)
+    if not op.has("kernels"):
+        raise fail(f"{op.name} has no kernel here, and so no config")
+    default = op.module("kernels").Config()
+    known = {field.name for field in dataclasses.fields(default)}
+    try:
+        values = json.loads(text)
+    except ValueError as error:
+        raise fail(f"--config is no JSON: {error}") from error
+    if not isinstance(values, dict) or (unknown := sorted(set(values) - known)):
+        named = f"'{unknown[0]}'" if isinstance(values, dict) else "no object"
+        raise fail(f"--config: {named} is nothing that {op.name} has; there are {', '.join(sorted(known))}")
+    return dataclasses.replace(default, **values)

@@ -246,6 +246,19 @@ def test_what_is_picked_is_raced_only_where_it_is_not_the_default(monkeypatch):
     assert found["config"] == {"num_warps": 0} and found["least"] == 2.0 == found["most"]
 
 
+def test_a_config_is_raced_against_what_is_picked_or_says_why_not(monkeypatch):
+    op, device = registered()["rms_norm"], torch.device("cpu")
+    chosen = op.module("kernels").Config(num_warps=2)
+    monkeypatch.setattr(bench, "race", lambda a, b: race(lambda: 2.0, lambda: 1.0))
+    row = bench.duel(op, op.spec.cases["smoke"][0], device, chosen)
+    assert row["verdict"] == "faster" and row["ratio"] == 0.5 and (row["picked_us"][1], row["us"][1]) == (2.0, 1.0)
+    assert row["config"] == {"num_warps": 2} != row["picked"]
+    op = registered()["tree_attention"]
+    chosen = op.module("kernels").Config(left="columns", BLOCK_M=144)
+    row = bench.duel(op, op.spec.cases["smoke"][0], device, chosen)
+    assert row["verdict"] == "refused" and "does not suit" in row["why"]
+
+
 def test_what_waits_for_a_compiler_is_given_up_with_its_case(monkeypatch):
     """Else every case waits for what the ones before it wanted."""
     started = threading.Event()

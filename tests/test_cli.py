@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTSIDE = str(Path(__file__).parent / "outside")
@@ -88,6 +89,15 @@ def test_a_failing_op_prints_what_is_needed_to_see_it_again(tmp_path):
         (["check", "--case", "M=1"], "--case needs exactly one op"),
         (["check", "--ops", "/nowhere"], "'/nowhere' is neither a folder nor an importable package"),
         (["bench", "rms_norm", "--case", "M"], "'M' in the case 'M' is not name=value"),
+        (["check", "rms_norm", "--config", '{"foo": 1}'], "'foo' is nothing that rms_norm has"),
+        (["check", "rms_norm", "--config", '{"num_warps": '], "--config is no JSON"),
+        (["check", "rms_norm", "--config", "[2]"], "no object"),
+        (["check", "rms_norm", "rope", "--config", "{}"], "exactly one op"),
+        pytest.param(
+            ["bench", "rms_norm", "--config", "{}"],
+            "takes a GPU",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
     ],
 )
 def test_bad_input_gets_one_sentence_and_exit_code_2(args, sentence):
