@@ -136,17 +136,19 @@ def _suits_own(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
     return quantised and q.dtype != torch.float32 and D == 256 and compiled_for(q.device) == "sm90"
 
 
-def _suits_one_pass(q: torch.Tensor, T: int, D: int, format_k: str, format_v: str) -> bool:
-    suits = q.dtype != torch.float32 and D == 256 and T <= 64 and {format_k, format_v} <= set(QUANTISED)
-    return suits and compiled_for(q.device) == "sm90"
+def _suits_144(q: torch.Tensor) -> bool:
+    T, _, D = q.shape
+    return q.dtype != torch.float32 and D == 256 and T <= 64 and compiled_for(q.device) == "sm90"
+
+
+def _suits_one_pass(q: torch.Tensor, format_k: str, format_v: str) -> bool:
+    return {format_k, format_v} <= set(QUANTISED) and _suits_144(q)
 
 
 def _suits_columns(q: torch.Tensor, cache_k: torch.Tensor, cache_v: torch.Tensor, format_k: str, format_v: str) -> bool:
-    (T, _, D), plain = q.shape, (format_k, format_v) == ("f16", "f16")
-    if not plain:
-        return _suits_one_pass(q, T, D, format_k, format_v)
-    rows = plain_pass.suits(cache_k) and plain_pass.suits(cache_v)
-    return q.dtype != torch.float32 and D == 256 and T <= 64 and rows and compiled_for(q.device) == "sm90"
+    if (format_k, format_v) != ("f16", "f16"):
+        return _suits_one_pass(q, format_k, format_v)
+    return plain_pass.suits(cache_k) and plain_pass.suits(cache_v) and _suits_144(q)
 
 
 def _own(rows: int, S: int, formats: set[str]) -> Config:
@@ -171,7 +173,7 @@ def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v
     # tq3_0 with keys on the left has not been right on a GPU yet
     keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}
     # rows are unpacked again for every 16 queries
-    one = len(formats) == 1 and _suits_one_pass(q, q.shape[0], D, format_k, format_v)
+    one = len(formats) == 1 and _suits_one_pass(q, format_k, format_v)
     own = rows <= 16 or (short and rows < (96 if one else QUERIES)) or (rows <= 32 and "tq3_0" in formats)
     if own and _suits_own(q, D, format_k, format_v):
         return _own(rows, S, formats)
@@ -226,7 +228,7 @@ def tree_attention(
     elif own:
         suits = config.BLOCK_M in (8, 16) and config.num_warps in (4, 8) and _suits_own(q, D, format_k, format_v)
     elif whole:
-        suits = _suits_one_pass(q, T, D, format_k, format_v)
+        suits = _suits_one_pass(q, format_k, format_v)
     else:
         fits = config.BLOCK_S % 64 == 0 and config.num_warps == 4
         suits = not keys or (fits and _suits_keys(q, D, format_k, format_v))

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from triton.errors import TritonError
 from triton.runtime import driver
 
 from ..autotune import ahead, timer
@@ -91,8 +92,8 @@ def duel(op: Op, case: Case, device: torch.device, chosen: Any) -> dict[str, Any
     row = {"op": op.name, "case": case.as_dict(), "picked": picked, "config": dataclasses.asdict(chosen)}
     try:
         others[0]()
-    except ValueError as error:
-        return row | {"verdict": "refused", "why": str(error)}
+    except (ValueError, TritonError) as error:
+        return row | {"verdict": "refused", "why": str(error).strip().splitlines()[-1]}
     first = timer.replay(runs, device)
     found = race(first.sample, timer.replay(others, device, first).sample)
     us = {name: [round(v, 3) for v in quantiles(times)] for name, times in (("picked_us", found.a), ("us", found.b))}

@@ -102,7 +102,7 @@ def test_rows_of_x_beyond_the_last_are_not_read(monkeypatch):
 
 BUGS = {
     "the ring's slot is refilled while it is read": ("mbarrier.wait(barriers.index(FREE + slot), parity)", "pass"),
-    "a record is read before it is there": ("(FULL + slot) * 8, parity, W)", "(FULL + slot) * 8, parity ^ 1, W)"),
+    "a record is read before it is there": ("(barriers + slot * 8, parity, W)", "(barriers + slot * 8, parity ^ 1, W)"),
     "with products over two records a slot is given back at once": ("(before if OVER else slot)", "slot"),
     "and the last of a group is not": ("            arrive(barriers + (FREE + before) * 8, begin < end, W)\n", ""),
     "the last products are not waited for": ("            acc = waited(acc, 0)\n", ""),

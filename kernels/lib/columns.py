@@ -55,7 +55,7 @@ BARRIERS = gl.constexpr(7168)
 K_FULL, K_FREE, V_FULL, V_FREE, P_FULL, P_FREE = map(gl.constexpr, range(0, 192, 32))
 ASKED, MASKED, VERDICT, SUMMED, LANDED = map(gl.constexpr, range(192, 232, 8))
 # those of K and V among Gluon's own, by number
-RINGS = gl.constexpr((896, 900, 904, 908))
+RINGS = gl.constexpr(tuple((BARRIERS.value + ring.value) // 8 for ring in (K_FULL, K_FREE, V_FULL, V_FREE)))
 # a lane's weights of 16 rows and 16 columns
 _STORED = gl.constexpr("""
 {

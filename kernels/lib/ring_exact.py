@@ -57,8 +57,7 @@ SHARED, TAKEN = 233472, 1024 + 1024 + 256
 # pieces of 2 KiB a 64 rows: codes, and the bits above them
 CODES = {"q8_0": 8}
 ABOVE = {"q5_k": 1, "q6_k": 2}
-# of the barriers: what begins a KiB is its address, which a warp may read when another has made barriers
-FULL, FREE = gl.constexpr(1), gl.constexpr(16)
+FREE = gl.constexpr(16)
 # warps of which one fetches: registers are dealt out to four at a time
 FETCH = 4
 # of f32 parts as many are on their way at once as a warp has room for
@@ -325,18 +324,18 @@ def _fetch_w(
     D: gl.constexpr,
 ):  # fmt: skip
     row = column * (RECORD // 128)
-    fetch(planes[0], [0, tile, row, 0], barriers.index(FULL + slot), held[0].index(slot))
+    fetch(planes[0], [0, tile, row, 0], barriers.index(slot), held[0].index(slot))
     if FORMAT == "q5_k" or FORMAT == "q6_k":
-        fetch(planes[1], [0, tile, row + _HIGH // 128, 0], barriers.index(FULL + slot), held[1].index(slot))
-    fetch(planes[2], [0, tile, row + SCALES // 128, 0], barriers.index(FULL + slot), held[2].index(slot))
+        fetch(planes[1], [0, tile, row + _HIGH // 128, 0], barriers.index(slot), held[1].index(slot))
+    fetch(planes[2], [0, tile, row + SCALES // 128, 0], barriers.index(slot), held[2].index(slot))
     if FORMAT != "q4_0" and FORMAT != "q8_0":
-        fetch(planes[3], [0, tile, row + D // 128, 0], barriers.index(FULL + slot), held[3].index(slot))
+        fetch(planes[3], [0, tile, row + D // 128, 0], barriers.index(slot), held[3].index(slot))
 
 
 @gluon.jit
 def _fetch_x(rows, xs, barriers, column, slot, E: gl.constexpr):
     for e in gl.static_range(E):
-        fetch(rows, [column * 4, 8 * e, 0], barriers.index(FULL + slot), xs.index(slot * E + e))
+        fetch(rows, [column * 4, 8 * e, 0], barriers.index(slot), xs.index(slot * E + e))
 
 
 @gluon.jit
@@ -351,7 +350,7 @@ def _fetched(
     column_x = column
     # the first records of W do not wait for x
     for e in range(0, gl.minimum(last - first, S)):
-        mbarrier.expect(barriers.index(FULL + e), BYTES)
+        mbarrier.expect(barriers.index(e), BYTES)
         _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
         column, tile = _step(column, tile, records, TILES)
     if EARLY:
@@ -362,7 +361,7 @@ def _fetched(
     slot, parity = 0, 0
     for _ in range(first + S, last):
         mbarrier.wait(barriers.index(FREE + slot), parity)
-        mbarrier.expect(barriers.index(FULL + slot), BYTES)
+        mbarrier.expect(barriers.index(slot), BYTES)
         _fetch_w(planes, held, barriers, column, tile, slot, FORMAT, RECORD, SCALES, D)
         _fetch_x(rows, xs, barriers, column, slot, E)
         column, tile = _step(column, tile, records, TILES)
@@ -390,7 +389,7 @@ def _multiplied(
     for i_n in range(g0, g1 + 1):
         begin, end = gl.maximum(first, i_n * records), gl.minimum(last, (i_n + 1) * records)
         for i in range(begin, end):
-            wait(barriers + (FULL + slot) * 8, parity, W)
+            wait(barriers + slot * 8, parity, W)
             at_free = barriers + (FREE + (before if OVER else slot)) * 8
             at_x, later = at + slot * (256 * E), i > begin
             acc = _record(acc, codes, bits, scales, ds, at_x, odd, slot, at_free, later, FORMAT, BF16, W, OVER)
@@ -506,7 +505,7 @@ def ring_exact(
     last = first + share + (i_p < more).to(gl.int32)
 
     xs = gl.allocate_shared_memory(TYPE, [S * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
-    # from FULL on of a record that is there, from FREE on of one that may be overwritten; a KiB that says where it is
+    # of a record that is there, and from FREE on of one that may be overwritten; a KiB, so that it says where it is
     told = gl.allocate_shared_memory(gl.int32, [8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
     tell(W)
     at = address(reinterpret(xs.index(0), gl.int32, (1024,), _plain(1)), W) >> 4
@@ -527,7 +526,9 @@ def ring_exact(
         ds_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, G // 4, 32], P_W)
         ds = reinterpret(ds_in, gl.int32, (S, W, 2, G), _plain(3))
     barriers = reinterpret(told, gl.int64, (128, 1), mbarrier.MBarrierLayout())
-    begin(at_barriers + FULL * 8, 1, S, W)
+    # the first lies on the word that says where: all have read it
+    barrier()
+    begin(at_barriers, 1, S, W)
     begin(at_barriers + FREE * 8, W, S, W)
     # the TMA's own way to memory is to find them
     hopper.fence_async_shared()
