@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from draftwood.kernels.lib import columns, eights, feed, fragments, one_pass, plain_pass, weights
+from draftwood.kernels.lib import columns, eights, feed, fragments, halves, one_pass, plain_pass, weights
 from draftwood.kernels.tree_attention import Config
 from draftwood.lab import gluon
 from draftwood.lab.oracles import Subject, Trial
@@ -32,6 +32,7 @@ PARTS = {
     "feed": feed,
     "weights": weights,
     "one_pass": one_pass,
+    "halves": halves,
     "columns": columns,
     "plain_pass": plain_pass,
 }

@@ -17,57 +17,33 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .addresses import address, arrive, begin, came, kept, tell, wait
-from .eights import (
-    EIGHTS_32,
-    SWIZZLED_32,
-    SWIZZLED_128,
-    begun,
-    gathered,
-    lanes,
-    met,
-    multiplied,
-    spread,
-    waited,
-)
+from .addresses import address, begin, came, kept, tell, wait
+from .eights import SWIZZLED_32, gathered, lanes, multiplied, waited
 from .feed import fed, turn
-from .fragments import (
-    asked_lanes,
-    in_order,
-    key_registers,
-    key_scales,
-    key_words,
-    keys_product,
-    offset_registers,
-    queries_in_eights,
-    value_registers,
-    value_words,
-    values_product,
+from .fragments import asked_lanes, in_order, queries_in_eights, value_registers, value_words, values_product
+from .halves import (
+    ASKED,
+    BARRIERS,
+    K_FREE,
+    K_FULL,
+    LANDED,
+    MASKED,
+    P_FREE,
+    P_FULL,
+    SUMMED,
+    V_FREE,
+    V_FULL,
+    VERDICT,
+    weighed,
 )
-from .newer import barrier, reinterpret
+from .newer import reinterpret
 from .one_pass import ahead, ancestry, share
-from .weights import ABOVE, MOST, MOST_SCORE, folded, hidden, parts_of, reference, sums_of, weights_of, zero_of
+from .weights import zero_of
 
 # of P's descriptor, that panels of 16 columns are 2048 bytes apart
 PANEL = gl.constexpr(128 << 16)
-# barriers lie behind the maxima to subtract, in the same 8 KiB: rings of up to four tiles, and those passed once
-BARRIERS = gl.constexpr(7168)
-K_FULL, K_FREE, V_FULL, V_FREE, P_FULL, P_FREE = map(gl.constexpr, range(0, 192, 32))
-ASKED, MASKED, VERDICT, SUMMED, LANDED = map(gl.constexpr, range(192, 232, 8))
 # those of K and V among Gluon's own, by number
 RINGS = gl.constexpr(tuple((BARRIERS.value + ring.value) // 8 for ring in (K_FULL, K_FREE, V_FULL, V_FREE)))
-# a lane's weights of 16 rows and 16 columns
-_STORED = gl.constexpr("""
-{
-.reg .b32 a, b, c, d;
-cvt.rn.f16x2.f32 a, $2, $1;
-cvt.rn.f16x2.f32 b, $4, $3;
-cvt.rn.f16x2.f32 c, $6, $5;
-cvt.rn.f16x2.f32 d, $8, $7;
-stmatrix.sync.aligned.m8n8.x4.shared.b16 [$9], {a, b, c, d};
-mov.b32 $0, 0;
-}
-""")
 
 
 @gluon.jit
@@ -107,6 +83,14 @@ def panels(N: gl.constexpr, rows: gl.constexpr):
 
 
 @gluon.jit
+def bits_of():
+    """i32 [4, 256] in shared memory, from a KiB on, and where that lies once it was told."""
+    held = gl.allocate_shared_memory(gl.float16, [1, 32, 64], gl.NVMMASharedLayout(128, 16, 2))
+    F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    return held, reinterpret(held.index(0), gl.int32, [4, 256], F)
+
+
+@gluon.jit
 def words_of(memory, BYTES: gl.constexpr):
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     return reinterpret(memory.index(0), gl.int32, [BYTES // 4], F)
@@ -119,15 +103,26 @@ def place(memory, BYTES: gl.constexpr):
 
 
 @gluon.jit
+def _asked(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, B: gl.constexpr):
+    o_m, o_d = first + gl.arange(0, 16, gl.SliceLayout(1, B)), gl.arange(0, 256, gl.SliceLayout(0, B))
+    o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
+    return gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0)
+
+
+@gluon.jit
 def asked_for(memory, q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, FORMAT: gl.constexpr):
     """144 queries, in eights: [9, 256, 16] f16, columns as those of K's operand."""
     B: gl.constexpr = asked_lanes(16, FORMAT)
-    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
-    for i in gl.static_range(9):
-        o_m = first + 16 * i + gl.arange(0, 16, gl.SliceLayout(1, B))
-        o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
-        b_q = gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0).to(gl.float16)
-        memory.index(i).store(queries_in_eights(b_q, FORMAT))
+    # rolled, and three on their way: code that runs once is waited for like what it loads
+    b_q, b_1, b_2 = (
+        _asked(q, s_q_t, s_q_h, i_kv, first, rows, G, B),
+        _asked(q, s_q_t, s_q_h, i_kv, first + 16, rows, G, B),
+        _asked(q, s_q_t, s_q_h, i_kv, first + 32, rows, G, B),
+    )
+    for i in range(9 + zero_of(rows)):
+        b_3 = _asked(q, s_q_t, s_q_h, i_kv, first + 48 + 16 * i, gl.where(i < 6, rows, 0), G, B)
+        memory.index(i).store(queries_in_eights(b_q.to(gl.float16), FORMAT))
+        b_q, b_1, b_2 = b_1, b_2, b_3
     fence_async_shared()
 
 
@@ -152,133 +147,10 @@ def put(part_o, o_first, held, sums, a, b, first, rows, H, G: gl.constexpr, FORM
         y = gl.convert_layout(gathered(b, 16 * i, 16, 8), L, assert_trivial=True) * b_l
         held.index(i).store(in_order(x.to(gl.float16), y.to(gl.float16), FORMAT))
     o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
-    for i in gl.static_range(9):
+    for i in range(9 + zero_of(rows)):
         o_q = first + i * 16 + gl.arange(0, 16, gl.SliceLayout(1, B))
         o_part = (o_first + o_q // G * H + o_q % G).to(gl.int64) * 256
         gl.store(part_o + o_part[:, None] + o_d[None, :], held.index(i).load(B), mask=(o_q < rows)[:, None])
-
-
-@gluon.jit
-def _of_codes(s, codes, high, scales, at_q, at_b, slot, j, phase, FORMAT: gl.constexpr):
-    # pieces of keys whose words are in registers at a time
-    HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 16
-    k = codes.index(slot)
-    words = key_words(k.slice(0, 32, 1) if FORMAT == "q8_0" else k, high.index(slot), FORMAT)
-    of_blocks = key_scales(scales.index(slot), FORMAT)
-    after = words
-    for c in gl.static_range(16):
-        if c > 0 and c % HELD == 0:
-            words = after
-        if c < 15 and c % HELD == HELD - 1:
-            # words anew, at an address that the compiler takes for another
-            k = codes.index(slot + zero_of(j)).slice((c + 1) // 8 * 32, 32, 1)
-            after = key_words(k, high.index(slot), FORMAT)
-        s = multiplied(s, key_registers(words, of_blocks, c, FORMAT), at_q + 16 * c, 1, 4, False, EIGHTS_32)
-        # all words are in registers; the first tile is needed again
-        if c == 16 - HELD:
-            arrive(at_b + K_FREE + 8 * slot, phase > 0, 4)
-        s = waited(s, 0 if c == 15 else 2)
-    return s
-
-
-@gluon.jit
-def _of_rows(s, at_k, at_q, at_b, slot, phase):
-    at = gl.full((4, 32), at_k + slot * 2048, gl.int32, layout=lanes(4))
-    for c in gl.static_range(4):
-        s = met(s, at + 512 * c, at_q + 64 * c, 1, 4, 4, SWIZZLED_128, EIGHTS_32)
-    s = waited(s, 0)
-    # the first tile is needed again
-    arrive(at_b + K_FREE + 8 * slot, phase > 0, 4)
-    return s
-
-
-@gluon.jit
-def _given(at, b_p, PANEL: gl.constexpr):
-    """Weights [64, N] from the panel on, rows of 32 bytes in the swizzle of these; at: a lane's row of a panel."""
-    x = spread(b_p, 4)
-    for i in gl.static_range(b_p.shape[1] // 16):
-        gl.inline_asm_elementwise(
-            _STORED, "=r,f,f,f,f,f,f,f,f,r",
-            [x[8 * i], x[8 * i + 1], x[8 * i + 2], x[8 * i + 3], x[8 * i + 4], x[8 * i + 5], x[8 * i + 6], x[8 * i + 7],
-             at + 2048 * (PANEL + i)], gl.int32, is_pure=False, pack=1,
-        )  # fmt: skip
-
-
-@gluon.jit
-def weighed(
-    at_q, at_less, at_k, at_p, at_b, less, codes, high, scales, tops, sums, seen, bits, again, tiles, scale, part_m,
-    part_l, o_first, first, T, H, rows, G: gl.constexpr, FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
-):  # fmt: skip
-    L1: gl.constexpr = keys_product(128)
-    L2: gl.constexpr = keys_product(16)
-    B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    z1, z2 = gl.zeros((64, 128), gl.float32, L1), gl.zeros((64, 16), gl.float32, L2)
-    m1, m2 = tops.slice(0, 128), tops.slice(128, 16)
-    L: gl.constexpr = lanes(4)
-    o_l = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :]
-    o_r = gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] * 16 + o_l % 16
-    at_lane = (at_p & 0x3FFF) * 16 + o_r * 32 + (o_l // 16 ^ o_l // 4 & 1) * 16
-    done, given, walk = 0, 0, 1
-    wait(at_b + ASKED, 0, 4)
-    # the first tile's maximum; weights; all of the share's maximum, and weights once more
-    for phase in range(4):
-        weigh = phase % 2 == 1
-        steps = gl.where(phase == 0, gl.minimum(tiles, 1), tiles) * walk
-        above = gl.where(phase == 0, ABOVE / scale, 0.0)
-        if (phase == 0) & (tiles == 0):
-            tops.store(gl.full([256], -MOST_SCORE, gl.float32, B))
-        # the maximum is subtracted by the product itself, which all warps have to have left, and then to have written
-        barrier()
-        less.slice(0, 128).store(parts_of(gl.where(weigh, -m1.load(B), 0.0)))
-        less.slice(128, 16).store(parts_of(gl.where(weigh, -m2.load(B), 0.0)))
-        fence_async_shared()
-        barrier()
-        l1, l2 = folded(z1), folded(z2)
-        for j in range(steps):
-            slot, round = turn(done, KS)
-            wait(at_b + K_FULL + 8 * slot, round, 4)
-            s = begun(offset_registers(), at_less, 18, SWIZZLED_32)
-            if FORMAT == "f16":
-                s = _of_rows(s, at_k, at_q, at_b, slot, phase)
-            else:
-                s = _of_codes(s, codes, high, scales, at_q, at_b, slot, j, phase, FORMAT)
-            s1 = gl.convert_layout(gathered(s, 0, 128, 4), L1, assert_trivial=True)
-            s2 = gl.convert_layout(gathered(s, 128, 16, 4), L2, assert_trivial=True)
-            done += gl.where(phase > 0, 1, 0)
-            if j >= seen:
-                wait(at_b + MASKED, 0, 4)
-                s1, s2 = hidden(s1, bits, j - seen, 0, L1), hidden(s2, bits, j - seen, 128, L2)
-            if weigh:
-                slot, round = turn(given, PS)
-                wait(at_b + P_FREE + 8 * slot, round ^ 1, 4)
-                b_p1, b_p2 = weights_of(s1, scale, FORMAT), weights_of(s2, scale, FORMAT)
-                at = at_lane + slot * 18432
-                _given(at, b_p1, 0)
-                _given(at, b_p2, 8)
-                fence_async_shared()
-                came(at_b + P_FULL + 8 * slot, 4)
-                l1, l2 = l1 + folded(b_p1), l2 + folded(b_p2)
-                given += 1
-            else:
-                reference(m1, s1, above, j)
-                reference(m2, s2, above, j)
-        if weigh & (walk > 0):
-            sums.slice(0, 128).store(sums_of(l1, 128))
-            sums.slice(128, 16).store(sums_of(l2, 16))
-        if phase == 1:
-            # a weight is at most the sum that it is part of
-            most = gl.maximum(gl.max(gl.ravel(l1), 0), gl.max(gl.ravel(l2), 0))
-            walk = gl.where(most > MOST, 1, 0)
-            again.store(gl.full([1], walk, gl.int32, B))
-            came(at_b + VERDICT, 4)
-    b_l = sums.load(B)
-    sums.store(gl.where(b_l > 0.0, 1.0 / b_l, b_l))
-    came(at_b + SUMMED, 4)
-    o_m = first + gl.arange(0, 256, B)
-    o_part = o_first + o_m // G * H + o_m % G
-    m = (o_m < rows) & (o_m < first + 144)
-    gl.store(part_m + o_part, tops.load(B) * scale, mask=m)
-    gl.store(part_l + o_part, b_l, mask=m)
 
 
 @gluon.jit
@@ -370,8 +242,10 @@ def columns(
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     F2: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     asked_of, p, less = panels(9, 256), panels(9 * PS, 64), panels(1, 256)
+    held_bits, bits = bits_of()
     tell(8)
     at_q, at_p, at_less = place(asked_of, 8192), place(p, 2048) + PANEL, place(less, 8192)
+    at_bits = place(held_bits, 4096) * 16
     at_b, met_at = at_less * 16 + BARRIERS, barriers_of(less)
     begun_at(at_b)
     K3: gl.constexpr = FORMAT_K == "tq3_0"
@@ -390,7 +264,6 @@ def columns(
     tops = gl.allocate_shared_memory(gl.float32, [256], F)
     sums = gl.allocate_shared_memory(gl.float32, [256], F)
     again = gl.allocate_shared_memory(gl.int32, [1], F)
-    bits = gl.allocate_shared_memory(gl.int32, [4, 256], F)
     if EARLY:
         early(start, p_k, p_v, T, S, window, i_split, splits, s_k_s, s_v_s)
     end = gl.load(start)
@@ -401,8 +274,8 @@ def columns(
             (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, v_codes, v_high,
                        v_scales, at_p, at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, G, FORMAT_K,
                        FORMAT_V, VS, PS)),
-            (weighed, (at_q, at_less, 0, at_p, at_b, less.index(0), k_codes, k_high, k_scales, tops, sums, seen, bits,
-                       again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS)),
+            (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less.index(0), k_codes, k_high, k_scales, tops, sums,
+                       seen, again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
                    met_at, met_at, met_at, met_at, again, met_at.index((BARRIERS + VERDICT) // 8), s_k_s, s_v_s,
                    FORMAT_K, FORMAT_V, KS, VS, RINGS)),

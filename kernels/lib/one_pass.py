@@ -32,7 +32,8 @@ from .weights import weighed
 # queries of a program: columns of the two products that S^T and O^T are
 QUERIES = 128 + 16
 # a thread's, of the warps of scores and of those that copy; the eight of values take the rest
-REGISTERS = (120, 24)
+import os
+REGISTERS = tuple(map(int, os.environ.get("COLS_REGS", "136,24").split(",")))
 # tiles of K, of V and of P in shared memory
 STAGES = (3, 3, 2)
 # each ring's barriers lie apart

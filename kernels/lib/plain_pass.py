@@ -19,6 +19,22 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .addresses import came, kept, tell, wait
 from .columns import (
+    PANEL,
+    asked_for,
+    barriers_of,
+    begun_at,
+    bits_of,
+    early,
+    nothing,
+    panels,
+    place,
+    put,
+    told,
+    words_of,
+)
+from .eights import SWIZZLED_32, SWIZZLED_128, lanes, met, waited
+from .feed import turn
+from .halves import (
     ASKED,
     BARRIERS,
     K_FREE,
@@ -27,24 +43,11 @@ from .columns import (
     MASKED,
     P_FREE,
     P_FULL,
-    PANEL,
     SUMMED,
     V_FREE,
     V_FULL,
-    asked_for,
-    barriers_of,
-    begun_at,
-    early,
-    nothing,
-    panels,
-    place,
-    put,
-    told,
     weighed,
-    words_of,
 )
-from .eights import SWIZZLED_32, SWIZZLED_128, lanes, met, waited
-from .feed import turn
 from .newer import fetch
 from .one_pass import ancestry, share
 
@@ -194,15 +197,16 @@ def plain_pass(
     asked_of, p, less = panels(9, 256), panels(9 * PS, 64), panels(1, 256)
     k = gl.allocate_shared_memory(gl.float16, [KS * 4, 64, 64], W)
     v = gl.allocate_shared_memory(gl.float16, [VS * 4, 32, 64], W)
+    held_bits, bits = bits_of()
     tell(8)
     at_q, at_p, at_less = place(asked_of, 8192), place(p, 2048) + PANEL, place(less, 8192)
     at_k, at_v = place(k, 8192), place(v, 4096)
+    at_bits = place(held_bits, 4096) * 16
     at_b, barriers = at_less * 16 + BARRIERS, barriers_of(less)
     begun_at(at_b)
     tops = gl.allocate_shared_memory(gl.float32, [256], F)
     sums = gl.allocate_shared_memory(gl.float32, [256], F)
     again = gl.allocate_shared_memory(gl.int32, [1], F)
-    bits = gl.allocate_shared_memory(gl.int32, [4, 256], F)
     if EARLY:
         p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
         early(start, p_k, p_v, T, S, window, i_split, splits, s_k_s, s_v_s)
@@ -213,7 +217,7 @@ def plain_pass(
         [
             (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p, at_b, sums,
                        again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS)),
-            (weighed, (at_q, at_less, at_k, at_p, at_b, less.index(0), k, k, k, tops, sums, seen, bits, again, tiles,
+            (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less.index(0), k, k, k, tops, sums, seen, again, tiles,
                        scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS)),
             (_fetched, (rows_k, rows_v, i_kv * (s_k_h // s_k_s), i_kv * (s_v_h // s_v_s), begin, tiles, seen, end, T,
                         ancestors, k, v, barriers, at_b, again, KS, VS)),

@@ -36,7 +36,7 @@ class Value:
 
     def __init__(self, a: Any) -> None:
         self.a = np.asarray(a)
-        self.shape = self.a.shape
+        self.shape, self.dtype = self.a.shape, self.a.dtype.type
         self.type = types.SimpleNamespace(layout=None)
 
     def to(self, kind: type, bitcast: bool = False) -> "Value":

@@ -22,10 +22,20 @@ def run(
     registers: dict[str, Any] = {f"${sum(counts) + i}": word for i, word in enumerate(words)}
     registers |= {"%tid.x": np.uint32(0), "global_smem": np.uint32(0), "%dynamic_smem_size": np.uint32(len(shared))}
     if "%laneid" in text:
-        registers["%laneid"] = np.arange(0, 32, 4, dtype=np.uint32)[:, None]
+        # a lane is a row of four, or one of the last axis of two
+        registers["%laneid"] = np.arange(32, dtype=np.uint32) if len(shape) == 2 else np.arange(0, 32, 4)[:, None]
     for instruction in _instructions(text):
-        if tiles := re.fullmatch(r"stmatrix\S+x4.shared.b16 \[(\S+)\], \{(.*)\}", instruction):
-            _stored([registers[name] for name in tiles[2].split(", ")], registers[tiles[1]], shared)
+        if tiles := re.fullmatch(r"(?:@(\w+) )?stmatrix\S+.shared.b16 \[(\S+)\], \{(.*)\}", instruction):
+            if tiles[1] is None or bool(np.unique(registers[tiles[1]])):
+                _stored([registers[name] for name in tiles[3].split(", ")], registers[tiles[2]], shared)
+        elif two := re.fullmatch(r"st.shared.v2.b32 \[(\S+)\], \{(\S+), (\S+)\}", instruction):
+            for i in range(2):
+                shared.view(np.uint32)[registers[two[1]] // 4 + i] = registers[two[2 + i]]
+        elif one := re.fullmatch(r"ld.shared.b32 (\S+), \[(\S+)\]", instruction):
+            registers[one[1]] = shared.view(np.uint32)[registers[one[2]] // 4]
+        elif two := re.fullmatch(r"ld.shared.v2.b32 \{(\S+), (\S+)\}, \[(\S+)\]", instruction):
+            for i in range(2):
+                registers[two[1 + i]] = shared.view(np.uint32)[registers[two[3]] // 4 + i]
         elif stored := re.fullmatch(r"@(\w+) st.shared.b32 \[([^]]+)\], (\S+)", instruction):
             told, where, word = (np.broadcast_to(registers[name], shape) for name in stored.groups())
             shared.view(np.uint32)[where[told] // 4] = word[told]
@@ -45,7 +55,7 @@ def _instructions(text: str) -> list[str]:
 
 
 def _stored(tiles: list[np.ndarray], rows: np.ndarray, shared: np.ndarray) -> None:
-    """stmatrix: four tiles of 8 x 8 halves, of whose rows each lane says where one goes."""
+    """stmatrix: tiles of 8 x 8 halves, of whose rows each lane says where one goes."""
     for i, tile in enumerate(tiles):
         for t in range(4):
             shared.view(np.uint32)[rows[:, 8 * i : 8 * i + 8] // 4 + t] = tile[:, t::4]
@@ -204,8 +214,14 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
         case "selp.b32":
             result = np.where(y[2], y[0], y[1])
         case "shfl.sync.bfly.b32":
-            # lanes 4 g on are one row: the distance is a multiple of four
-            result = y[0][..., np.arange(8) ^ int(y[1]) // 4, :]
+            far = int(y[1])
+            # or lanes 4 g on are one row: the distance is a multiple of four
+            result = y[0][:, np.arange(32) ^ far] if y[0].ndim == 2 else y[0][..., np.arange(8) ^ far // 4, :]
+        case "ex2.approx.ftz.f32":
+            with np.errstate(over="ignore", under="ignore"):
+                result = np.exp2(y[0].view(np.float32)).view(np.uint32)
+        case "mul.f32":
+            result = (y[0].view(np.float32) * y[1].view(np.float32)).view(np.uint32)
         case "add.f32":
             result = (y[0].view(np.float32) + y[1].view(np.float32)).view(np.uint32)
         case "max.f32":
