@@ -23,14 +23,6 @@ setp.lt.u32 p, n, s;
 @p st.shared.b32 [$0], $0;
 }
 """)
-_BEGIN = gl.constexpr("""
-{
-.reg .pred p;
-setp.ne.u32 p, $2, 0;
-@p mbarrier.init.shared.b64 [$1], $2;
-mov.b32 $0, 0;
-}
-""")
 _ARRIVE = gl.constexpr("""
 {
 .reg .pred p;
@@ -84,11 +76,20 @@ def kept(memory, W: gl.constexpr):
     gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [words], gl.int32, is_pure=False, pack=1)
 
 
+@gluon.constexpr_function
+def _begun(rings):
+    """mbarriers from $1 on, by thread $2 alone; rings: how far on one begins, its mbarriers and their arrivals."""
+    text = "{\n.reg .pred p;\nsetp.eq.u32 p, $2, 0;\n"
+    for at, many, count in rings:
+        for i in range(many):
+            text += f"@p mbarrier.init.shared.b64 [$1+{at + 8 * i}], {count};\n"
+    return text + "mov.b32 $0, 0;\n}"
+
+
 @gluon.jit
-def begin(at, count, S: gl.constexpr, W: gl.constexpr):
-    """S mbarriers, that many arrivals each."""
-    o = gl.arange(0, 32 * W, layout=_threads(W))
-    _each(_BEGIN, at + o * 8, gl.where(o < S, count, 0))
+def begin(at, RINGS: gl.constexpr, W: gl.constexpr):
+    """All of a program's mbarriers."""
+    _each(_begun(RINGS), gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.arange(0, 32 * W, layout=_threads(W)))
 
 
 @gluon.jit

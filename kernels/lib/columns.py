@@ -46,18 +46,20 @@ PANEL = gl.constexpr(128 << 16)
 RINGS = gl.constexpr(tuple((BARRIERS.value + ring.value) // 8 for ring in (K_FULL, K_FREE, V_FULL, V_FREE)))
 
 
+# each ring's, of up to four tiles, and those passed once: where they begin, how many, and who arrives
+_ARRIVALS = gl.constexpr(
+    (
+        (K_FULL.value, 4, 1), (K_FREE.value, 4, 4), (V_FULL.value, 4, 1), (V_FREE.value, 4, 8), (P_FULL.value, 4, 4),
+        (P_FREE.value, 4, 8), (ASKED.value, 1, 8), (MASKED.value, 1, 8), (VERDICT.value, 1, 4), (SUMMED.value, 1, 4),
+        (LANDED.value, 1, 1),
+    )
+)  # fmt: skip
+
+
 @gluon.jit
 def begun_at(at):
     """All of them, by a program of eight warps: four warps take K and give P, eight take V and P, one tells of rows."""
-    begin(at + K_FULL, 1, 4, 8)
-    begin(at + K_FREE, 4, 4, 8)
-    begin(at + V_FULL, 1, 4, 8)
-    begin(at + V_FREE, 8, 4, 8)
-    begin(at + P_FULL, 4, 4, 8)
-    begin(at + P_FREE, 8, 4, 8)
-    begin(at + ASKED, 8, 2, 8)
-    begin(at + VERDICT, 4, 2, 8)
-    begin(at + LANDED, 1, 1, 8)
+    begin(at, _ARRIVALS, 8)
     # and the TMA sees them
     fence_async_shared()
 

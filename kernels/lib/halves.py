@@ -1,13 +1,11 @@
-"""Warps that turn tiles of K into weights for those that multiply them with V, half the queries at a time: see
-columns.py.
+"""Warps that turn tiles of K into weights for those that multiply them with V: see columns.py.
 
-    S^T of 72 queries [64, 72]   16 products, and between them the weights of the 72 before: P = 2^(scale (S - m))
-    l = sum P, or max S          pairs of f16 or f32, of nine eights of columns; lanes' by exchange, warps' in the end
+    [64 rows of K, 16] ──registers──┐
+    [144 queries, 16]  ──shared─────┴─ 16 times ─> S^T [64, 144] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
 
-Products of a tile are in two halves so that tensor cores have one under way while these warps are at the other's
-weights; rows of codes are unpacked for both. m is subtracted by a product before the others, of constants with its
-parts: no lane looks it up. Sums of a tile's 16 rows are rounded three times to 2^-12. What is infinite there has left
-f16, and the share is walked again.
+m is subtracted by a product before the others, of constants with its parts: no lane looks it up. Of a lane's two rows
+weights are added in pairs of f16, and of eight lanes by exchange, under the products of the next tile: a tile's 16 rows,
+each sum rounded four times to 2^-12. What is infinite there has left f16, and the share is walked again.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -30,32 +28,32 @@ K_FULL, K_FREE, V_FULL, V_FREE, P_FULL, P_FREE = map(gl.constexpr, range(0, 192,
 ASKED, MASKED, VERDICT, SUMMED, LANDED = map(gl.constexpr, range(192, 232, 8))
 # and between the two what each warp has of every query, four times 144 numbers
 APART = gl.constexpr(4608)
-# from a half of the queries to the other: those of q, by 16 bytes, and of what is subtracted
-HALF_Q, HALF_LESS = gl.constexpr(9 * 256), gl.constexpr(9 * 16)
+import os
+LATE = gl.constexpr(os.environ.get("COLS_LATE", "0") == "1")
 # a sum that no finite weights of a share have
 MOST = gl.constexpr(2.0e9)
 
-# the weights of eight queries and a lane's two rows, the pairs of rows' sums in $0
+# the weights of 16 queries and a lane's two rows to shared memory, and the sums of both rows, in pairs of queries
 _WEIGHTS = """
 {{
-.reg .b32 a, b;
-.reg .f32 x0, x1, x2, x3;
-.reg .pred p;
-setp.ne.u32 p, $7, 0;
+.reg .b32 a, b, c, d;
+.reg .f32 x0, x1, x2, x3, x4, x5, x6, x7;
 {scaled}
-ex2.approx.ftz.f32 x0, x0;
-ex2.approx.ftz.f32 x1, x1;
-ex2.approx.ftz.f32 x2, x2;
-ex2.approx.ftz.f32 x3, x3;
 cvt.rn.f16x2.f32 a, x1, x0;
 cvt.rn.f16x2.f32 b, x3, x2;
+cvt.rn.f16x2.f32 c, x5, x4;
+cvt.rn.f16x2.f32 d, x7, x6;
+stmatrix.sync.aligned.m8n8.x4.shared.b16 [$11], {{a, b, c, d}};
 add.rn.f16x2 $0, a, b;
-@p stmatrix.sync.aligned.m8n8.x2.shared.b16 [$6], {{a, b}};
+add.rn.f16x2 $1, c, d;
 }}
 """
 _SCALED, _PLAIN = (
-    gl.constexpr(_WEIGHTS.format(scaled="\n".join(text.format(i, i + 1) for i in range(4))))
-    for text in ("mul.f32 x{0}, ${1}, $5;", "mov.b32 x{0}, ${1};")
+    gl.constexpr(_WEIGHTS.format(scaled="\n".join(text.format(i, i + 2) for i in range(8))))
+    for text in (
+        "mul.f32 x{0}, ${1}, $10;\nex2.approx.ftz.f32 x{0}, x{0};",
+        "ex2.approx.ftz.f32 x{0}, ${1};",
+    )
 )
 # no score where a bit says that its query does not see the row: two queries, rows whose bits are $9 and $10
 _HIDDEN = gl.constexpr(
@@ -66,8 +64,38 @@ _HIDDEN = gl.constexpr(
     )
     + "}"
 )
-# a lane keeps $1 or $2, the one that stands for its half of the columns, and adds what the lane so far on has of it
-_EXCHANGE = """
+_SPLIT = gl.constexpr("mov.b32 {$0, $1}, $2;")
+_PUT = gl.constexpr("st.shared.v2.b32 [$1], {$2, $3};\nmov.b32 $0, 0;")
+_TAKEN = gl.constexpr("ld.shared.b32 $0, [$1];")
+
+
+@gluon.constexpr_function
+def _exchanges():
+    """Of 18 eights of columns: which two of them, or of what was made of them, by what distance; the last three stay."""
+    made, order = 18, []
+
+    def with_(a, b, far):
+        nonlocal made
+        order.append((a, b, far))
+        made += 1
+        return made - 1
+
+    for four in range(2):
+        two = []
+        for i in range(2):
+            first = 8 * four + 4 * i
+            two.append(with_(with_(first, first + 1, 16), with_(first + 2, first + 3, 16), 8))
+        with_(*two, 4)
+    last = with_(16, 17, 16)
+    for far in (8, 4):
+        last = with_(last, last, far)
+    return order
+
+
+@gluon.constexpr_function
+def _text(far, join):
+    """A lane keeps $1 or $2, which stands for its half of the columns, and joins what the lane so far on has of it."""
+    return f"""
 {{
 .reg .b32 lane, other;
 .reg .pred upper;
@@ -80,29 +108,19 @@ shfl.sync.bfly.b32 other, other, {far}, 31, 0xffffffff;
 {join} $0, $0, other;
 }}
 """
-_SUM_16, _SUM_8, _SUM_4 = (gl.constexpr(_EXCHANGE.format(far=far, join="add.rn.f16x2")) for far in (16, 8, 4))
-_TOP_16, _TOP_8, _TOP_4 = (gl.constexpr(_EXCHANGE.format(far=far, join="max.f32")) for far in (16, 8, 4))
-_SPLIT = gl.constexpr("mov.b32 {$0, $1}, $2;")
-_PUT = gl.constexpr("st.shared.v2.b32 [$1], {$2, $3};\nmov.b32 $0, 0;")
-_TAKEN = gl.constexpr("ld.shared.b32 $0, [$1];")
+
+
+@gluon.constexpr_function
+def _of_step(i, part):
+    return _exchanges()[i][part]
 
 
 @gluon.jit
-def _exchanged(a, b, TEXT: gl.constexpr):
-    return gl.inline_asm_elementwise(TEXT, "=&r,r,r", [a, b], a.dtype, is_pure=True, pack=1)
-
-
-@gluon.jit
-def _gathered(x, T16: gl.constexpr, T8: gl.constexpr, T4: gl.constexpr):
-    """Of nine eights of columns: over the rows of all lanes what a lane has of one of the first eight, its row's bits
-    being that one's, the lowest last, and of the ninth."""
-    y = ()
-    for i in gl.static_range(4):
-        y = y + (_exchanged(x[2 * i], x[2 * i + 1], T16),)
-    first = _exchanged(_exchanged(y[0], y[1], T8), _exchanged(y[2], y[3], T8), T4)
-    ninth = _exchanged(x[8], x[8], T16)
-    ninth = _exchanged(ninth, ninth, T8)
-    return first, _exchanged(ninth, ninth, T4)
+def _exchanged(x, i: gl.constexpr, JOIN: gl.constexpr):
+    """x and what step i of the exchanges makes of two of them."""
+    TEXT: gl.constexpr = _text(_of_step(i, 2), JOIN)
+    a, b = x[_of_step(i, 0)], x[_of_step(i, 1)]
+    return x + (gl.inline_asm_elementwise(TEXT, "=&r,r,r", [a, b], a.dtype, is_pure=False, pack=1),)
 
 
 @gluon.jit
@@ -112,27 +130,30 @@ def _pair(x):
 
 
 @gluon.jit
-def _weighed(x, k: gl.constexpr, at, scale, when, FORMAT: gl.constexpr):
-    """Weights of eight k of a half to shared memory, if so: the sums of a lane's two rows, in pairs."""
+def _weights(x, at, scale, FORMAT: gl.constexpr):
+    """A tile's weights to shared memory, at: a lane's row of a panel. The sums of a lane's two rows."""
     L: gl.constexpr = lanes(4)
     # queries of tq3_0 are scaled where they are rotated
     TEXT: gl.constexpr = _PLAIN if FORMAT == "tq3_0" else _SCALED
-    scale, when = gl.full((4, 32), scale, gl.float32, layout=L), gl.full((4, 32), when, gl.int32, layout=L)
-    return gl.inline_asm_elementwise(
-        TEXT, "=&r,f,f,f,f,f,r,r",
-        [x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3], scale, at + k // 2 * 2048, when], gl.int32,
-        is_pure=False, pack=1,
-    )  # fmt: skip
+    scale = gl.full((4, 32), scale, gl.float32, layout=L)
+    sums = ()
+    for i in gl.static_range(9):
+        sums = sums + gl.inline_asm_elementwise(
+            TEXT, "=&r,=&r,f,f,f,f,f,f,f,f,f,r",
+            [x[8 * i], x[8 * i + 1], x[8 * i + 2], x[8 * i + 3], x[8 * i + 4], x[8 * i + 5], x[8 * i + 6], x[8 * i + 7],
+             scale, at + 2048 * i], (gl.int32, gl.int32), is_pure=False, pack=1,
+        )  # fmt: skip
+    return sums
 
 
 @gluon.jit
 def _hidden(x, at):
-    """Scores of a half of which some are no numbers; at: the bits of a lane's rows and first queries."""
+    """Scores of which some are no numbers; at: the bits of a lane's rows and first queries."""
     L: gl.constexpr = lanes(4)
     row = gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] % 2 * 16 + gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] // 4
     bit = 1 << row
     y = ()
-    for k in gl.static_range(9):
+    for k in gl.static_range(18):
         y = y + gl.inline_asm_elementwise(
             _HIDDEN, "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r",
             [x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3], at + 32 * k, bit, bit << 8],
@@ -142,15 +163,14 @@ def _hidden(x, at):
 
 
 @gluon.jit
-def _highest(x):
-    """The greatest of a half's scores, as `_gathered` has them: of a lane's eight two, and of the ninth."""
-    a, b = (), ()
-    for k in gl.static_range(9):
-        a = a + (gl.maximum(x[4 * k], x[4 * k + 2]),)
-        b = b + (gl.maximum(x[4 * k + 1], x[4 * k + 3]),)
-    a0, a1 = _gathered(a, _TOP_16, _TOP_8, _TOP_4)
-    b0, b1 = _gathered(b, _TOP_16, _TOP_8, _TOP_4)
-    return a0, b0, a1, b1
+def _highest(x, c: gl.constexpr):
+    """Of columns c of all pairs the greatest, where exchanges leave it."""
+    y = ()
+    for k in gl.static_range(18):
+        y = y + (gl.maximum(x[4 * k + c], x[4 * k + c + 2]),)
+    for i in gl.static_range(17):
+        y = _exchanged(y, i, "max.f32")
+    return y[24], y[31], y[34]
 
 
 @gluon.jit
@@ -164,38 +184,45 @@ def _taken(at):
 
 
 @gluon.jit
-def _of_all(at_less, x, y, weigh):
-    """What four warps have of two halves, as `_gathered`, together: [256] of which 144 are queries."""
+def _of_all(at, x, weigh):
+    """What four warps have, together: [256] of which 144 are queries; at: where there is room for it."""
     L: gl.constexpr = lanes(4)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     o_l = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :]
-    at = at_less * 16 + APART + gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] * 576 + o_l % 4 * 8
-    eight = o_l // 16 + o_l // 8 % 2 * 2 + o_l // 4 % 2 * 4
-    _put(at + eight * 32, x[0], x[1])
-    _put(at + 256, x[2], x[3])
-    _put(at + 288 + eight * 32, y[0], y[1])
-    _put(at + 544, y[2], y[3])
+    lane = at + gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] * 576 + o_l // 16 * 32 + o_l % 4 * 8
+    panel = (o_l // 8 % 2 + o_l // 4 % 2 * 2) * 64
+    _put(lane + panel, x[0], x[1])
+    _put(lane + panel + 256, x[2], x[3])
+    _put(lane + 512, x[4], x[5])
     barrier()
-    at = at_less * 16 + APART + gl.minimum(gl.arange(0, 256, B), 143) * 4
+    at += gl.minimum(gl.arange(0, 256, B), 143) * 4
     a, b, c, d = _taken(at), _taken(at + 576), _taken(at + 1152), _taken(at + 1728)
     return gl.where(weigh, (a + b) + (c + d), gl.maximum(gl.maximum(a, b), gl.maximum(c, d)))
 
 
 @gluon.jit
-def _product(
-    x, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, even, odd, scale, when, free, FORMAT: gl.constexpr
-):  # fmt: skip
-    """Scores of a half, the last of their products under way, and beside them the weights of x: sums of two rows."""
+def _added(x, p):
+    """x and the sums that exchanges leave of pairs."""
+    a0, a1 = _pair(p[24])
+    b0, b1 = _pair(p[31])
+    c0, c1 = _pair(p[34])
+    return x[0] + a0, x[1] + a1, x[2] + b0, x[3] + b1, x[4] + c0, x[5] + c1
+
+
+@gluon.jit
+def _scores(p, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMAT: gl.constexpr):
+    """Scores of a tile, and beside the products exchanges of p."""
     # pieces of keys whose words are in registers at a time
     HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 16
-    sums = ()
-    y = begun(offset_registers(), at_less, 9, SWIZZLED_32)
+    s = begun(offset_registers(), at_less, 18, SWIZZLED_32)
     if FORMAT == "f16":
         at = gl.full((4, 32), at_k + slot * 2048, gl.int32, layout=lanes(4))
         for c in gl.static_range(4):
-            y = met(y, at + 512 * c, at_q + 64 * c, 1, 4, 4, SWIZZLED_128, EIGHTS_32)
-        for k in gl.static_range(9):
-            sums = sums + (_weighed(x, k, odd if k % 2 else even, scale, when, FORMAT),)
+            s = met(s, at + 512 * c, at_q + 64 * c, 1, 4, 4, SWIZZLED_128, EIGHTS_32)
+        for i in gl.static_range(17):
+            p = _exchanged(p, i, "add.rn.f16x2")
+        s = waited(s, 0)
+        arrive(at_b + K_FREE + 8 * slot, free, 4)
     else:
         of_tile = codes.index(slot)
         words = key_words(of_tile.slice(0, 32, 1) if FORMAT == "q8_0" else of_tile, high.index(slot), FORMAT)
@@ -208,16 +235,15 @@ def _product(
                 # words anew, at an address that the compiler takes for another
                 of_tile = codes.index(slot + zero_of(j)).slice((c + 1) // 8 * 32, 32, 1)
                 after = key_words(of_tile, high.index(slot), FORMAT)
-            y = multiplied(y, key_registers(words, of_blocks, c, FORMAT), at_q + 16 * c, 1, 4, False, EIGHTS_32)
+            s = multiplied(s, key_registers(words, of_blocks, c, FORMAT), at_q + 16 * c, 1, 4, False, EIGHTS_32)
             # all words are in registers
             if c == 16 - HELD:
                 arrive(at_b + K_FREE + 8 * slot, free, 4)
-            # weights of an eight beside most of them
-            if c * 9 // 16 < (c + 1) * 9 // 16:
-                sums = sums + (_weighed(x, len(sums), odd if len(sums) % 2 else even, scale, when, FORMAT),)
-            if c < 15:
-                y = waited(y, 2)
-    return y, sums
+            p = _exchanged(p, c, "add.rn.f16x2")
+            if c == 15:
+                p = _exchanged(p, 16, "add.rn.f16x2")
+            s = waited(s, 0 if c == 15 else 2)
+    return s, p
 
 
 @gluon.jit
@@ -230,8 +256,8 @@ def weighed(
     m1, m2 = tops.slice(0, 128), tops.slice(128, 16)
     o_w = gl.arange(0, 4, gl.SliceLayout(1, L))[:, None]
     o_l = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :]
-    # a lane's row of a panel of weights, its first 16 bytes, and where the bits of its rows and queries begin
-    at_lane = (at_p & 0x3FFF) * 16 + (o_w * 16 + o_l % 16) * 32 + (o_l // 4 & 1) * 16
+    # a lane's row of a panel of weights, and where the bits of its rows and queries begin
+    at_lane = (at_p & 0x3FFF) * 16 + (o_w * 16 + o_l % 16) * 32 + (o_l // 16 ^ o_l // 4 & 1) * 16
     at_bits = at_bits + o_w // 2 * 1024 + o_l % 4 * 8
     nothing = gl.zeros((4, 32), gl.float32, L)
     done, given, phase, last = 0, 0, 0, 2
@@ -247,54 +273,46 @@ def weighed(
         fence_async_shared()
         barrier()
         wait(at_b + ASKED, 0, 4)
-        x = ()
-        for _k in gl.static_range(36):
-            x = x + (nothing,)
-        # what was gathered of the half that is next, and of the other
-        l0 = gl.where(weigh, nothing, gl.full((4, 32), float("-inf"), gl.float32, L))
-        l1, l2, l3, r0, r1, r2, r3 = l0, l0, l0, l0, l0, l0, l0
-        # the last weights come behind all products, and those beside them are of no use
-        for i in range(2 * steps + gl.where(weigh, gl.minimum(steps, 1), 0)):
-            j, half = i // 2, i % 2
-            real = i < 2 * steps
+        # a lane's sums of weights or greatest scores, of six queries; weights of two rows that are to be added to them
+        x0 = gl.where(weigh, nothing, gl.full((4, 32), float("-inf"), gl.float32, L))
+        x = (x0, x0, x0, x0, x0, x0)
+        p = ()
+        for _k in gl.static_range(18):
+            p = p + (gl.zeros((4, 32), gl.int32, L),)
+        for j in range(steps):
             slot, round = turn(done, KS)
-            if real:
-                wait(at_b + K_FULL + 8 * slot, round, 4)
-            slot_p, round_p = turn(given, PS)
-            if weigh & (half == 1):
-                wait(at_b + P_FREE + 8 * slot_p, round_p ^ 1, 4)
-            # weights from eight 0 or 9 on: those of the first 16 bytes of rows, and the others
-            other = 1 - half
-            at = at_lane + slot_p * 18432 + other * 8192
-            even, odd = at ^ other * 16, at + other * 2048 ^ half * 16
-            beside = weigh & (i > 0)
-            ends = real & (phase > 0) & (half == 1)
-            y, sums_of = _product(
-                x, at_q + HALF_Q * half, at_less + HALF_LESS * half, at_k, at_b, codes, high, scales, slot, j, even,
-                odd, scale, gl.where(beside, 1, 0), ends, FORMAT,
-            )  # fmt: skip
-            fence_async_shared()
-            gives = gl.where(beside & (half == 0), 1, 0)
-            came(at_b + P_FULL + 8 * slot_p, 4, 1 - gives)
-            given += gives
-            y = waited(y, 0)
-            if FORMAT == "f16":
-                arrive(at_b + K_FREE + 8 * slot, ends, 4)
-            done += gl.where(ends, 1, 0)
-            if real & (j >= seen):
+            wait(at_b + K_FULL + 8 * slot, round, 4)
+            # the first tile is needed again
+            s, p = _scores(p, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT)
+            x = _added(x, p)
+            p = p[:18]
+            done += gl.where(phase > 0, 1, 0)
+            if LATE:
+                before, _r = turn(given + PS - 1, PS)
+                arrive(at_b + P_FULL + 8 * before, weigh & (j > 0), 4)
+            if j >= seen:
                 wait(at_b + MASKED, 0, 4)
-                y = _hidden(y, at_bits + ((j - seen) * 2048 + half * 288))
+                s = _hidden(s, at_bits + (j - seen) * 2048)
             if weigh:
-                a, b = _gathered(sums_of, _SUM_16, _SUM_8, _SUM_4)
-                a0, a1 = _pair(gl.where(i > 0, a, 0))
-                a2, a3 = _pair(gl.where(i > 0, b, 0))
-                a0, a1, a2, a3 = l0 + a0, l1 + a1, l2 + a2, l3 + a3
+                slot, round = turn(given, PS)
+                wait(at_b + P_FREE + 8 * slot, round ^ 1, 4)
+                p = _weights(s, at_lane + slot * 18432, scale, FORMAT)
+                fence_async_shared()
+                came(at_b + P_FULL + 8 * slot, 4, 1 if LATE else 0)
+                given += 1
             else:
-                a0, a1, a2, a3 = _highest(y)
-                a0, a1, a2, a3 = gl.maximum(l0, a0), gl.maximum(l1, a1), gl.maximum(l2, a2), gl.maximum(l3, a3)
-            l0, l1, l2, l3, r0, r1, r2, r3 = r0, r1, r2, r3, a0, a1, a2, a3
-            x = y
-        b_x = _of_all(at_less, (l0, l1, l2, l3), (r0, r1, r2, r3), weigh)
+                a, b, c = _highest(s, 0)
+                d, e, f = _highest(s, 1)
+                x = (
+                    gl.maximum(x[0], a), gl.maximum(x[1], d), gl.maximum(x[2], b), gl.maximum(x[3], e),
+                    gl.maximum(x[4], c), gl.maximum(x[5], f),
+                )  # fmt: skip
+        if LATE:
+            before, _r = turn(given + PS - 1, PS)
+            arrive(at_b + P_FULL + 8 * before, weigh & (steps > 0), 4)
+        for i in gl.static_range(17):
+            p = _exchanged(p, i, "add.rn.f16x2")
+        b_x = _of_all(at_less * 16 + APART, _added(x, p), weigh)
         if weigh:
             b_l = b_x
         else:
@@ -302,6 +320,7 @@ def weighed(
             tops.store(gl.minimum(gl.maximum(b_x + above, -MOST_SCORE), MOST_SCORE))
         phase += 1
         if phase == 2:
+            # a weight is at most the sum that it is part of
             walk = gl.where(gl.max(b_l, 0) > MOST, 1, 0)
             last += 2 * walk
             again.store(gl.full([1], walk, gl.int32, B))
