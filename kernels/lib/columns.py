@@ -20,7 +20,7 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from .addresses import address, begin, came, kept, tell, wait
 from .eights import SWIZZLED_32, gathered, lanes, multiplied, waited
 from .feed import fed, turn
-from .fragments import asked_lanes, in_order, queries_in_eights, value_registers, value_words, values_product
+from .fragments import asked_by_eight, in_order, queries_in_eights, value_registers, value_words, values_product
 from .halves import (
     ASKED,
     BARRIERS,
@@ -114,7 +114,7 @@ def _asked(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, B: gl.constexpr)
 @gluon.jit
 def asked_for(memory, q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, FORMAT: gl.constexpr):
     """144 queries, in eights: [9, 256, 16] f16, columns as those of K's operand."""
-    B: gl.constexpr = asked_lanes(16, FORMAT)
+    B: gl.constexpr = asked_by_eight(FORMAT)
     # rolled, and three on their way: code that runs once is waited for like what it loads
     b_q, b_1, b_2 = (
         _asked(q, s_q_t, s_q_h, i_kv, first, rows, G, B),

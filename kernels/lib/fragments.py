@@ -314,6 +314,24 @@ def asked_lanes(N, FORMAT):
     )
 
 
+@gluon.constexpr_function
+def asked_by_eight(FORMAT):
+    """[16, 256 values] in eight warps: a lane has what is in 16 bytes of a row of `queries_in_eights`, or several times
+    that, and eight lanes the rows of eight queries, one after the other in shared memory."""
+    # bits of a value's number: a lane's, those that tell its warp's lanes apart, and its warps
+    own, lanes, warps = {
+        "f16": ([0, 1, 2], [3, 4], [5, 6, 7]),
+        "q8_0": ([0, 1, 5, 6], [2, 3], [4, 7]),
+        "q4_0": ([0, 1, 6, 7], [2, 3], [4, 5]),
+        "tq3_0": ([0, 1, 3, 6, 7], [2, 4], [5]),
+    }[FORMAT]
+    values = lambda bits: [[0, 1 << i] for i in bits]  # noqa: E731
+    more = values(warps) + [[8, 0]]
+    return gl.DistributedLinearLayout(
+        values(own) + more[3:], [[1, 0], [2, 0], [4, 0], *values(lanes)], (more + [[0, 0]])[:3], [], [16, 256]
+    )  # fmt: skip
+
+
 @gluon.jit
 def _by_columns(x, FORMAT: gl.constexpr):
     """[N, 256 values] -> [16, N, 16]: queries of columns 0, then of columns 1, as `keys` has them."""

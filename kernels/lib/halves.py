@@ -64,6 +64,7 @@ _HIDDEN = gl.constexpr(
     )
     + "}"
 )
+_ADD = gl.constexpr("add.rn.f16x2 $0, $1, $2;")
 _SPLIT = gl.constexpr("mov.b32 {$0, $1}, $2;")
 _PUT = gl.constexpr("st.shared.v2.b32 [$1], {$2, $3};\nmov.b32 $0, 0;")
 _TAKEN = gl.constexpr("ld.shared.b32 $0, [$1];")
@@ -93,19 +94,16 @@ def _exchanges():
 
 
 @gluon.constexpr_function
-def _text(far, join):
-    """A lane keeps $1 or $2, which stands for its half of the columns, and joins what the lane so far on has of it."""
+def _sent(far):
+    """A lane keeps $2 or $3, which stands for its half of the columns, in $0; in $1 what the lane so far on has of it."""
     return f"""
 {{
-.reg .b32 lane, other;
+.reg .b32 other;
 .reg .pred upper;
-mov.u32 lane, %laneid;
-and.b32 lane, lane, {far};
-setp.ne.u32 upper, lane, 0;
-selp.b32 other, $1, $2, upper;
-selp.b32 $0, $2, $1, upper;
-shfl.sync.bfly.b32 other, other, {far}, 31, 0xffffffff;
-{join} $0, $0, other;
+setp.ne.u32 upper, $4, 0;
+selp.b32 $0, $3, $2, upper;
+selp.b32 other, $2, $3, upper;
+shfl.sync.bfly.b32 $1, other, {far}, 31, 0xffffffff;
 }}
 """
 
@@ -116,11 +114,18 @@ def _of_step(i, part):
 
 
 @gluon.jit
-def _exchanged(x, i: gl.constexpr, JOIN: gl.constexpr):
-    """x and what step i of the exchanges makes of two of them."""
-    TEXT: gl.constexpr = _text(_of_step(i, 2), JOIN)
+def _exchanged(x, lane, i: gl.constexpr, PURE: gl.constexpr):
+    """Step i of the exchanges of x: what stays and what came."""
+    FAR: gl.constexpr = _of_step(i, 2)
     a, b = x[_of_step(i, 0)], x[_of_step(i, 1)]
-    return x + (gl.inline_asm_elementwise(TEXT, "=&r,r,r", [a, b], a.dtype, is_pure=False, pack=1),)
+    return gl.inline_asm_elementwise(
+        _sent(FAR), "=&r,=&r,r,r,r", [a, b, lane & FAR], (a.dtype, a.dtype), is_pure=PURE, pack=1
+    )  # fmt: skip
+
+
+@gluon.jit
+def _joined(a, b):
+    return gl.inline_asm_elementwise(_ADD, "=r,r,r", [a, b], gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -163,13 +168,14 @@ def _hidden(x, at):
 
 
 @gluon.jit
-def _highest(x, c: gl.constexpr):
+def _highest(x, lane, c: gl.constexpr):
     """Of columns c of all pairs the greatest, where exchanges leave it."""
     y = ()
     for k in gl.static_range(18):
         y = y + (gl.maximum(x[4 * k + c], x[4 * k + c + 2]),)
     for i in gl.static_range(17):
-        y = _exchanged(y, i, "max.f32")
+        a, b = _exchanged(y, lane, i, True)
+        y = y + (gl.maximum(a, b),)
     return y[24], y[31], y[34]
 
 
@@ -210,7 +216,16 @@ def _added(x, p):
 
 
 @gluon.jit
-def _scores(p, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMAT: gl.constexpr):
+def _summed(p, lane):
+    """p and all that exchanges make of it."""
+    for i in gl.static_range(17):
+        a, b = _exchanged(p, lane, i, True)
+        p = p + (_joined(a, b),)
+    return p
+
+
+@gluon.jit
+def _scores(p, lane, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMAT: gl.constexpr):
     """Scores of a tile, and beside the products exchanges of p."""
     # pieces of keys whose words are in registers at a time
     HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 16
@@ -219,8 +234,7 @@ def _scores(p, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FO
         at = gl.full((4, 32), at_k + slot * 2048, gl.int32, layout=lanes(4))
         for c in gl.static_range(4):
             s = met(s, at + 512 * c, at_q + 64 * c, 1, 4, 4, SWIZZLED_128, EIGHTS_32)
-        for i in gl.static_range(17):
-            p = _exchanged(p, i, "add.rn.f16x2")
+        p = _summed(p, lane)
         s = waited(s, 0)
         arrive(at_b + K_FREE + 8 * slot, free, 4)
     else:
@@ -239,10 +253,14 @@ def _scores(p, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FO
             # all words are in registers
             if c == 16 - HELD:
                 arrive(at_b + K_FREE + 8 * slot, free, 4)
-            p = _exchanged(p, c, "add.rn.f16x2")
-            if c == 15:
-                p = _exchanged(p, 16, "add.rn.f16x2")
+            # what came a product ago is there
+            if c > 0:
+                p = p + (_joined(a, b),)
+            a, b = _exchanged(p, lane, c, False)
             s = waited(s, 0 if c == 15 else 2)
+        p = p + (_joined(a, b),)
+        a, b = _exchanged(p, lane, 16, True)
+        p = p + (_joined(a, b),)
     return s, p
 
 
@@ -259,7 +277,7 @@ def weighed(
     # a lane's row of a panel of weights, and where the bits of its rows and queries begin
     at_lane = (at_p & 0x3FFF) * 16 + (o_w * 16 + o_l % 16) * 32 + (o_l // 16 ^ o_l // 4 & 1) * 16
     at_bits = at_bits + o_w // 2 * 1024 + o_l % 4 * 8
-    nothing = gl.zeros((4, 32), gl.float32, L)
+    nothing, lane = gl.zeros((4, 32), gl.float32, L), o_l + o_w * 0
     done, given, phase, last = 0, 0, 0, 2
     b_l = gl.zeros([256], gl.float32, B)
     # the first tile's maximum; weights; all of the share's maximum, and weights once more
@@ -283,7 +301,7 @@ def weighed(
             slot, round = turn(done, KS)
             wait(at_b + K_FULL + 8 * slot, round, 4)
             # the first tile is needed again
-            s, p = _scores(p, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT)
+            s, p = _scores(p, lane, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT)
             x = _added(x, p)
             p = p[:18]
             done += gl.where(phase > 0, 1, 0)
@@ -301,8 +319,8 @@ def weighed(
                 came(at_b + P_FULL + 8 * slot, 4, 1 if LATE else 0)
                 given += 1
             else:
-                a, b, c = _highest(s, 0)
-                d, e, f = _highest(s, 1)
+                a, b, c = _highest(s, lane, 0)
+                d, e, f = _highest(s, lane, 1)
                 x = (
                     gl.maximum(x[0], a), gl.maximum(x[1], d), gl.maximum(x[2], b), gl.maximum(x[3], e),
                     gl.maximum(x[4], c), gl.maximum(x[5], f),
@@ -310,9 +328,7 @@ def weighed(
         if LATE:
             before, _r = turn(given + PS - 1, PS)
             arrive(at_b + P_FULL + 8 * before, weigh & (steps > 0), 4)
-        for i in gl.static_range(17):
-            p = _exchanged(p, i, "add.rn.f16x2")
-        b_x = _of_all(at_less * 16 + APART, _added(x, p), weigh)
+        b_x = _of_all(at_less * 16 + APART, _added(x, _summed(p, lane)), weigh)
         if weigh:
             b_l = b_x
         else:
