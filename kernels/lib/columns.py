@@ -105,26 +105,18 @@ def place(memory, BYTES: gl.constexpr):
 
 
 @gluon.jit
-def _asked(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, B: gl.constexpr):
-    o_m, o_d = first + gl.arange(0, 16, gl.SliceLayout(1, B)), gl.arange(0, 256, gl.SliceLayout(0, B))
-    o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
-    return gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0)
-
-
-@gluon.jit
 def asked_for(memory, q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, FORMAT: gl.constexpr):
     """144 queries, in eights: [9, 256, 16] f16, columns as those of K's operand."""
     B: gl.constexpr = asked_by_eight(FORMAT)
-    # rolled, and three on their way: code that runs once is waited for like what it loads
-    b_q, b_1, b_2 = (
-        _asked(q, s_q_t, s_q_h, i_kv, first, rows, G, B),
-        _asked(q, s_q_t, s_q_h, i_kv, first + 16, rows, G, B),
-        _asked(q, s_q_t, s_q_h, i_kv, first + 32, rows, G, B),
-    )
-    for i in range(9 + zero_of(rows)):
-        b_3 = _asked(q, s_q_t, s_q_h, i_kv, first + 48 + 16 * i, gl.where(i < 6, rows, 0), G, B)
-        memory.index(i).store(queries_in_eights(b_q.to(gl.float16), FORMAT))
-        b_q, b_1, b_2 = b_1, b_2, b_3
+    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
+    # all on their way before the first is there
+    b_q = ()
+    for i in gl.static_range(9):
+        o_m = first + 16 * i + gl.arange(0, 16, gl.SliceLayout(1, B))
+        o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
+        b_q = b_q + (gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0),)
+    for i in gl.static_range(9):
+        memory.index(i).store(queries_in_eights(b_q[i].to(gl.float16), FORMAT))
     fence_async_shared()
 
 

@@ -4,8 +4,8 @@
     [144 queries, 16]  ──shared─────┴─ 16 times ─> S^T [64, 144] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
 
 m is subtracted by a product before the others, of constants with its parts: no lane looks it up. Of a lane's two rows
-weights are added in pairs of f16, and of eight lanes by exchange, under the products of the next tile: a tile's 16 rows,
-each sum rounded four times to 2^-12. What is infinite there has left f16, and the share is walked again.
+weights are added in pairs of f16, and of eight lanes by exchange: a tile's 16 rows, each sum rounded four times to
+2^-12. What is infinite there has left f16, and the share is walked again.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -29,6 +29,7 @@ ASKED, MASKED, VERDICT, SUMMED, LANDED = map(gl.constexpr, range(192, 232, 8))
 # and between the two what each warp has of every query, four times 144 numbers
 APART = gl.constexpr(4608)
 import os
+SWAIT = gl.constexpr(int(os.environ.get("COLS_SWAIT", "2")))
 LATE = gl.constexpr(os.environ.get("COLS_LATE", "0") == "1")
 # a sum that no finite weights of a share have
 MOST = gl.constexpr(2.0e9)
@@ -114,12 +115,12 @@ def _of_step(i, part):
 
 
 @gluon.jit
-def _exchanged(x, lane, i: gl.constexpr, PURE: gl.constexpr):
+def _exchanged(x, lane, i: gl.constexpr):
     """Step i of the exchanges of x: what stays and what came."""
     FAR: gl.constexpr = _of_step(i, 2)
     a, b = x[_of_step(i, 0)], x[_of_step(i, 1)]
     return gl.inline_asm_elementwise(
-        _sent(FAR), "=&r,=&r,r,r,r", [a, b, lane & FAR], (a.dtype, a.dtype), is_pure=PURE, pack=1
+        _sent(FAR), "=&r,=&r,r,r,r", [a, b, lane & FAR], (a.dtype, a.dtype), is_pure=False, pack=1
     )  # fmt: skip
 
 
@@ -174,7 +175,7 @@ def _highest(x, lane, c: gl.constexpr):
     for k in gl.static_range(18):
         y = y + (gl.maximum(x[4 * k + c], x[4 * k + c + 2]),)
     for i in gl.static_range(17):
-        a, b = _exchanged(y, lane, i, True)
+        a, b = _exchanged(y, lane, i)
         y = y + (gl.maximum(a, b),)
     return y[24], y[31], y[34]
 
@@ -219,14 +220,14 @@ def _added(x, p):
 def _summed(p, lane):
     """p and all that exchanges make of it."""
     for i in gl.static_range(17):
-        a, b = _exchanged(p, lane, i, True)
+        a, b = _exchanged(p, lane, i)
         p = p + (_joined(a, b),)
     return p
 
 
 @gluon.jit
-def _scores(p, lane, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMAT: gl.constexpr):
-    """Scores of a tile, and beside the products exchanges of p."""
+def _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMAT: gl.constexpr):
+    """Scores of a tile."""
     # pieces of keys whose words are in registers at a time
     HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 16
     s = begun(offset_registers(), at_less, 18, SWIZZLED_32)
@@ -234,7 +235,6 @@ def _scores(p, lane, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, fr
         at = gl.full((4, 32), at_k + slot * 2048, gl.int32, layout=lanes(4))
         for c in gl.static_range(4):
             s = met(s, at + 512 * c, at_q + 64 * c, 1, 4, 4, SWIZZLED_128, EIGHTS_32)
-        p = _summed(p, lane)
         s = waited(s, 0)
         arrive(at_b + K_FREE + 8 * slot, free, 4)
     else:
@@ -253,15 +253,8 @@ def _scores(p, lane, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, fr
             # all words are in registers
             if c == 16 - HELD:
                 arrive(at_b + K_FREE + 8 * slot, free, 4)
-            # what came a product ago is there
-            if c > 0:
-                p = p + (_joined(a, b),)
-            a, b = _exchanged(p, lane, c, False)
-            s = waited(s, 0 if c == 15 else 2)
-        p = p + (_joined(a, b),)
-        a, b = _exchanged(p, lane, 16, True)
-        p = p + (_joined(a, b),)
-    return s, p
+            s = waited(s, 0 if c == 15 else SWAIT)
+    return s
 
 
 @gluon.jit
@@ -294,16 +287,11 @@ def weighed(
         # a lane's sums of weights or greatest scores, of six queries; weights of two rows that are to be added to them
         x0 = gl.where(weigh, nothing, gl.full((4, 32), float("-inf"), gl.float32, L))
         x = (x0, x0, x0, x0, x0, x0)
-        p = ()
-        for _k in gl.static_range(18):
-            p = p + (gl.zeros((4, 32), gl.int32, L),)
         for j in range(steps):
             slot, round = turn(done, KS)
             wait(at_b + K_FULL + 8 * slot, round, 4)
             # the first tile is needed again
-            s, p = _scores(p, lane, at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT)
-            x = _added(x, p)
-            p = p[:18]
+            s = _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT)
             done += gl.where(phase > 0, 1, 0)
             if LATE:
                 before, _r = turn(given + PS - 1, PS)
@@ -317,6 +305,7 @@ def weighed(
                 p = _weights(s, at_lane + slot * 18432, scale, FORMAT)
                 fence_async_shared()
                 came(at_b + P_FULL + 8 * slot, 4, 1 if LATE else 0)
+                x = _added(x, _summed(p, lane))
                 given += 1
             else:
                 a, b, c = _highest(s, lane, 0)
@@ -328,7 +317,7 @@ def weighed(
         if LATE:
             before, _r = turn(given + PS - 1, PS)
             arrive(at_b + P_FULL + 8 * before, weigh & (steps > 0), 4)
-        b_x = _of_all(at_less * 16 + APART, _added(x, _summed(p, lane)), weigh)
+        b_x = _of_all(at_less * 16 + APART, x, weigh)
         if weigh:
             b_l = b_x
         else:

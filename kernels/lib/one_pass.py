@@ -33,7 +33,7 @@ from .weights import weighed
 QUERIES = 128 + 16
 # a thread's, of the warps of scores and of those that copy; the eight of values take the rest
 import os
-REGISTERS = tuple(map(int, os.environ.get("COLS_REGS", "136,24").split(",")))
+REGISTERS = tuple(map(int, os.environ.get("COLS_REGS", "120,24").split(",")))
 # tiles of K, of V and of P in shared memory
 STAGES = (3, 3, 2)
 # each ring's barriers lie apart
