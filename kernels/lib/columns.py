@@ -40,6 +40,8 @@ from .newer import reinterpret
 from .one_pass import ahead, ancestry, share
 from .weights import zero_of
 
+import os
+ASKB = gl.constexpr(int(os.environ.get("COLS_ASKB", "9")))
 # of P's descriptor, that panels of 16 columns are 2048 bytes apart
 PANEL = gl.constexpr(128 << 16)
 # those of K and V among Gluon's own, by number
@@ -110,13 +112,14 @@ def asked_for(memory, q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, FORMA
     B: gl.constexpr = asked_by_eight(FORMAT)
     o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
     # all on their way before the first is there
-    b_q = ()
-    for i in gl.static_range(9):
-        o_m = first + 16 * i + gl.arange(0, 16, gl.SliceLayout(1, B))
-        o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
-        b_q = b_q + (gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0),)
-    for i in gl.static_range(9):
-        memory.index(i).store(queries_in_eights(b_q[i].to(gl.float16), FORMAT))
+    for j in range(9 // ASKB + zero_of(rows)):
+        b_q = ()
+        for i in gl.static_range(ASKB):
+            o_m = first + 16 * (j * ASKB + i) + gl.arange(0, 16, gl.SliceLayout(1, B))
+            o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
+            b_q = b_q + (gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0),)
+        for i in gl.static_range(ASKB):
+            memory.index(j * ASKB + i).store(queries_in_eights(b_q[i].to(gl.float16), FORMAT))
     fence_async_shared()
 
 
@@ -271,7 +274,7 @@ def columns(
             (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less.index(0), k_codes, k_high, k_scales, tops, sums,
                        seen, again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
-                   met_at, met_at, met_at, met_at, again, met_at.index((BARRIERS + VERDICT) // 8), s_k_s, s_v_s,
+                   met_at, met_at, met_at, met_at, again, met_at.index((BARRIERS + VERDICT) // 8), met_at.index((BARRIERS + ASKED) // 8), s_k_s, s_v_s,
                    FORMAT_K, FORMAT_V, KS, VS, RINGS)),
         ],
         [4, 4], [REGISTERS[0], REGISTERS[1]],

@@ -253,7 +253,7 @@ def one_pass(
                        k_full, k_free, p_full, p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first,
                        first, T, H, rows, G, FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
-                   k_full, k_free, v_full, v_free, again, verdict, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS, APART)),
+                   k_full, k_free, v_full, v_free, again, verdict, asked, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS, APART)),
         ],
         [4, 4], [REGISTERS[0], REGISTERS[1]],
     )  # fmt: skip

@@ -33,7 +33,7 @@ from .columns import (
     words_of,
 )
 from .eights import SWIZZLED_32, SWIZZLED_128, lanes, met, waited
-from .feed import turn
+from .feed import THROTTLE, turn
 from .halves import (
     ASKED,
     BARRIERS,
@@ -151,6 +151,9 @@ def _fetched(
                 slot, round = turn(done + j, KS)
                 wait(at_b + K_FREE + 8 * slot, round ^ 1, 4)
                 _rows(rows_k, first_k + begin + j * 64, barriers.index((BARRIERS + K_FULL) // 8 + slot), k, slot, 64)
+            if THROTTLE:
+                if (phase == 0) & (j == 0):
+                    wait(at_b + ASKED, 0, 4)
             # the second half of the tile before comes when the first half of that is free
             for i in gl.static_range(2):
                 h = 2 * j + i - 1
