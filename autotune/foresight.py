@@ -93,7 +93,7 @@ def _left(case: Case, config: dict[str, Any], arch: Arch) -> str | None:
         rows_in_all = case["T"] * case["H"] // case["Hkv"]
         return f"{rows} queries are no power of two" if rows & (rows - 1) and _up(rows_in_all, 16) > rows else None
     # the launcher asks besides how rows of f16 lie, which is as they are wanted wherever a cache is its own tensor
-    plain = left == "columns" and (case["format_k"], case["format_v"]) == ("f16", "f16")
+    plain = rows == 144 and (case["format_k"], case["format_v"]) == ("f16", "f16")
     if case["dtype"] == "f32" or case["D"] != 256 or not (any(codes) or plain):
         return "without queries on the left, they are of 16 bits, a head is 256 and the cache quantised"
     if left != "keys" or rows == 144:

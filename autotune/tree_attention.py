@@ -6,7 +6,7 @@ from typing import Any
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
-    "left": ("queries", "keys", "own", "columns"),
+    "left": ("queries", "keys", "own"),
     "BLOCK_S": (32, 64),
     "BLOCK_M": (8, 16, 32, 64, 144),
     "programs": (132, 264),
@@ -25,7 +25,7 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         return own(config, case, gpu)
     if config["BLOCK_M"] == 8:
         return "eight queries at a time are for warps that walk rows of their own"
-    if config["BLOCK_M"] == 144 or config["left"] == "columns":
+    if config["BLOCK_M"] == 144:
         return whole(config, case, gpu)
     if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
         return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
@@ -62,12 +62,10 @@ def whole(config: dict[str, Any], case: Case, gpu: str) -> str | None:
     formats = {case["format_k"], case["format_v"]}
     if not gpu.startswith("sm90"):
         return f"144 queries at once are Gluon's for sm90; {gpu} takes fewer"
-    fits = formats <= {"q8_0", "q4_0", "tq3_0"} or (formats == {"f16"} and config["left"] == "columns")
+    fits = formats <= {"q8_0", "q4_0", "tq3_0"} or formats == {"f16"}
     if not fits or case["dtype"] == "f32" or case["D"] != 256 or case["T"] > 64:
-        return "144 queries at once want quantised caches, 16-bit queries of 64 nodes at most and a head of 256"
-    if config["left"] not in ("keys", "columns") or config["BLOCK_M"] != 144:
-        return "of 144 queries at once, keys stand on the left, and columns are 144"
-    if config["BLOCK_S"] != 64 or not config["rising"] or config["least_tiles"] != 1:
+        return "144 queries at once want caches of codes or f16, 16-bit queries of 64 nodes at most and a head of 256"
+    if config["left"] != "keys" or config["BLOCK_S"] != 64 or not config["rising"] or config["least_tiles"] != 1:
         return "of 144 queries at once, keys stand on the left, 64 of them, in shares of any length"
     if (config["programs"], config["num_warps"], config["num_stages"]) != (132, 4, 2):
         return "144 queries at once take a whole multiprocessor, and three tiles of K and V each"

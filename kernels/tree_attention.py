@@ -5,13 +5,13 @@
 
     a program's queries    BM rows i G + g: query i, head g of the G heads that share a KV head
 
-A row of the cache is read and unpacked once for BM queries. Seven kernels share the work: `lib/rows_left.py` with
+A row of the cache is read and unpacked once for BM queries. Six kernels share the work: `lib/rows_left.py` with
 queries on the left of the products, for plain caches and f32, `lib/one_walk.py` the same where registers are few;
 `lib/keys_left.py` with keys on the left, where a row of codes is unpacked in the registers that multiply it; for sm90
-alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and with 144 `lib/one_pass.py`, or where a
-config says so `lib/columns.py` and, of f16, `lib/plain_pass.py`. What a share says (m, l, acc / l) goes to memory; a
-last launch, a program for (t, h, columns), joins the shares, undoes the rotation of V and applies the gate. `start` is
-read on the device: the splits share what is there, and one without rows writes l = 0.
+alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and with 144 `lib/one_pass.py` or, of f16,
+`lib/plain_pass.py`. What a share says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns),
+joins the shares, undoes the rotation of V and applies the gate. `start` is read on the device: the splits share what is
+there, and one without rows writes l = 0.
 
 Memory-bound for one query: 123 us for f16, 34.5 us for q4_0 at 131072 rows of 4 x 256 (H200); from some twenty on the
 tensor cores bind. At 4096 rows the latency of two launches decides. Products are of f16 (bf16 on a bf16 cache, f32 for
@@ -26,7 +26,7 @@ import triton.language as tl
 
 from ..reference.cache import QUANTISED
 from .config import pick
-from .lib import columns, plain_pass
+from .lib import plain_pass
 from .lib.cache_rows import require_caches
 from .lib.device import compiled_for, has_pdl, has_ptx, is_narrow
 from .lib.early import wait
@@ -38,14 +38,14 @@ from .lib.own_rows import own_rows
 from .lib.rows_left import rows_left
 from .lib.softmax import LOG2E, LOWEST, product_type, rows_in_tile
 
-LEFT = ("queries", "keys", "own", "columns")
+LEFT = ("queries", "keys", "own")
 
 
 @dataclass(frozen=True)
 class Config:
     # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
-    # 144 is one pass: K and V quantised, no more than 64 nodes. "columns" is that with products of 144 columns, of f16
-    # caches too. "own" are warps with rows of their own, of 8 or 16 queries
+    # 144 is one pass, of f16 caches too, of 64 nodes at most. "own" are warps with rows of their own, for 8 or 16
+    # queries
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
@@ -136,19 +136,13 @@ def _suits_own(q: torch.Tensor, D: int, format_k: str, format_v: str) -> bool:
     return quantised and q.dtype != torch.float32 and D == 256 and compiled_for(q.device) == "sm90"
 
 
-def _suits_144(q: torch.Tensor) -> bool:
+def _suits_one_pass(
+    q: torch.Tensor, cache_k: torch.Tensor, cache_v: torch.Tensor, format_k: str, format_v: str
+) -> bool:
     T, _, D = q.shape
-    return q.dtype != torch.float32 and D == 256 and T <= 64 and compiled_for(q.device) == "sm90"
-
-
-def _suits_one_pass(q: torch.Tensor, format_k: str, format_v: str) -> bool:
-    return {format_k, format_v} <= set(QUANTISED) and _suits_144(q)
-
-
-def _suits_columns(q: torch.Tensor, cache_k: torch.Tensor, cache_v: torch.Tensor, format_k: str, format_v: str) -> bool:
-    if (format_k, format_v) != ("f16", "f16"):
-        return _suits_one_pass(q, format_k, format_v)
-    return plain_pass.suits(cache_k) and plain_pass.suits(cache_v) and _suits_144(q)
+    rows = plain_pass.suits(cache_k) and plain_pass.suits(cache_v)
+    suits = rows if format_k == format_v == "f16" else {format_k, format_v} <= set(QUANTISED)
+    return suits and q.dtype != torch.float32 and D == 256 and T <= 64 and compiled_for(q.device) == "sm90"
 
 
 def _own(rows: int, S: int, formats: set[str]) -> Config:
@@ -160,37 +154,36 @@ def _own(rows: int, S: int, formats: set[str]) -> Config:
     return Config("own", 64, BM, 132, 1, warps, parts=parts, join_warps=join_warps)
 
 
-def _default(q: torch.Tensor, rows: int, S: int, D: int, format_k: str, format_v: str) -> Config:
+def _default(
+    q: torch.Tensor, rows: int, cache_k: torch.Tensor, cache_v: torch.Tensor, formats: tuple[str, str]
+) -> Config:
     """By shape where a tensor core takes 64 keys at least; the interpreter follows that too, with longer shares."""
-    here = compiled_for(q.device)
+    here, S, D = compiled_for(q.device), cache_k.shape[1], q.shape[2]
     if is_narrow(q.device):
         return Config("queries", 16, 16, num_warps=8)
-    full = tl.float32 in (product_type(q.dtype, format_k), product_type(q.dtype, format_v))
-    if full or here not in ("", "sm90"):
+    if tl.float32 in [product_type(q.dtype, format) for format in formats] or here not in ("", "sm90"):
         return Config()
-    least, formats = 1 if here else 2, {format_k, format_v}
-    short, quantised = S <= 16384, bool(formats & set(QUANTISED))
+    least, short, quantised = 1 if here else 2, S <= 16384, bool(set(formats) & set(QUANTISED))
+    plain = D == 256 and set(formats) == {"f16"}
     # tq3_0 with keys on the left has not been right on a GPU yet
-    keys = _suits_keys(q, D, format_k, format_v) and formats <= {"q4_0", "q8_0"}
+    keys = _suits_keys(q, D, *formats) and set(formats) <= {"q4_0", "q8_0"}
+    one = _suits_one_pass(q, cache_k, cache_v, *formats)
     # rows are unpacked again for every 16 queries
-    one = len(formats) == 1 and _suits_one_pass(q, format_k, format_v)
     own = rows <= 16 or (short and rows < (96 if one else QUERIES)) or (rows <= 32 and "tq3_0" in formats)
-    if own and _suits_own(q, D, format_k, format_v):
-        return _own(rows, S, formats)
-    programs = 132 if short else 264
-    plain = D == 256 and formats == {"f16"}
+    if own and _suits_own(q, D, *formats):
+        return _own(rows, S, set(formats))
     if rows <= 16:
         if keys:
-            return Config("keys", 64, 16, programs, least, num_stages=3)
+            return Config("keys", 64, 16, 132 if short else 264, least, num_stages=3)
         few = 132 if here and plain and S <= 8192 else 264
         return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
-    # q4_0 in blocks of 32 queries costs less than one pass for two of them
-    if one and (short or rows > 64 or format_k != "q4_0"):
+    # one block of 32 queries costs less than one pass; of f16 two of 64 do where a cache is short
+    if one and (formats != ("q4_0", "q4_0") or rows > 32) and (quantised or (rows > 64 and S > 6144)):
         # 33 parts in one round of a join that has nothing to turn back
-        at_once, warps = (64, 2) if rows <= QUERIES and format_v != "tq3_0" else (32, 1)
+        at_once, warps = (64, 2) if rows <= QUERIES and formats[1] != "tq3_0" else (32, 1)
         return Config("keys", 64, QUERIES, 132, least, num_stages=2, parts=at_once, join_warps=warps)
     if keys and (short or "q8_0" not in formats):
-        return Config("keys", 64, 32, programs, least, num_stages=2 if short else 3)
+        return Config("keys", 64, 32, 132 if short else 264, least, num_stages=2 if short else 3)
     if quantised and here:
         return Config() if short else Config("queries", 64, 128, 132, least, 8, 2)
     if here and plain and rows > 32:
@@ -217,18 +210,16 @@ def tree_attention(
     if ancestors.shape != (T, T) or not ancestors.is_contiguous() or start.numel() != 1:
         raise ValueError(f"tree_attention takes one start and ancestors [{T}, {T}], not {tuple(ancestors.shape)}")
     sizes, G = {"T": T, "H": H, "Hkv": Hkv, "D": D, "context": S - T}, H // Hkv
-    default = _default(q, T * G, S, D, format_k, format_v)
+    default = _default(q, T * G, cache_k, cache_v, (format_k, format_v))
     config = config or pick("tree_attention", default, q.device, **sizes, format_k=format_k, format_v=format_v)
     if config.left not in LEFT:
         raise ValueError(f"tree_attention has {', '.join(LEFT)} on the left of its products, not {config.left!r}")
-    keys, own, tuples = (config.left == left for left in ("keys", "own", "columns"))
-    whole = config.BLOCK_M == QUERIES and (keys or tuples)
-    if tuples:
-        suits = whole and _suits_columns(q, cache_k, cache_v, format_k, format_v)
-    elif own:
+    keys, own = (config.left == left for left in ("keys", "own"))
+    whole = config.BLOCK_M == QUERIES and keys
+    if own:
         suits = config.BLOCK_M in (8, 16) and config.num_warps in (4, 8) and _suits_own(q, D, format_k, format_v)
     elif whole:
-        suits = _suits_one_pass(q, format_k, format_v)
+        suits = _suits_one_pass(q, cache_k, cache_v, format_k, format_v)
     else:
         fits = config.BLOCK_S % 64 == 0 and config.num_warps == 4
         suits = not keys or (fits and _suits_keys(q, D, format_k, format_v))
@@ -268,14 +259,13 @@ def tree_attention(
         own_rows[tiles, splits, Hkv](
             *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
         )
-    elif tuples and format_k == "f16":
+    elif whole and format_k == "f16":
         roles = {"STAGES": plain_pass.STAGES, "REGISTERS": plain_pass.REGISTERS, "num_warps": 8}
         boxes = plain_pass.described(cache_k, 64), plain_pass.described(cache_v, 32)
         plain_pass.plain_pass[splits + 1, Hkv, tiles](*operands, S, *boxes, G=G, **roles, **early)
     elif whole:
         roles = {"STAGES": STAGES, "REGISTERS": REGISTERS, "num_warps": 8}
-        kernel = columns.columns if tuples else one_pass
-        kernel[splits + 1, Hkv, tiles](*operands, S, **shape, **roles, **early)
+        one_pass[splits + 1, Hkv, tiles](*operands, S, **shape, **roles, **early)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))
     elif is_narrow(q.device):

@@ -254,7 +254,7 @@ def test_a_config_is_raced_against_what_is_picked_or_says_why_not(monkeypatch):
     assert row["verdict"] == "faster" and row["ratio"] == 0.5 and (row["picked_us"][1], row["us"][1]) == (2.0, 1.0)
     assert row["config"] == {"num_warps": 2} != row["picked"]
     op = registered()["tree_attention"]
-    chosen = op.module("kernels").Config(left="columns", BLOCK_M=144)
+    chosen = op.module("kernels").Config(left="keys", BLOCK_M=144)
     row = bench.duel(op, op.spec.cases["smoke"][0], device, chosen)
     assert row["verdict"] == "refused" and "does not suit" in row["why"]
 

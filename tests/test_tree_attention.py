@@ -279,7 +279,7 @@ def test_what_it_cannot_attend_to_is_refused_in_a_sentence(change, words):
         ({"left": "rows"}, "not 'rows'"),
         ({"BLOCK_M": 144}, "a power of two of queries"),
         ({"left": "keys", "BLOCK_S": 32}, "does not suit"),
-        ({"left": "columns", "BLOCK_M": 144}, "does not suit"),
+        ({"left": "keys", "BLOCK_M": 144}, "does not suit"),
     ],
 )
 def test_a_config_that_cannot_run_is_a_sentence(config, words):

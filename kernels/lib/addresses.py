@@ -100,10 +100,9 @@ def arrive(at, when, W: gl.constexpr):
 
 
 @gluon.jit
-def came(at, W: gl.constexpr, early=0):
-    """As `arrive`, when all that the warp's lanes have written is there, unless it is too early."""
-    lane = gl.arange(0, 32 * W, layout=_threads(W)) % 32 + early * 32
-    _each(_CAME, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), lane)
+def came(at, W: gl.constexpr):
+    """As `arrive`, when all that the warp's lanes have written is there."""
+    _each(_CAME, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.arange(0, 32 * W, layout=_threads(W)) % 32)
 
 
 @gluon.jit

@@ -127,43 +127,13 @@ def _joined(x):
 
 
 @gluon.jit
-def gathered(acc, first: gl.constexpr, N: gl.constexpr, W: gl.constexpr):
-    """Sums of columns first .. first + N - 1, 16 or 128 of them, as a tensor [16 W, N]."""
+def gathered(acc, first: gl.constexpr, W: gl.constexpr):
+    """Sums of 16 columns from the first on, as a tensor [16 W, 16]."""
     x = ()
-    for i in gl.static_range(N // 2):
+    for i in gl.static_range(8):
         x = x + (acc[first // 2 + i],)
-    for _i in gl.static_range(3 if N == 16 else 6):
+    for _i in gl.static_range(3):
         x = _joined(x)
-    # W g t h r, and eights by bits, the lowest first
-    if N == 16:
-        y = gl.permute(gl.reshape(x[0], (W, 8, 4, 2, 2, 2)), (0, 4, 1, 5, 2, 3))
-    else:
-        y = gl.permute(gl.reshape(x[0], (W, 8, 4, 2, 2, 2, 2, 2, 2)), (0, 4, 1, 8, 7, 6, 5, 2, 3))
-    return gl.reshape(y, (16 * W, N))
-
-
-@gluon.jit
-def _parted(x):
-    y = ()
-    for i in gl.static_range(len(x)):
-        a, b = gl.split(x[i])
-        y = y + (a, b)
-    return y
-
-
-@gluon.jit
-def spread(x, W: gl.constexpr):
-    """A tensor [16 W, N], of 16 or 128 columns, as registers of sums."""
-    N: gl.constexpr = x.shape[1]
-    L: gl.constexpr = lanes(W)
-    # W r g e .. t h: parted by what is last
-    if N == 16:
-        y = (gl.permute(gl.reshape(x, (W, 2, 8, 2, 4, 2)), (0, 2, 4, 5, 1, 3)),)
-    else:
-        y = (gl.permute(gl.reshape(x, (W, 2, 8, 2, 2, 2, 2, 4, 2)), (0, 2, 7, 8, 1, 6, 5, 4, 3)),)
-    for _i in gl.static_range(3 if N == 16 else 6):
-        y = _parted(y)
-    z = ()
-    for i in gl.static_range(len(y)):
-        z = z + (gl.convert_layout(gl.reshape(y[i], (W, 32)), L, assert_trivial=True),)
-    return z
+    # W g t h r e
+    y = gl.permute(gl.reshape(x[0], (W, 8, 4, 2, 2, 2)), (0, 4, 1, 5, 2, 3))
+    return gl.reshape(y, (16 * W, 16))

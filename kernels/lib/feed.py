@@ -13,8 +13,6 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from .newer import copy
 
-import os
-THROTTLE = gl.constexpr(os.environ.get("COLS_THROTTLE", "1") == "1")
 _PAIRED = gl.constexpr("prmt.b32 $0, $2, $3, 0x5410;\nprmt.b32 $1, $2, $3, 0x7632;")
 
 
@@ -84,7 +82,7 @@ def _in_pairs(memory, b_s):
 @gluon.jit
 def fed(
     p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales, k_full, k_free,
-    v_full, v_free, again, verdict, asked, s_k: gl.constexpr, s_v: gl.constexpr, FORMAT_K: gl.constexpr,
+    v_full, v_free, again, verdict, s_k: gl.constexpr, s_v: gl.constexpr, FORMAT_K: gl.constexpr,
     FORMAT_V: gl.constexpr, KS: gl.constexpr, VS: gl.constexpr, AT: gl.constexpr,
 ):  # fmt: skip
     """Tiles of K and V; if the share is walked again, all of K once more, and then both. AT: the barriers' first ones,
@@ -106,10 +104,6 @@ def fed(
                 p = p_k + j * (64 * s_k)
                 _codes(k_codes.index(slot), k_high.index(slot), p, row, bound, s_k, FORMAT_K)
                 _words(k_scales.index(slot), p, row, bound, s_k, 0)
-                # queries and code come before all but the first keys, or behind them
-                if THROTTLE:
-                    if (phase == 0) & (j == 0):
-                        mbarrier.wait(asked, 0)
                 if both:
                     slot, round = turn(given + j, VS)
                     mbarrier.wait(v_free.index(AT[3] + slot), round ^ 1)

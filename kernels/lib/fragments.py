@@ -4,7 +4,7 @@
     values  [128 of a row's values, 16 rows]  a lane's four values of four rows: a word each, and the pairs of two rows
 
 A register holds a pair of f16: of keys two values of a row, of values one of two rows, so one routine unpacks both.
-Which value a column of keys or a row of values is follows from how words fall apart: `queries_for`, `in_order`.
+Which value a column of keys or a row of values is follows from how words fall apart: `queries_in_eights`, `in_order`.
 """
 
 # ruff: noqa: RUF005
@@ -84,7 +84,6 @@ lop3.b32 $0, t, u, 0x00ff00ff, 0xA8;
 # the lower or upper half of a word in both
 _TWICE_0 = gl.constexpr("{\n.reg .b16 l, h;\nmov.b32 {l, h}, $1;\nmov.b32 $0, {l, l};\n}")
 _TWICE_1 = gl.constexpr("{\n.reg .b16 l, h;\nmov.b32 {l, h}, $1;\nmov.b32 $0, {h, h};\n}")
-_SPLIT = gl.constexpr("mov.b32 {$0, $1}, $2;")
 # bytes 0 and 1, or 2 and 3, one in each half
 _LOWER = gl.constexpr("prmt.b32 $0, $1, 0, 0x4140;")
 _UPPER = gl.constexpr("prmt.b32 $0, $1, 0, 0x4342;")
@@ -131,11 +130,6 @@ def _of_scales():
         [8, 8, 8],
     )  # fmt: skip
     return gl.SliceLayout(2, P)
-
-
-@gluon.constexpr_function
-def keys_product(N):
-    return gl.NVMMADistributedLayout([3, 0], [4, 1], [16, N, 16])
 
 
 @gluon.constexpr_function
@@ -224,18 +218,6 @@ def key_words(codes, high, FORMAT: gl.constexpr):
 
 
 @gluon.jit
-def _pair(x):
-    low, high = gl.inline_asm_elementwise(_SPLIT, "=h,=h,r", [x], (gl.float16, gl.float16), is_pure=True, pack=1)
-    return gl.join(low, high)
-
-
-@gluon.jit
-def _assembled(a, b, W: gl.constexpr):
-    """Two pairs and two pairs -> [W, 8, 4, 2 of a pair, 2, 2]."""
-    return gl.reshape(gl.join(gl.join(_pair(a[0]), _pair(a[1])), gl.join(_pair(b[0]), _pair(b[1]))), (W, 8, 4, 2, 2, 2))
-
-
-@gluon.jit
 def _unpacked(TEXT: gl.constexpr, w, s):
     return gl.inline_asm_elementwise(TEXT, "=&r,=&r,r,r", [w, s], (gl.int32, gl.int32), is_pure=True, pack=1)
 
@@ -267,15 +249,6 @@ def key_registers(words, s, c: gl.constexpr, FORMAT: gl.constexpr):
 
 
 @gluon.jit
-def keys(words, s, c: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
-    """Columns c of a tile, sixteen: [64, 16]."""
-    a = key_registers(words, s, c, FORMAT)
-    # w g t p k h -> w h g, k t p
-    a = gl.permute(_assembled((a[0], a[2]), (a[1], a[3]), 4), (0, 5, 1, 4, 2, 3))
-    return gl.convert_layout(gl.reshape(a, (64, 16)), gl.DotOperandLayout(0, keys_product(N), 2), assert_trivial=True)
-
-
-@gluon.jit
 def offset_registers():
     """2^15, 2^4, 2^-6 and zeros in every row: [64, 16]."""
     L: gl.constexpr = lanes(4)
@@ -285,39 +258,10 @@ def offset_registers():
     return x, x, x * 0, x * 0
 
 
-@gluon.jit
-def offset(N: gl.constexpr):
-    a = offset_registers()
-    a = gl.permute(_assembled((a[0], a[2]), (a[1], a[3]), 4), (0, 5, 1, 4, 2, 3))
-    return gl.convert_layout(gl.reshape(a, (64, 16)), gl.DotOperandLayout(0, keys_product(N), 2), assert_trivial=True)
-
-
-@gluon.constexpr_function
-def asked_lanes(N, FORMAT):
-    """[N, 256 values] in eight warps: a lane has all that is in a row of `queries_for`, or in two."""
-    if FORMAT == "f16":
-        return gl.BlockedLayout([1, 16], [2, 16], [8, 1], [1, 0])
-    # bits of a value's number: those of a lane's values, and those that tell lanes apart
-    own, apart = {
-        "q8_0": ([0, 1, 5, 6], [2, 3, 4, 7]),
-        "q4_0": ([0, 1, 4, 6, 7], [2, 3, 5]),
-        "tq3_0": ([0, 1, 3, 6, 7], [2, 4, 5]),
-    }[FORMAT]
-    queries = [[1 << i, 0] for i in range(N.bit_length() - 1)] + [[0, 0]] * 2
-    lanes, warps, more = queries[: 5 - len(apart)], queries[5 - len(apart) : 8 - len(apart)], queries[8 - len(apart) :]
-    return gl.DistributedLinearLayout(
-        [[0, 1 << i] for i in own] + [basis for basis in more if basis != [0, 0]],
-        [[0, 1 << i] for i in apart] + lanes,
-        warps,
-        [],
-        [N, 256],
-    )
-
-
 @gluon.constexpr_function
 def asked_by_eight(FORMAT):
-    """[16, 256 values] in eight warps: a lane has what is in 16 bytes of a row of `queries_in_eights`, or several times
-    that, and eight lanes the rows of eight queries, one after the other in shared memory."""
+    """[16, 256 values] in eight warps: a lane has what is in 16 bytes of a row of `queries_in_eights`, once or more,
+    and eight lanes the rows of eight queries, one after the other in shared memory."""
     # bits of a value's number: a lane's, those that tell its warp's lanes apart, and its warps
     own, lanes, warps = {
         "f16": ([0, 1, 2], [3, 4], [5, 6, 7]),
@@ -325,16 +269,16 @@ def asked_by_eight(FORMAT):
         "q4_0": ([0, 1, 6, 7], [2, 3], [4, 5]),
         "tq3_0": ([0, 1, 3, 6, 7], [2, 4], [5]),
     }[FORMAT]
-    values = lambda bits: [[0, 1 << i] for i in bits]  # noqa: E731
-    more = values(warps) + [[8, 0]]
+    held, beside, more = ([[0, 1 << i] for i in bits] for bits in (own, lanes, warps))
     return gl.DistributedLinearLayout(
-        values(own) + more[3:], [[1, 0], [2, 0], [4, 0], *values(lanes)], (more + [[0, 0]])[:3], [], [16, 256]
+        held if len(more) < 3 else [*held, [8, 0]], [[1, 0], [2, 0], [4, 0], *beside], [*more, [8, 0], [0, 0]][:3], [],
+        [16, 256],
     )  # fmt: skip
 
 
 @gluon.jit
 def _by_columns(x, FORMAT: gl.constexpr):
-    """[N, 256 values] -> [16, N, 16]: queries of columns 0, then of columns 1, as `keys` has them."""
+    """[N, 256 values] -> [16, N, 16]: queries of columns 0, then of columns 1, as `key_registers` has them."""
     N: gl.constexpr = x.shape[0]
     if FORMAT == "q4_0":  # t j k i p e
         x = gl.permute(gl.reshape(x, (N, 4, 2, 2, 4, 2, 2)), (2, 4, 6, 0, 3, 1, 5))
@@ -345,12 +289,6 @@ def _by_columns(x, FORMAT: gl.constexpr):
     else:  # t m p j k e
         x = gl.permute(gl.reshape(x, (N, 4, 4, 2, 2, 2, 2)), (2, 4, 6, 0, 5, 1, 3))
     return gl.reshape(x, (16, N, 16))
-
-
-@gluon.jit
-def queries_for(x, FORMAT: gl.constexpr):
-    """[N, 256 values] -> [16 N, 16]: a row for each query of columns 0, then of columns 1."""
-    return gl.reshape(_by_columns(x, FORMAT), (16 * x.shape[0], 16))
 
 
 @gluon.jit
@@ -420,19 +358,8 @@ def value_registers(words, r: gl.constexpr, FORMAT: gl.constexpr):
 
 
 @gluon.jit
-def values(words, r: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
-    """Half r of the values of a row, of sixteen rows: [128, 16]."""
-    a = value_registers(words, r, FORMAT)
-    # w g t p b h -> w b g, h t p
-    x = gl.permute(_assembled((a[0], a[1]), (a[2], a[3]), 8), (0, 4, 1, 5, 2, 3))
-    return gl.convert_layout(
-        gl.reshape(x, (128, 16)), gl.DotOperandLayout(0, values_product(N), 2), assert_trivial=True
-    )
-
-
-@gluon.jit
 def in_order(x0, x1, FORMAT: gl.constexpr):
-    """[128 rows of `values`, N] of both halves -> [N, 256 values]."""
+    """[128 rows of `value_registers`, N] of both halves -> [N, 256 values]."""
     N: gl.constexpr = x0.shape[1]
     x = gl.reshape(gl.join(x0, x1), (8, 2, 8, N, 2))  # w b g . r
     if FORMAT == "f16":

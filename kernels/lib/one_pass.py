@@ -1,54 +1,72 @@
 """A share of tree_attention for up to 144 queries at once: every row of the cache is read and unpacked once (sm90).
 
     warps  4: copy     rows of K and V as they are  ──cp.async──>  shared, three tiles of 64 rows of each
-           4: scores   S^T = K q^T  [64, 128 + 16],  P = 2^(S - m)  ──> shared, f16, two tiles;  l = sum P
-           8: values   O^T [256, 128 + 16] += V^T P   in registers
+           4: scores   S^T = K q^T  [64, 144],  P = 2^(S - m)  ──> shared, f16, two tiles;  l = sum P
+           8: values   O^T [256, 144] += V^T P   in registers
+    q   [9, 256, 16]   of eight queries 16 times their columns of 32 bytes, then of the next eight
+    P   [9, 64, 16]    panels of 16 queries, written by stmatrix from the registers that hold sums
 
 K and V^T are left operands, unpacked in the registers that multiply them (fragments.py), the next piece under the
-product of this one; only q and P are read from shared memory by the tensor cores. Barriers in shared memory hand tiles
-on. 23 nodes of 6 heads are 138 queries, at 131072 rows 77 GFLOP: 78 us of tensor cores on an H200. Products of 128 + 16
-columns take 88 cycles instead of 72, 2,900 a tile, and stand still for most of the 1,100 in which P is made.
+product of this one; only q and P are read from shared memory by the tensor cores. wgmma takes any eights of columns and
+Gluon's tensors powers of two: sums are tuples of registers (eights.py), operands are found by address (addresses.py),
+and so are the barriers, at which a warp waits for itself alone. plain_pass.py shares all but K and V.
+
+23 nodes of 6 heads are 138 queries, at 131072 rows 77 GFLOP: 78 us of tensor cores on an H200. Scores of a tile are
+2,500 cycles beside the values of the one before; then tensor cores stand still for the 1,300 in which P is made. More
+registers for the warps of scores would leave the others too few, and ptxas then runs all products one after the other.
 
 The first tile of a share sets the maximum m of each query, and 2^6 above it: later scores may pass it by 2^21 before a
 weight leaves f16. A share where one does is walked again, first for its maximum and then with it.
 """
 
+# tuples of tensors grow by what is added to them, which Triton reads and mypy does not
+# mypy: disable-error-code="assignment, misc, no-redef, var-annotated"
+# ruff: noqa: RUF005
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    warpgroup_mma,
-    warpgroup_mma_wait,
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
+
+from .addresses import address, begin, came, kept, tell, wait
+from .early import ASK_SOME
+from .eights import SWIZZLED_32, gathered, lanes, multiplied, waited
+from .feed import fed, turn
+from .fragments import asked_by_eight, in_order, queries_in_eights, value_registers, value_words, values_product
+from .newer import reinterpret
+from .weights import (
+    ASKED,
+    BARRIERS,
+    K_FREE,
+    K_FULL,
+    LANDED,
+    MASKED,
+    P_FREE,
+    P_FULL,
+    SUMMED,
+    V_FREE,
+    V_FULL,
+    VERDICT,
+    weighed,
 )
 
-from .early import ASK_SOME
-from .feed import fed, told, turn
-from .fragments import asked_lanes, in_order, queries_for, value_words, values, values_product
-from .newer import reinterpret
-from .weights import weighed
-
 # queries of a program: columns of the two products that S^T and O^T are
-QUERIES = 128 + 16
+QUERIES = 144
 # a thread's, of the warps of scores and of those that copy; the eight of values take the rest
-import os
-REGISTERS = tuple(map(int, os.environ.get("COLS_REGS", "120,24").split(",")))
+REGISTERS = (120, 24)
 # tiles of K, of V and of P in shared memory
 STAGES = (3, 3, 2)
-# each ring's barriers lie apart
-APART = gl.constexpr((0, 0, 0, 0))
-
-
-@gluon.jit
-def _queries(q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, N: gl.constexpr, FORMAT: gl.constexpr):
-    """[16 N, 16] f16, columns as those of K's operand."""
-    B: gl.constexpr = asked_lanes(N, FORMAT)
-    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
-    o_m = first + gl.arange(0, N, gl.SliceLayout(1, B))
-    o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
-    b_q = gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0).to(gl.float16)
-    return queries_for(b_q, FORMAT)
+# of P's descriptor, that panels of 16 columns are 2048 bytes apart
+PANEL = gl.constexpr(128 << 16)
+# those of K and V among Gluon's own, by number
+RINGS = gl.constexpr(tuple((BARRIERS.value + ring.value) // 8 for ring in (K_FULL, K_FREE, V_FULL, V_FREE)))
+# each ring's, of up to four tiles, and those passed once: where they begin, how many, and who arrives
+_ARRIVALS = gl.constexpr(
+    (
+        (K_FULL.value, 4, 1), (K_FREE.value, 4, 4), (V_FULL.value, 4, 1), (V_FREE.value, 4, 8), (P_FULL.value, 4, 4),
+        (P_FREE.value, 4, 8), (ASKED.value, 1, 8), (MASKED.value, 1, 8), (VERDICT.value, 1, 4), (SUMMED.value, 1, 4),
+        (LANDED.value, 1, 1),
+    )
+)  # fmt: skip
 
 
 @gluon.jit
@@ -61,79 +79,6 @@ def ancestry(bits, begin, words, first, end, T, rows, ancestors, G: gl.constexpr
         m = (o_j >= 0) & (o_j < T) & (o_m < rows)
         b_a = gl.load(ancestors + o_m // G * T + o_j, mask=m, other=0) != 0
         bits.index(i).store(gl.sum(((o_j < 0) | b_a).to(gl.int32) << o_s, 1))
-
-
-@gluon.jit
-def _put(part_o, o_first, held, b_o0, b_o1, o_m, rows, H, G: gl.constexpr, FORMAT: gl.constexpr):
-    """Means of N queries, by way of the shared memory of q: there they come into order."""
-    N: gl.constexpr = b_o0.shape[1]
-    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
-    held = reinterpret(held, gl.float16, [N, 256], gl.NVMMASharedLayout(128, 16, 2))
-    held.store(in_order(b_o0.to(gl.float16), b_o1.to(gl.float16), FORMAT))
-    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
-    for i in gl.static_range(N // 16):
-        o_q = o_m + i * 16 + gl.arange(0, 16, gl.SliceLayout(1, B))
-        o_part = (o_first + o_q // G * H + o_q % G).to(gl.int64) * 256
-        b_x = held.slice(i * 16, 16).load(B)
-        gl.store(part_o + o_part[:, None] + o_d[None, :], b_x, mask=(o_q < rows)[:, None])
-
-
-@gluon.jit
-def _summed(
-    q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, q1, q2, bits, asked, masked, codes, high, scales, p1, p2,
-    sums, v_full, v_free, p_full, p_free, again, verdict, summed, tiles, part_o, o_first, first, T, H, rows,
-    G: gl.constexpr, FORMAT_K: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
-):  # fmt: skip
-    # while the first rows of the cache come
-    q1.store(_queries(q, s_q_t, s_q_h, i_kv, first, rows, G, 128, FORMAT_K))
-    q2.store(_queries(q, s_q_t, s_q_h, i_kv, first + 128, rows, G, 16, FORMAT_K))
-    fence_async_shared()
-    mbarrier.arrive(asked, count=1)
-    # long before the last of its tiles
-    if last:
-        ancestry(bits, begin + seen * 64, (tiles - seen) * 2, first, end, T, rows, ancestors, G)
-        mbarrier.arrive(masked, count=1)
-    L1: gl.constexpr = values_product(128)
-    L2: gl.constexpr = values_product(16)
-    A2: gl.constexpr = gl.DotOperandLayout(0, L2, 2)
-    # halves of the values, queries 0 .. 127 and the others
-    a1, a2 = gl.zeros((128, 128), gl.float32, L1), gl.zeros((128, 16), gl.float32, L2)
-    b1, b2 = gl.zeros((128, 128), gl.float32, L1), gl.zeros((128, 16), gl.float32, L2)
-    # products under way while the next half of the values is unpacked. With none the scores', of one warp where these
-    # are of two, get more of the tensor cores, and come sooner
-    LEFT: gl.constexpr = 2 if FORMAT == "q8_0" else 0
-    done, walk = 0, 1
-    for i_walk in range(2):
-        if i_walk == 1:
-            walk = told(again, verdict)
-        for j in range(tiles * walk):
-            slot, round = turn(done, VS)
-            slot_p, round_p = turn(done, PS)
-            mbarrier.wait(v_full.index(slot), round)
-            for c in gl.static_range(4):
-                words = value_words(codes.index(slot), high.index(slot), scales.index(slot), c, FORMAT)
-                x = values(words, 0, 128, FORMAT)
-                if c == 0:
-                    mbarrier.wait(p_full.index(slot_p), round_p)
-                use = (j > 0) if c == 0 else True
-                pa, pb = p1.index(slot_p).slice(16 * c, 16), p2.index(slot_p).slice(16 * c, 16)
-                a1 = warpgroup_mma(x, pa, a1, use_acc=use, is_async=True)
-                a2 = warpgroup_mma(gl.convert_layout(x, A2, assert_trivial=True), pb, a2, use_acc=use, is_async=True)
-                if c > 0:
-                    b1, b2 = warpgroup_mma_wait(LEFT, deps=[b1, b2])
-                x = values(words, 1, 128, FORMAT)
-                b1 = warpgroup_mma(x, pa, b1, use_acc=use, is_async=True)
-                b2 = warpgroup_mma(gl.convert_layout(x, A2, assert_trivial=True), pb, b2, use_acc=use, is_async=True)
-                a1, a2 = warpgroup_mma_wait(LEFT, deps=[a1, a2])
-            b1, b2 = warpgroup_mma_wait(0, deps=[b1, b2])
-            mbarrier.arrive(v_free.index(slot), count=1)
-            mbarrier.arrive(p_free.index(slot_p), count=1)
-            done += 1
-    mbarrier.wait(summed, 0)
-    l1, l2 = sums.slice(0, 128).load(gl.SliceLayout(0, L1)), sums.slice(128, 16).load(gl.SliceLayout(0, L2))
-    l1, l2 = l1[None, :], l2[None, :]
-    _put(part_o, o_first, q1, a1 * l1, b1 * l1, first, rows, H, G, FORMAT)
-    _put(part_o, o_first, q2, a2 * l2, b2 * l2, first + 128, rows, H, G, FORMAT)
 
 
 @gluon.jit
@@ -153,6 +98,153 @@ def share(end, T, window, i_split, splits):
     begin = gl.minimum(i_split * every // (splits + 1), whole)
     tiles = gl.where(last, every, gl.minimum((i_split + 1) * every // (splits + 1), whole)) - begin
     return low + begin * 64, tiles, gl.where(last, whole - begin, tiles), last
+
+
+@gluon.jit
+def begun_at(at):
+    """All of them, by a program of eight warps: four warps take K and give P, eight take V and P, one tells of rows."""
+    begin(at, _ARRIVALS, 8)
+    # and the TMA sees them
+    fence_async_shared()
+
+
+@gluon.jit
+def barriers_of(less):
+    """What lies where they do, as Gluon's own."""
+    return reinterpret(less.index(0), gl.int64, [1024, 1], mbarrier.MBarrierLayout())
+
+
+@gluon.jit
+def told(again, at_b, W: gl.constexpr):
+    """Whether the share is walked again, once that is known."""
+    wait(at_b + VERDICT, 0, W)
+    return gl.max(again.load(gl.BlockedLayout([1], [32], [W], [0])), 0)
+
+
+@gluon.jit
+def panels(N: gl.constexpr, rows: gl.constexpr):
+    """f16 [N, rows, 16] in shared memory, in the 32-byte swizzle, from a KiB on."""
+    held = gl.allocate_shared_memory(gl.float16, [N, rows // 4, 64], gl.NVMMASharedLayout(128, 16, 2))
+    return reinterpret(held, gl.float16, [N, rows, 16], gl.NVMMASharedLayout(32, 16, 2))
+
+
+@gluon.jit
+def bits_of():
+    """i32 [4, 256] in shared memory, from a KiB on, and where that lies once it was told."""
+    held = gl.allocate_shared_memory(gl.float16, [1, 32, 64], gl.NVMMASharedLayout(128, 16, 2))
+    F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    return held, reinterpret(held.index(0), gl.int32, [4, 256], F)
+
+
+@gluon.jit
+def words_of(memory, BYTES: gl.constexpr):
+    F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    return reinterpret(memory.index(0), gl.int32, [BYTES // 4], F)
+
+
+@gluon.jit
+def place(memory, BYTES: gl.constexpr):
+    """Where that lies, by 16 bytes, once it was told."""
+    return address(words_of(memory, BYTES), 8) >> 4
+
+
+@gluon.jit
+def asked_for(memory, q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, FORMAT: gl.constexpr):
+    """144 queries, in eights: [9, 256, 16] f16, columns as those of K's operand."""
+    B: gl.constexpr = asked_by_eight(FORMAT)
+    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
+    # all on their way before the first is there
+    b_q = ()
+    for i in gl.static_range(9):
+        o_m = first + 16 * i + gl.arange(0, 16, gl.SliceLayout(1, B))
+        o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
+        b_q = b_q + (gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0),)
+    for i in gl.static_range(9):
+        memory.index(i).store(queries_in_eights(b_q[i].to(gl.float16), FORMAT))
+    fence_async_shared()
+
+
+@gluon.jit
+def nothing():
+    """Sums of 144 columns, zeros."""
+    acc = ()
+    for _i in gl.static_range(72):
+        acc = acc + (gl.zeros((8, 32), gl.float32, lanes(8)),)
+    return acc
+
+
+@gluon.jit
+def put(part_o, o_first, held, sums, a, b, first, rows, H, G: gl.constexpr, FORMAT: gl.constexpr):
+    """Means of 144 queries, from halves of their values, by way of the memory of q: there they come into order."""
+    L: gl.constexpr = values_product(16)
+    B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
+    held = reinterpret(held, gl.float16, [9, 16, 256], gl.NVMMASharedLayout(128, 16, 2))
+    for i in gl.static_range(9):
+        b_l = sums.slice(16 * i, 16).load(gl.SliceLayout(0, L))[None, :]
+        x = gl.convert_layout(gathered(a, 16 * i, 8), L, assert_trivial=True) * b_l
+        y = gl.convert_layout(gathered(b, 16 * i, 8), L, assert_trivial=True) * b_l
+        held.index(i).store(in_order(x.to(gl.float16), y.to(gl.float16), FORMAT))
+    o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
+    for i in range(9):
+        o_q = first + i * 16 + gl.arange(0, 16, gl.SliceLayout(1, B))
+        o_part = (o_first + o_q // G * H + o_q % G).to(gl.int64) * 256
+        gl.store(part_o + o_part[:, None] + o_d[None, :], held.index(i).load(B), mask=(o_q < rows)[:, None])
+
+
+@gluon.jit
+def _summed(
+    q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, codes, high, scales, at_p, at_b, sums,
+    again, tiles, part_o, o_first, first, T, H, rows,
+    G: gl.constexpr, FORMAT_K: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
+):  # fmt: skip
+    # while the first rows of the cache come
+    asked_for(asked_of, q, s_q_t, s_q_h, i_kv, first, rows, G, FORMAT_K)
+    came(at_b + ASKED, 8)
+    # long before the last of its tiles
+    if last:
+        ancestry(bits, begin + seen * 64, (tiles - seen) * 2, first, end, T, rows, ancestors, G)
+        came(at_b + MASKED, 8)
+    # halves of the values
+    a, b = nothing(), nothing()
+    done, walk = 0, 1
+    for i_walk in range(2):
+        if i_walk == 1:
+            walk = told(again, at_b, 8)
+        for j in range(tiles * walk):
+            slot, round = turn(done, VS)
+            slot_p, round_p = turn(done, PS)
+            wait(at_b + V_FULL + 8 * slot, round, 8)
+            for c in gl.static_range(4):
+                words = value_words(codes.index(slot), high.index(slot), scales.index(slot), c, FORMAT)
+                x = value_registers(words, 0, FORMAT)
+                if c == 0:
+                    wait(at_b + P_FULL + 8 * slot_p, round_p, 8)
+                use = gl.where(j > 0, 1, 0) if c == 0 else 1
+                at = at_p + slot_p * 1152 + 32 * c
+                a = multiplied(a, x, at, use, 8, False, SWIZZLED_32, 1)
+                if c > 0:
+                    b = waited(b, 1)
+                b = multiplied(b, value_registers(words, 1, FORMAT), at, use, 8, False, SWIZZLED_32, 1)
+                a = waited(a, 1)
+            b = waited(b, 0)
+            came(at_b + V_FREE + 8 * slot, 8)
+            came(at_b + P_FREE + 8 * slot_p, 8)
+            done += 1
+    wait(at_b + SUMMED, 0, 8)
+    put(part_o, o_first, asked_of, sums, a, b, first, rows, H, G, FORMAT)
+
+
+@gluon.jit
+def early(start, p_k, p_v, T, S, window, i_split, splits, s_k_s: gl.constexpr, s_v_s: gl.constexpr):
+    """The L2 is asked for the first tile; then until what comes before this launch is done, and the next may start."""
+    # before the wait `start` may be that of the step before: good enough to ask
+    end = gl.minimum(gl.load(start, volatile=True), S - T)
+    begin, tiles, _seen, _last = share(end, T, window, i_split, splits)
+    coming = gl.where((tiles > 0) & (begin + 64 <= S), 64, 0)
+    ahead(p_k, begin, coming, s_k_s)
+    ahead(p_v, begin, coming, s_v_s)
+    tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()
 
 
 @gluon.jit
@@ -180,16 +272,17 @@ def one_pass(
     KS: gl.constexpr = STAGES[0]
     VS: gl.constexpr = STAGES[1]
     PS: gl.constexpr = STAGES[2]
-    Q: gl.constexpr = gl.NVMMASharedLayout(32, 16, 2)
     C: gl.constexpr = gl.SwizzledSharedLayout(4, 1, 8, [1, 0])
     C3: gl.constexpr = gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     F2: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    M: gl.constexpr = mbarrier.MBarrierLayout()
-    q1 = gl.allocate_shared_memory(gl.float16, [1, 16 * 128, 16], Q)
-    q2 = gl.allocate_shared_memory(gl.float16, [1, 16 * 16, 16], Q)
-    less1 = gl.allocate_shared_memory(gl.float16, [1, 128, 16], Q)
-    less2 = gl.allocate_shared_memory(gl.float16, [1, 16, 16], Q)
+    asked_of, p, less = panels(9, 256), panels(9 * PS, 64), panels(1, 256)
+    held_bits, bits = bits_of()
+    tell(8)
+    at_q, at_p, at_less = place(asked_of, 8192), place(p, 2048) + PANEL, place(less, 8192)
+    at_bits = place(held_bits, 4096) * 16
+    at_b, met_at = at_less * 16 + BARRIERS, barriers_of(less)
+    begun_at(at_b)
     K3: gl.constexpr = FORMAT_K == "tq3_0"
     V3: gl.constexpr = FORMAT_V == "tq3_0"
     WK: gl.constexpr = 64 if FORMAT_K == "q8_0" else 32
@@ -203,57 +296,25 @@ def one_pass(
         v_high = gl.allocate_shared_memory(gl.int32, [VS, 64, 8], F2)
     k_scales = gl.allocate_shared_memory(gl.int32, [KS, 64, 4], F2)
     v_scales = gl.allocate_shared_memory(gl.int32, [VS, 8, 32], F2)
-    p1 = gl.allocate_shared_memory(gl.float16, [PS, 64, 128], gl.NVMMASharedLayout(128, 16, 2))
-    p2 = gl.allocate_shared_memory(gl.float16, [PS, 64, 16], gl.NVMMASharedLayout(32, 16, 2))
     tops = gl.allocate_shared_memory(gl.float32, [256], F)
     sums = gl.allocate_shared_memory(gl.float32, [256], F)
     again = gl.allocate_shared_memory(gl.int32, [1], F)
-    bits = gl.allocate_shared_memory(gl.int32, [4, 256], F)
-    k_full = gl.allocate_shared_memory(gl.int64, [KS, 1], M)
-    k_free = gl.allocate_shared_memory(gl.int64, [KS, 1], M)
-    v_full = gl.allocate_shared_memory(gl.int64, [VS, 1], M)
-    v_free = gl.allocate_shared_memory(gl.int64, [VS, 1], M)
-    p_full = gl.allocate_shared_memory(gl.int64, [PS, 1], M)
-    p_free = gl.allocate_shared_memory(gl.int64, [PS, 1], M)
-    verdict = gl.allocate_shared_memory(gl.int64, [1], M)
-    summed = gl.allocate_shared_memory(gl.int64, [1], M)
-    asked = gl.allocate_shared_memory(gl.int64, [1], M)
-    masked = gl.allocate_shared_memory(gl.int64, [1], M)
-    for i in gl.static_range(KS):
-        mbarrier.init(k_full.index(i), count=1)
-        mbarrier.init(k_free.index(i), count=1)
-    for i in gl.static_range(VS):
-        mbarrier.init(v_full.index(i), count=1)
-        mbarrier.init(v_free.index(i), count=1)
-    for i in gl.static_range(PS):
-        mbarrier.init(p_full.index(i), count=1)
-        mbarrier.init(p_free.index(i), count=1)
-    mbarrier.init(verdict, count=1)
-    mbarrier.init(summed, count=1)
-    mbarrier.init(asked, count=1)
-    mbarrier.init(masked, count=1)
     if EARLY:
-        # before the wait `start` may be that of the step before: good enough to ask the L2 for the first tile
-        end = gl.minimum(gl.load(start, volatile=True), S - T)
-        begin, tiles, _seen, _last = share(end, T, window, i_split, splits)
-        coming = gl.where((tiles > 0) & (begin + 64 <= S), 64, 0)
-        ahead(p_k, begin, coming, s_k_s)
-        ahead(p_v, begin, coming, s_v_s)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+        early(start, p_k, p_v, T, S, window, i_split, splits, s_k_s, s_v_s)
     end = gl.load(start)
     begin, tiles, seen, last = share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G
     gl.warp_specialize(
         [
-            (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, q1.index(0), q2.index(0), bits, asked,
-                       masked, v_codes, v_high, v_scales, p1, p2, sums, v_full, v_free, p_full, p_free, again, verdict,
-                       summed, tiles, part_o, o_first, first, T, H, rows, G, FORMAT_K, FORMAT_V, VS, PS)),
-            (weighed, (q1, q2, less1, less2, asked, masked, k_codes, k_high, k_scales, p1, p2, tops, sums, seen, bits,
-                       k_full, k_free, p_full, p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first,
-                       first, T, H, rows, G, FORMAT_K, KS, PS)),
+            (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, v_codes, v_high,
+                       v_scales, at_p, at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, G, FORMAT_K,
+                       FORMAT_V, VS, PS)),
+            (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less.index(0), k_codes, k_high, k_scales, tops, sums,
+                       seen, again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
-                   k_full, k_free, v_full, v_free, again, verdict, asked, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS, APART)),
+                   met_at, met_at, met_at, met_at, again, met_at.index((BARRIERS + VERDICT) // 8), s_k_s, s_v_s,
+                   FORMAT_K, FORMAT_V, KS, VS, RINGS)),
         ],
         [4, 4], [REGISTERS[0], REGISTERS[1]],
     )  # fmt: skip
+    kept(words_of(p, 2048), 8)

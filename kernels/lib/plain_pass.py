@@ -18,8 +18,12 @@ from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared,
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .addresses import came, kept, tell, wait
-from .columns import (
+from .eights import SWIZZLED_32, SWIZZLED_128, lanes, met, waited
+from .feed import turn
+from .newer import fetch
+from .one_pass import (
     PANEL,
+    ancestry,
     asked_for,
     barriers_of,
     begun_at,
@@ -29,12 +33,11 @@ from .columns import (
     panels,
     place,
     put,
+    share,
     told,
     words_of,
 )
-from .eights import SWIZZLED_32, SWIZZLED_128, lanes, met, waited
-from .feed import THROTTLE, turn
-from .halves import (
+from .weights import (
     ASKED,
     BARRIERS,
     K_FREE,
@@ -48,8 +51,6 @@ from .halves import (
     V_FULL,
     weighed,
 )
-from .newer import fetch
-from .one_pass import ancestry, share
 
 # a thread's, of the warps of scores and of those that fetch; the eight of values take the rest
 REGISTERS = (120, 40)
@@ -151,9 +152,9 @@ def _fetched(
                 slot, round = turn(done + j, KS)
                 wait(at_b + K_FREE + 8 * slot, round ^ 1, 4)
                 _rows(rows_k, first_k + begin + j * 64, barriers.index((BARRIERS + K_FULL) // 8 + slot), k, slot, 64)
-            if THROTTLE:
-                if (phase == 0) & (j == 0):
-                    wait(at_b + ASKED, 0, 4)
+            # queries come before all but the first keys, or behind them
+            if (phase == 0) & (j == 0):
+                wait(at_b + ASKED, 0, 4)
             # the second half of the tile before comes when the first half of that is free
             for i in gl.static_range(2):
                 h = 2 * j + i - 1

@@ -1,103 +1,226 @@
 """Warps that turn tiles of K into weights for those that multiply them with V: see one_pass.py.
 
     [64 rows of K, 16] ──registers──┐
-    [144 queries, 16]  ──shared─────┴─ 16 times ─> S^T [64, 128 + 16] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
+    [144 queries, 16]  ──shared─────┴─ 16 times ─> S^T [64, 144] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
 
-m is subtracted by a product before the others, of constants with its parts: no lane looks it up. Of a lane's sums of
-weights the rows of eight lanes are added, by exchange, in pairs of f16, so that few of them stay in registers: a tile's
-16 rows, each sum rounded three times to 2^-12. What is infinite there passed MOST, and the share is walked again.
+m is subtracted by a product before the others, of constants with its parts: no lane looks it up. Of a lane's two rows
+weights are added in pairs of f16, and of eight lanes by exchange: a tile's 16 rows, each sum rounded four times to
+2^-12. What is infinite there has left f16, and the share is walked again.
 """
 
+# tuples of tensors grow by what is added to them, which Triton reads and mypy does not
+# mypy: disable-error-code="assignment, misc, no-redef, var-annotated"
+# ruff: noqa: RUF005
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.hopper import (
-    fence_async_shared,
-    mbarrier,
-    warpgroup_mma,
-    warpgroup_mma_wait,
-)
+from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared
 
+from .addresses import arrive, came, wait
+from .eights import EIGHTS_32, SWIZZLED_32, SWIZZLED_128, begun, lanes, met, multiplied, waited
 from .feed import turn
-from .fragments import key_scales, key_words, keys, keys_product, offset
+from .fragments import key_registers, key_scales, key_words, offset_registers
+from .newer import barrier
 
-# the first tile's maximum is taken for this much more, in units of log 2, and f16 holds weights up to the other
+# barriers lie behind the maxima to subtract, in the same 8 KiB: rings of up to four tiles, and those passed once
+BARRIERS = gl.constexpr(7168)
+K_FULL, K_FREE, V_FULL, V_FREE, P_FULL, P_FREE = map(gl.constexpr, range(0, 192, 32))
+ASKED, MASKED, VERDICT, SUMMED, LANDED = map(gl.constexpr, range(192, 232, 8))
+# and between the two what each warp has of every query, four times 144 numbers
+APART = gl.constexpr(4608)
+# the first tile's maximum is taken for this much more, in units of log 2
 ABOVE = gl.constexpr(6.0)
-MOST = gl.constexpr(32768.0)
-# a score that is greater is taken for this one
-MOST_SCORE = gl.constexpr(2.0e9)
-# a lane keeps $1 or $2, the one that stands for its half of the columns, and adds what the lane so far on has of it
-_EXCHANGE = """
+# a score that is greater is taken for this one; a sum that is, has infinite weights
+MOST = gl.constexpr(2.0e9)
+
+# the weights of 16 queries and a lane's two rows to shared memory, and the sums of both rows, in pairs of queries
+_WEIGHTS = """
 {{
-.reg .b32 lane, other;
-.reg .pred upper;
-mov.u32 lane, %laneid;
-and.b32 lane, lane, {far};
-setp.ne.u32 upper, lane, 0;
-selp.b32 other, $1, $2, upper;
-selp.b32 $0, $2, $1, upper;
-shfl.sync.bfly.b32 other, other, {far}, 31, 0xffffffff;
-{join} $0, $0, other;
+.reg .b32 a, b, c, d;
+.reg .f32 x0, x1, x2, x3, x4, x5, x6, x7;
+{scaled}
+cvt.rn.f16x2.f32 a, x1, x0;
+cvt.rn.f16x2.f32 b, x3, x2;
+cvt.rn.f16x2.f32 c, x5, x4;
+cvt.rn.f16x2.f32 d, x7, x6;
+stmatrix.sync.aligned.m8n8.x4.shared.b16 [$11], {{a, b, c, d}};
+add.rn.f16x2 $0, a, b;
+add.rn.f16x2 $1, c, d;
 }}
 """
-_SUMS = [gl.constexpr(_EXCHANGE.format(far=far, join="add.rn.f16x2")) for far in (16, 8, 4)]
-_TOPS = [gl.constexpr(_EXCHANGE.format(far=far, join="max.f32")) for far in (16, 8, 4)]
-_SUM_16, _SUM_8, _SUM_4 = _SUMS
-_TOP_16, _TOP_8, _TOP_4 = _TOPS
+_SCALED, _PLAIN = (
+    gl.constexpr(_WEIGHTS.format(scaled="\n".join(text.format(i, i + 2) for i in range(8))))
+    for text in (
+        "mul.f32 x{0}, ${1}, $10;\nex2.approx.ftz.f32 x{0}, x{0};",
+        "ex2.approx.ftz.f32 x{0}, ${1};",
+    )
+)
+# no score where a bit says that its query does not see the row: two queries, rows whose bits are $9 and $10
+_HIDDEN = gl.constexpr(
+    "{\n.reg .b32 a, b, c;\n.reg .pred p;\nld.shared.v2.b32 {a, b}, [$8];\n"
+    + "".join(
+        f"and.b32 c, {'ab'[i % 2]}, ${9 + i // 2};\nsetp.ne.u32 p, c, 0;\nselp.b32 ${i}, ${4 + i}, 0xFF800000, p;\n"
+        for i in range(4)
+    )
+    + "}"
+)
+_ADD = gl.constexpr("add.rn.f16x2 $0, $1, $2;")
+_SPLIT = gl.constexpr("mov.b32 {$0, $1}, $2;")
+_PUT = gl.constexpr("st.shared.v2.b32 [$1], {$2, $3};\nmov.b32 $0, 0;")
+_TAKEN = gl.constexpr("ld.shared.b32 $0, [$1];")
+
+
+@gluon.constexpr_function
+def _exchanges():
+    """Of 18 eights of columns: which two, or what was made of which, go how far; what nobody takes on is what stays."""
+    made, order = 18, []
+
+    def with_(a, b, far):
+        nonlocal made
+        order.append((a, b, far))
+        made += 1
+        return made - 1
+
+    for four in range(2):
+        two = []
+        for i in range(2):
+            first = 8 * four + 4 * i
+            two.append(with_(with_(first, first + 1, 16), with_(first + 2, first + 3, 16), 8))
+        with_(two[0], two[1], 4)
+    last = with_(16, 17, 16)
+    for far in (8, 4):
+        last = with_(last, last, far)
+    return order
+
+
+@gluon.constexpr_function
+def _sent(far):
+    """$0: the one of $2 and $3 that stands for a lane's half of the columns; $1: what the lane so far on has of it."""
+    return f"""
+{{
+.reg .b32 other;
+.reg .pred upper;
+setp.ne.u32 upper, $4, 0;
+selp.b32 $0, $3, $2, upper;
+selp.b32 other, $2, $3, upper;
+shfl.sync.bfly.b32 $1, other, {far}, 31, 0xffffffff;
+}}
+"""
+
+
+@gluon.constexpr_function
+def _of_step(i, part):
+    return _exchanges()[i][part]
 
 
 @gluon.jit
-def _halved(x, TEXT: gl.constexpr, PACK: gl.constexpr):
-    """[4, 8, N] -> [4, 8, N / 2]: of a lane's and those of the lane so far on, half the columns each."""
-    low, high = gl.split(gl.permute(gl.reshape(x, (4, 8, 2, x.shape[2] // 2)), (0, 1, 3, 2)))
-    if PACK == 2:
-        x = gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float16, is_pure=True, pack=2)
-    else:
-        x = gl.inline_asm_elementwise(TEXT, "=&r,r,r", [low, high], gl.float32, is_pure=True, pack=1)
-    return x
+def _exchanged(x, lane, i: gl.constexpr):
+    """Step i of the exchanges of x: what stays and what came."""
+    FAR: gl.constexpr = _of_step(i, 2)
+    a, b = x[_of_step(i, 0)], x[_of_step(i, 1)]
+    return gl.inline_asm_elementwise(
+        _sent(FAR), "=&r,=&r,r,r,r", [a, b, lane & FAR], (a.dtype, a.dtype), is_pure=False, pack=1
+    )  # fmt: skip
 
 
 @gluon.jit
-def folded(b_p):
-    """[64, N] -> [4, 8, N / 8], or N / 2 of 16 columns: sums over the rows of eight lanes, or of two."""
-    b_l = gl.sum(gl.reshape(b_p, (4, 2, 8, b_p.shape[1])), 1).to(gl.float16)
-    b_l = _halved(b_l, _SUM_16, 2)
-    if b_p.shape[1] >= 64:
-        b_l = _halved(_halved(b_l, _SUM_8, 2), _SUM_4, 2)
-    return b_l.to(gl.float32)
+def _joined(a, b):
+    return gl.inline_asm_elementwise(_ADD, "=r,r,r", [a, b], gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
-def _of_queries(x, N: gl.constexpr):
-    """What was halved -> [4, N / H, lanes that have the same columns, H]."""
-    H: gl.constexpr = x.shape[2]
-    return gl.reshape(x, (4, N // H, 8 * H // N, H))
+def _pair(x):
+    low, high = gl.inline_asm_elementwise(_SPLIT, "=h,=h,r", [x], (gl.float16, gl.float16), is_pure=True, pack=1)
+    return low.to(gl.float32), high.to(gl.float32)
 
 
 @gluon.jit
-def sums_of(b_l, N: gl.constexpr):
-    """What `folded` left -> [N]."""
-    return gl.reshape(gl.sum(gl.sum(_of_queries(b_l, N), 2), 0), (N,))
+def _weights(x, at, scale, FORMAT: gl.constexpr):
+    """A tile's weights to shared memory, at: a lane's row of a panel. The sums of a lane's two rows."""
+    L: gl.constexpr = lanes(4)
+    # queries of tq3_0 are scaled where they are rotated
+    TEXT: gl.constexpr = _PLAIN if FORMAT == "tq3_0" else _SCALED
+    scale = gl.full((4, 32), scale, gl.float32, layout=L)
+    sums = ()
+    for i in gl.static_range(9):
+        sums = sums + gl.inline_asm_elementwise(
+            TEXT, "=&r,=&r,f,f,f,f,f,f,f,f,f,r",
+            [x[8 * i], x[8 * i + 1], x[8 * i + 2], x[8 * i + 3], x[8 * i + 4], x[8 * i + 5], x[8 * i + 6], x[8 * i + 7],
+             scale, at + 2048 * i], (gl.int32, gl.int32), is_pure=False, pack=1,
+        )  # fmt: skip
+    return sums
 
 
 @gluon.jit
-def hidden(b_s, bits, j, first: gl.constexpr, L: gl.constexpr):
-    """Scores of tile j, no number where a query of the last share does not see the row."""
-    N: gl.constexpr = b_s.shape[1]
-    o_s = gl.arange(0, 64, gl.SliceLayout(1, L))[:, None]
-    low = bits.index(2 * j).slice(first, N).load(gl.SliceLayout(0, L))
-    high = bits.index(2 * j + 1).slice(first, N).load(gl.SliceLayout(0, L))
-    b_b = gl.where(o_s < 32, low[None, :], high[None, :]) >> (o_s & 31) & 1
-    return gl.where(b_b == 1, b_s, float("-inf"))
+def _hidden(x, at):
+    """Scores of which some are no numbers; at: the bits of a lane's rows and first queries."""
+    L: gl.constexpr = lanes(4)
+    row = gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] % 2 * 16 + gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] // 4
+    bit = 1 << row
+    y = ()
+    for k in gl.static_range(18):
+        y = y + gl.inline_asm_elementwise(
+            _HIDDEN, "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r",
+            [x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3], at + 32 * k, bit, bit << 8],
+            (gl.float32, gl.float32, gl.float32, gl.float32), is_pure=False, pack=1,
+        )  # fmt: skip
+    return y
 
 
 @gluon.jit
-def _peaks(b_s):
-    """[64, N] -> [N]: the greatest of each column."""
-    N: gl.constexpr = b_s.shape[1]
-    b_m = _halved(gl.max(gl.reshape(b_s, (4, 2, 8, N)), 1), _TOP_16, 1)
-    if N >= 64:
-        b_m = _halved(_halved(b_m, _TOP_8, 1), _TOP_4, 1)
-    return gl.reshape(gl.max(gl.max(_of_queries(b_m, N), 2), 0), (N,))
+def _highest(x, lane, c: gl.constexpr):
+    """Of columns c of all pairs the greatest, where exchanges leave it."""
+    y = ()
+    for k in gl.static_range(18):
+        y = y + (gl.maximum(x[4 * k + c], x[4 * k + c + 2]),)
+    for i in gl.static_range(17):
+        a, b = _exchanged(y, lane, i)
+        y = y + (gl.maximum(a, b),)
+    return y[24], y[31], y[34]
+
+
+@gluon.jit
+def _put(at, a, b):
+    gl.inline_asm_elementwise(_PUT, "=r,r,r,r", [at, a, b], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _taken(at):
+    return gl.inline_asm_elementwise(_TAKEN, "=r,r", [at], gl.float32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _of_all(at, x, weigh):
+    """What four warps have, together: [256] of which 144 are queries; at: where there is room for it."""
+    L: gl.constexpr = lanes(4)
+    B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    o_l = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :]
+    lane = at + gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] * 576 + o_l // 16 * 32 + o_l % 4 * 8
+    panel = (o_l // 8 % 2 + o_l // 4 % 2 * 2) * 64
+    _put(lane + panel, x[0], x[1])
+    _put(lane + panel + 256, x[2], x[3])
+    _put(lane + 512, x[4], x[5])
+    barrier()
+    at += gl.minimum(gl.arange(0, 256, B), 143) * 4
+    a, b, c, d = _taken(at), _taken(at + 576), _taken(at + 1152), _taken(at + 1728)
+    return gl.where(weigh, (a + b) + (c + d), gl.maximum(gl.maximum(a, b), gl.maximum(c, d)))
+
+
+@gluon.jit
+def _added(x, p):
+    """x and the sums that exchanges leave of pairs."""
+    a0, a1 = _pair(p[24])
+    b0, b1 = _pair(p[31])
+    c0, c1 = _pair(p[34])
+    return x[0] + a0, x[1] + a1, x[2] + b0, x[3] + b1, x[4] + c0, x[5] + c1
+
+
+@gluon.jit
+def _summed(p, lane):
+    """p and all that exchanges make of it."""
+    for i in gl.static_range(17):
+        a, b = _exchanged(p, lane, i)
+        p = p + (_joined(a, b),)
+    return p
 
 
 @gluon.jit
@@ -117,109 +240,112 @@ def parts_of(x):
 
 
 @gluon.jit
-def reference(tops, b_s, above, j):
-    """The greatest of a tile's scores and of those before it."""
-    L: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    b_m = gl.minimum(gl.maximum(_peaks(b_s) + above, -MOST_SCORE), MOST_SCORE)
-    tops.store(gl.maximum(gl.convert_layout(b_m, L), gl.where(j > 0, tops.load(L), -MOST_SCORE)))
-
-
-@gluon.jit
-def weights_of(b_s, scale, FORMAT: gl.constexpr):
-    # queries of tq3_0 are scaled where they are rotated
-    return gl.exp2(b_s if FORMAT == "tq3_0" else b_s * scale)
-
-
-@gluon.jit
 def zero_of(j):
     """0, where the compiler cannot know it: it would hold addresses in registers that are quickly made anew."""
     return gl.inline_asm_elementwise("shr.u32 $0, $1, 31;", "=r,r", [j], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit
-def weighed(
-    q1, q2, less1, less2, asked, masked, codes, high, scales, p1, p2, tops, sums, seen, bits, k_full, k_free, p_full,
-    p_free, again, verdict, summed, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G: gl.constexpr,
-    FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
-):  # fmt: skip
+def _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMAT: gl.constexpr):
+    """Scores of a tile."""
     # pieces of keys whose words are in registers at a time
     HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 16
-    L1: gl.constexpr = keys_product(128)
-    L2: gl.constexpr = keys_product(16)
+    s = begun(offset_registers(), at_less, 18, SWIZZLED_32)
+    if FORMAT == "f16":
+        at = gl.full((4, 32), at_k + slot * 2048, gl.int32, layout=lanes(4))
+        for c in gl.static_range(4):
+            s = met(s, at + 512 * c, at_q + 64 * c, 1, 4, 4, SWIZZLED_128, EIGHTS_32)
+        s = waited(s, 0)
+        arrive(at_b + K_FREE + 8 * slot, free, 4)
+    else:
+        of_tile = codes.index(slot)
+        words = key_words(of_tile.slice(0, 32, 1) if FORMAT == "q8_0" else of_tile, high.index(slot), FORMAT)
+        of_blocks = key_scales(scales.index(slot), FORMAT)
+        after = words
+        for c in gl.static_range(16):
+            if c > 0 and c % HELD == 0:
+                words = after
+            if c < 15 and c % HELD == HELD - 1:
+                # words anew, at an address that the compiler takes for another
+                of_tile = codes.index(slot + zero_of(j)).slice((c + 1) // 8 * 32, 32, 1)
+                after = key_words(of_tile, high.index(slot), FORMAT)
+            s = multiplied(s, key_registers(words, of_blocks, c, FORMAT), at_q + 16 * c, 1, 4, False, EIGHTS_32)
+            # all words are in registers
+            if c == 16 - HELD:
+                arrive(at_b + K_FREE + 8 * slot, free, 4)
+            s = waited(s, 0 if c == 15 else 2)
+    return s
+
+
+@gluon.jit
+def weighed(
+    at_q, at_less, at_k, at_p, at_bits, at_b, less, codes, high, scales, tops, sums, seen, again, tiles, scale, part_m,
+    part_l, o_first, first, T, H, rows, G: gl.constexpr, FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
+):  # fmt: skip
+    L: gl.constexpr = lanes(4)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
-    z1, z2 = gl.zeros((64, 128), gl.float32, L1), gl.zeros((64, 16), gl.float32, L2)
     m1, m2 = tops.slice(0, 128), tops.slice(128, 16)
-    done, given, walk = 0, 0, 1
-    mbarrier.wait(asked, 0)
+    o_w = gl.arange(0, 4, gl.SliceLayout(1, L))[:, None]
+    o_l = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :]
+    # a lane's row of a panel of weights, and where the bits of its rows and queries begin
+    at_lane = (at_p & 0x3FFF) * 16 + (o_w * 16 + o_l % 16) * 32 + (o_l // 16 ^ o_l // 4 & 1) * 16
+    at_bits = at_bits + o_w // 2 * 1024 + o_l % 4 * 8
+    nothing, lane = gl.zeros((4, 32), gl.float32, L), o_l + o_w * 0
+    done, given, phase, last = 0, 0, 0, 2
+    b_l = gl.zeros([256], gl.float32, B)
     # the first tile's maximum; weights; all of the share's maximum, and weights once more
-    for phase in range(4):
+    while phase < last:
         weigh = phase % 2 == 1
-        steps = gl.where(phase == 0, gl.minimum(tiles, 1), tiles) * walk
-        above = gl.where(phase == 0, ABOVE / scale, 0.0)
-        if (phase == 0) & (tiles == 0):
-            tops.store(gl.full([256], -MOST_SCORE, gl.float32, B))
-        # the maximum is subtracted by the product itself
-        less1.index(0).store(parts_of(gl.where(weigh, -m1.load(B), 0.0)))
-        less2.index(0).store(parts_of(gl.where(weigh, -m2.load(B), 0.0)))
+        steps = gl.where(phase == 0, gl.minimum(tiles, 1), tiles)
+        # the maximum is subtracted by the product itself, which all warps have to have left, and then to have written
+        barrier()
+        less.slice(0, 128).store(parts_of(gl.where(weigh, -m1.load(B), 0.0)))
+        less.slice(128, 16).store(parts_of(gl.where(weigh, -m2.load(B), 0.0)))
         fence_async_shared()
-        l1, l2 = folded(z1), folded(z2)
+        barrier()
+        wait(at_b + ASKED, 0, 4)
+        # a lane's sums of weights or greatest scores, of six queries; weights of two rows that are to be added to them
+        x0 = gl.where(weigh, nothing, gl.full((4, 32), float("-inf"), gl.float32, L))
+        x = (x0, x0, x0, x0, x0, x0)
         for j in range(steps):
             slot, round = turn(done, KS)
-            mbarrier.wait(k_full.index(slot), round)
-            k = codes.index(slot)
-            words = key_words(k.slice(0, 32, 1) if FORMAT == "q8_0" else k, high.index(slot), FORMAT)
-            of_blocks = key_scales(scales.index(slot), FORMAT)
-            zero, after = zero_of(j), words
-            qa, qb = q1.index(zero), q2.index(zero)
-            a = offset(128)
-            s1 = warpgroup_mma(a, less1.index(zero).permute((1, 0)), z1, use_acc=False, is_async=True)
-            a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
-            s2 = warpgroup_mma(a, less2.index(zero).permute((1, 0)), z2, use_acc=False, is_async=True)
-            for c in gl.static_range(16):
-                if c > 0 and c % HELD == 0:
-                    words = after
-                if c < 15 and c % HELD == HELD - 1:
-                    # words anew, at an address that the compiler takes for another
-                    k = codes.index(slot + zero_of(j)).slice((c + 1) // 8 * 32, 32, 1)
-                    after = key_words(k, high.index(slot), FORMAT)
-                a = keys(words, of_blocks, c, 128, FORMAT)
-                s1 = warpgroup_mma(a, qa.slice(128 * c, 128).permute((1, 0)), s1, is_async=True)
-                a = gl.convert_layout(a, gl.DotOperandLayout(0, L2, 2), assert_trivial=True)
-                s2 = warpgroup_mma(a, qb.slice(16 * c, 16).permute((1, 0)), s2, is_async=True)
-                # all words are in registers; the first tile is needed again
-                if c == 16 - HELD:  # noqa: SIM102
-                    if phase > 0:
-                        mbarrier.arrive(k_free.index(slot), count=1)
-                        done += 1
-                s1, s2 = warpgroup_mma_wait(0 if c == 15 else 4, deps=[s1, s2])
+            wait(at_b + K_FULL + 8 * slot, round, 4)
+            # the first tile is needed again
+            s = _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT)
+            done += gl.where(phase > 0, 1, 0)
             if j >= seen:
-                mbarrier.wait(masked, 0)
-                s1, s2 = hidden(s1, bits, j - seen, 0, L1), hidden(s2, bits, j - seen, 128, L2)
+                wait(at_b + MASKED, 0, 4)
+                s = _hidden(s, at_bits + (j - seen) * 2048)
             if weigh:
                 slot, round = turn(given, PS)
-                mbarrier.wait(p_free.index(slot), round ^ 1)
-                b_p1, b_p2 = weights_of(s1, scale, FORMAT), weights_of(s2, scale, FORMAT)
-                p1.index(slot).store(b_p1.to(gl.float16))
-                p2.index(slot).store(b_p2.to(gl.float16))
+                wait(at_b + P_FREE + 8 * slot, round ^ 1, 4)
+                p = _weights(s, at_lane + slot * 18432, scale, FORMAT)
                 fence_async_shared()
-                mbarrier.arrive(p_full.index(slot), count=1)
-                l1, l2 = l1 + folded(b_p1), l2 + folded(b_p2)
+                came(at_b + P_FULL + 8 * slot, 4)
+                x = _added(x, _summed(p, lane))
                 given += 1
             else:
-                reference(m1, s1, above, j)
-                reference(m2, s2, above, j)
-        if weigh & (walk > 0):
-            sums.slice(0, 128).store(sums_of(l1, 128))
-            sums.slice(128, 16).store(sums_of(l2, 16))
-        if phase == 1:
+                a, b, c = _highest(s, lane, 0)
+                d, e, f = _highest(s, lane, 1)
+                x = (
+                    gl.maximum(x[0], a), gl.maximum(x[1], d), gl.maximum(x[2], b), gl.maximum(x[3], e),
+                    gl.maximum(x[4], c), gl.maximum(x[5], f),
+                )  # fmt: skip
+        b_x = _of_all(at_less * 16 + APART, x, weigh)
+        if weigh:
+            b_l = b_x
+        else:
+            above = gl.where(phase == 0, ABOVE / scale, 0.0)
+            tops.store(gl.minimum(gl.maximum(b_x + above, -MOST), MOST))
+        phase += 1
+        if phase == 2:
             # a weight is at most the sum that it is part of
-            most = gl.maximum(gl.max(gl.ravel(l1), 0), gl.max(gl.ravel(l2), 0))
-            walk = gl.where(most > MOST, 1, 0)
+            walk = gl.where(gl.max(b_l, 0) > MOST, 1, 0)
+            last += 2 * walk
             again.store(gl.full([1], walk, gl.int32, B))
-            mbarrier.arrive(verdict, count=1)
-    b_l = sums.load(B)
+            came(at_b + VERDICT, 4)
     sums.store(gl.where(b_l > 0.0, 1.0 / b_l, b_l))
-    mbarrier.arrive(summed, count=1)
+    came(at_b + SUMMED, 4)
     o_m = first + gl.arange(0, 256, B)
     o_part = o_first + o_m // G * H + o_m % G
     m = (o_m < rows) & (o_m < first + 144)
