@@ -23,6 +23,14 @@ setp.lt.u32 p, n, s;
 @p st.shared.b32 [$0], $0;
 }
 """)
+_BEGIN = gl.constexpr("""
+{
+.reg .pred p;
+setp.ne.u32 p, $2, 0;
+@p mbarrier.init.shared.b64 [$1], $2;
+mov.b32 $0, 0;
+}
+""")
 _ARRIVE = gl.constexpr("""
 {
 .reg .pred p;
@@ -87,8 +95,15 @@ def _begun(rings):
 
 
 @gluon.jit
-def begin(at, RINGS: gl.constexpr, W: gl.constexpr):
-    """All of a program's mbarriers."""
+def begin(at, count, S: gl.constexpr, W: gl.constexpr):
+    """S mbarriers, that many arrivals each."""
+    o = gl.arange(0, 32 * W, layout=_threads(W))
+    _each(_BEGIN, at + o * 8, gl.where(o < S, count, 0))
+
+
+@gluon.jit
+def begin_all(at, RINGS: gl.constexpr, W: gl.constexpr):
+    """All of a program's mbarriers by one thread: by one a lane, they come one after the other, too."""
     _each(_begun(RINGS), gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.arange(0, 32 * W, layout=_threads(W)))
 
 

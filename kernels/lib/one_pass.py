@@ -27,7 +27,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .addresses import address, begin, came, kept, tell, wait
+from .addresses import address, begin_all, came, kept, tell, wait
 from .early import ASK_SOME
 from .eights import SWIZZLED_32, gathered, lanes, multiplied, waited
 from .feed import fed, turn
@@ -103,7 +103,7 @@ def share(end, T, window, i_split, splits):
 @gluon.jit
 def begun_at(at):
     """All of them, by a program of eight warps: four warps take K and give P, eight take V and P, one tells of rows."""
-    begin(at, _ARRIVALS, 8)
+    begin_all(at, _ARRIVALS, 8)
     # and the TMA sees them
     fence_async_shared()
 

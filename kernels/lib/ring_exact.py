@@ -103,12 +103,6 @@ def described(x: torch.Tensor, weight: torch.Tensor, format: str, swiglu: bool, 
 
 
 @gluon.constexpr_function
-def _arrivals(S, W):
-    """At the mbarriers: how far on they begin, how many, and who arrives."""
-    return (0, S, 1), (int(FREE) * 8, S, W)
-
-
-@gluon.constexpr_function
 def _rows_read(W, G, E):
     """[W, 2, G, 8 / G, 4 lanes t] or [.., 4]: what several lanes share, less the dims that they share."""
     more = ([4], [1], [1]) if E else ([], [], [])
@@ -534,7 +528,8 @@ def ring_exact(
     barriers = reinterpret(told, gl.int64, (128, 1), mbarrier.MBarrierLayout())
     # the first lies on the word that says where: all have read it
     barrier()
-    begin(at_barriers, _arrivals(S, W), W)
+    begin(at_barriers, 1, S, W)
+    begin(at_barriers + FREE * 8, W, S, W)
     # the TMA's own way to memory is to find them
     hopper.fence_async_shared()
     gl.warp_specialize(

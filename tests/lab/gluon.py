@@ -420,13 +420,16 @@ class Machine:
         self.until(self.barriers[memory.a.ctypes.data], parity)
 
     def at_address(self, text: str, addresses: np.ndarray, given: np.ndarray) -> None:
-        """Threads at mbarriers that the text begins, that are waited for by their round, or met by lane 0."""
+        """Threads at mbarriers that begin with so many arrivals, are waited for by their round, or met by lane 0."""
         begin = self.shared.ctypes.data
         if "mbarrier.try_wait" in text:
             self.until(self.barriers[begin + int(addresses[0])], given[0])
-        elif "mbarrier.init" in text:
-            for on, count in re.findall(r"mbarrier.init\S+ \[\$1\+(\d+)\], (\d+)", text):
+        elif all_of_them := re.findall(r"mbarrier.init\S+ \[\$1\+(\d+)\], (\d+)", text):
+            for on, count in all_of_them:
                 self.barriers[begin + int(addresses[0]) + int(on)] = Barrier(int(count))
+        elif "mbarrier.init" in text:
+            for at, count in zip(addresses[given > 0], given[given > 0], strict=True):
+                self.barriers[begin + int(at)] = Barrier(int(count))
         else:
             for at in addresses[given == 0]:
                 self.barriers[begin + int(at)].arrive(1)
