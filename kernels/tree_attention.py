@@ -168,17 +168,20 @@ def _default(
     # tq3_0 with keys on the left has not been right on a GPU yet
     keys = _suits_keys(q, D, *formats) and set(formats) <= {"q4_0", "q8_0"}
     one = _suits_one_pass(q, cache_k, cache_v, *formats)
-    # rows are unpacked again for every 16 queries
-    own = rows <= 16 or (short and rows < (96 if one else QUERIES)) or (rows <= 32 and "tq3_0" in formats)
-    if own and _suits_own(q, D, *formats):
+    # rows are unpacked again for every 16 queries, and soon as fast once for all of them
+    if not short:
+        few = 33 if "tq3_0" in formats else 17
+    else:
+        few = 49 if S > 6144 else 64 if "q8_0" in formats else 112 if "tq3_0" in formats else 80
+    if rows < few and _suits_own(q, D, *formats):
         return _own(rows, S, set(formats))
     if rows <= 16:
         if keys:
             return Config("keys", 64, 16, 132 if short else 264, least, num_stages=3)
-        few = 132 if here and plain and S <= 8192 else 264
-        return Config("queries", 64 if quantised else 32, 16, few, least, num_stages=2 if quantised else 3)
-    # one block of 32 queries costs less than one pass; of f16 two of 64 do where a cache is short
-    if one and (formats != ("q4_0", "q4_0") or rows > 32) and (quantised or (rows > 64 and S > 6144)):
+        programs = 132 if here and plain and S <= 8192 else 264
+        return Config("queries", 64 if quantised else 32, 16, programs, least, num_stages=2 if quantised else 3)
+    # one block of 32 queries costs less than one pass; of f16 one of 64 does, and three less than two passes
+    if one and ((rows > 32 or formats != ("q4_0", "q4_0")) if quantised else (64 < rows <= QUERIES and S > 6144)):
         # 33 parts in one round of a join that has nothing to turn back
         at_once, warps = (64, 2) if rows <= QUERIES and formats[1] != "tq3_0" else (32, 1)
         return Config("keys", 64, QUERIES, 132, least, num_stages=2, parts=at_once, join_warps=warps)
@@ -188,7 +191,7 @@ def _default(
         return Config() if short else Config("queries", 64, 128, 132, least, 8, 2)
     if here and plain and rows > 32:
         # 132 programs that start early share a multiprocessor by twos where its memory has room for two: four stages
-        programs, stages = (132, 4) if S <= 8192 else (264, 3)
+        programs, stages = (132, 4) if S <= 8192 and rows <= 192 else (264, 3)
         return Config("queries", 32, 64, programs, least, num_stages=stages, rising=False)
     return Config("queries", 32, 64, 264, least, num_stages=2, rising=bool(here))
 
