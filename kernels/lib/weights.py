@@ -304,7 +304,7 @@ def weighed(
         fence_async_shared()
         barrier()
         wait(at_b + ASKED, 0, 4)
-        # a lane's sums of weights or greatest scores, of six queries; weights of two rows that are to be added to them
+        # a lane's sums of weights or greatest scores, of six queries
         x0 = gl.where(weigh, nothing, gl.full((4, 32), float("-inf"), gl.float32, L))
         x = (x0, x0, x0, x0, x0, x0)
         for j in range(steps):
