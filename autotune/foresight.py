@@ -200,6 +200,11 @@ def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int
     if arch.backend == "hip":
         return max(turned if narrow else query + matrix, query, tile, 2 * tile * ahead + weights if plain else 0)
     raw = sum(BS * row_size(name, D) for name in formats if name in QUANTISED)
+    # of tree_attention, where each warp multiplies its own registers, queries lie there twice: where a maximum rises, and
+    # turned ones where nothing is loaded ahead
+    twice = "rising" in config and (not ahead if matrix else config["rising"] or BM < 64)
+    if twice and arch.name not in ("sm90", "sm100"):
+        query *= 2
     if plain:
         # sm100 keeps the weights of another tile
         more = 2 * weights + 1024 if arch.name == "sm100" else 0

@@ -2,13 +2,19 @@
 elsewhere `lab/gluon.py` does, from their text."""
 
 import importlib
+import json
 import linecache
+import os
+import re
+import subprocess
 import sys
+import tempfile
 import types
 from pathlib import Path
 
 import pytest
 import torch
+import triton
 from draftwood.kernels.lib import eights, feed, fragments, one_pass, plain_pass, weights
 from draftwood.kernels.tree_attention import Config
 from draftwood.lab import gluon
@@ -370,3 +376,39 @@ def test_a_planted_bug_is_seen(bug, monkeypatch):
         for case in cases
         for verdict in verdicts(monkeypatch, case, kernels, late, order, wanted=("numeric",))
     )
+
+
+COMPILED = """
+import json, sys
+from draftwood.autotune import elsewhere
+from draftwood.reference.ops import find
+from triton.backends.compiler import GPUTarget
+import draftwood.kernels.tree_attention as module
+elsewhere.claim(GPUTarget("cuda", 90, 32))
+op, found = find("tree_attention"), {}
+case = op.spec.cases["perf"][0].but(T=23, tree="ddtree", context=131072)
+for format, registers in json.loads(sys.argv[2]):
+    module.REGISTERS = tuple(registers)
+    inputs = elsewhere.hollow(elsewhere.drawn(op.spec, case.but(format_k=format, format_v=format)))
+    kernels = elsewhere.launches(lambda: op.function("kernels")(**inputs))
+    (one,) = [kernel for kernel in kernels if kernel.metadata.name.endswith("pass")]
+    open(f"{sys.argv[1]}/{format}{registers[0]}", "wb").write(one.asm["cubin"])
+"""
+
+
+def test_products_are_under_way_together_and_with_more_registers_for_scores_they_are_not():
+    """ptxas waits for each product where one role's registers do not suffice, spills nothing, and says so to nobody."""
+    asked = [(format, one_pass.REGISTERS) for format in FORMATS] + [("q8_0", (136, 24))]
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    with tempfile.TemporaryDirectory() as scratch:
+        env = {**os.environ, "TRITON_CACHE_DIR": scratch, "TRITON_DEFAULT_FP_FUSION": "1"}
+        env["PYTHONPATH"] = str(Path(__file__).parents[1] / ".typings")
+        env.pop("TRITON_INTERPRET", None)
+        command = [sys.executable, "-c", COMPILED, scratch, json.dumps(asked)]
+        run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=scratch)
+        assert run.returncode == 0, run.stderr[-2000:]
+        for format, registers in asked:
+            command = [str(tool), "-c", f"{scratch}/{format}{registers[0]}"]
+            code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+            products, waits = (len(re.findall(what, code)) for what in (r"\bHGMMA", r"DEPBAR\.LE gsb0, 0x0"))
+            assert products == 25 and (waits >= 24 if registers[0] > 120 else waits <= 4), (format, products, waits)
