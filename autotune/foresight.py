@@ -200,7 +200,7 @@ def _attention(config: dict[str, Any], case: Case, arch: Arch, rows: int) -> int
     if arch.backend == "hip":
         return max(turned if narrow else query + matrix, query, tile, 2 * tile * ahead + weights if plain else 0)
     raw = sum(BS * row_size(name, D) for name in formats if name in QUANTISED)
-    # of tree_attention, where warps multiply their own registers, queries lie there twice if a maximum rises, and if they
+    # of tree_attention, where warps multiply their own registers, queries lie there twice if a maximum rises, or they
     # are turned and nothing is loaded ahead
     twice = "rising" in config and (not ahead if matrix else config["rising"] or BM < 64)
     if twice and arch.name not in ("sm90", "sm100"):
