@@ -52,7 +52,6 @@ def _above(shift: int, low: str, up: str) -> str:
 
 
 # 1024 and -64, in f16 pairs; 1032 and -72 take 8 off a code, 1040 and -80 take 16, 1056 and -96 take 32
-_Q4 = tl.constexpr(_NIBBLES.format(one="0x64006400", other="0xD400D400", high=""))
 _Q4_0 = tl.constexpr(_NIBBLES.format(one="0x64086408", other="0xD480D480", high=""))
 _Q5 = [
     _NIBBLES.format(one="0x64106410", other="0xD500D500", high=_above(v, "0x00100010", "0x01000100")) for v in range(4)
@@ -149,7 +148,7 @@ def halves(w):
 
 @triton.jit
 def codes(w, high, FORMAT: tl.constexpr, ASM: tl.constexpr):
-    """Words of one record -> integer codes, [64, 256] f16, around 0 but for q4_k. `high`: of q5_k and q6_k."""
+    """Words of one record -> integer codes around 0, [64, 256] f16. `high`: of q5_k and q6_k."""
     if FORMAT == "q5_k":
         # word pairs v = (r1, r0) share a word of high bits: take them apart, put them back
         w = tl.permute(tl.reshape(w, (4, 4, 32, 2, 2, 2)), (0, 1, 2, 5, 3, 4))  # c w l h r1 r0
@@ -177,10 +176,8 @@ def codes(w, high, FORMAT: tl.constexpr, ASM: tl.constexpr):
         low, up = byte_pair(w, "signed", ASM)  # [8192]: two planes
         a, b = tl.split(tl.permute(tl.reshape(low, (2, 4096)), (1, 0)))
         c, d = tl.split(tl.permute(tl.reshape(up, (2, 4096)), (1, 0)))
-    elif FORMAT == "q4_0":
-        a, b, c, d = nibbles(w, _Q4_0, 8, ASM)
     else:
-        a, b, c, d = nibbles(w, _Q4, 0, ASM)
+        a, b, c, d = nibbles(w, _Q4_0, 8, ASM)
     return operand(a, b, c, d)
 
 
@@ -207,14 +204,10 @@ def weights(w, high, scales, d, FORMAT: tl.constexpr, ASM: tl.constexpr):
     if FORMAT == "q4_k" or FORMAT == "q5_k":
         b_scale, b_min = byte_pair(scales, "unsigned", ASM)  # [64, 8]
         b_d, b_dmin = halves(d)
-        q = tl.reshape(q, (64, 8, 32))
-        if FORMAT == "q5_k":
-            # 31 times the rounding of a scale is much: codes around 0 take half of it, the middle goes to the minimum
-            b_middle = 16.0 * b_scale.to(tl.float32) * b_d.to(tl.float32)[:, None]
-            b_less = (b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None] - b_middle).to(tl.float16)
-        else:
-            b_less = b_min * b_dmin[:, None]
-        q = q * (b_scale * b_d[:, None])[:, :, None] - b_less[:, :, None]
+        # 31 times the rounding of a scale is much: codes around 0 take half of it, the middle goes to the minimum
+        b_middle = (16.0 if FORMAT == "q5_k" else 8.0) * b_scale.to(tl.float32) * b_d.to(tl.float32)[:, None]
+        b_less = (b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None] - b_middle).to(tl.float16)
+        q = tl.reshape(q, (64, 8, 32)) * (b_scale * b_d[:, None])[:, :, None] - b_less[:, :, None]
     elif FORMAT == "q6_k":
         even, odd = byte_pair(scales, "biased", ASM)
         b_scale = tl.reshape(tl.join(even, odd), (64, 16)) * d.to(tl.float16, bitcast=True)[:, None]
@@ -231,10 +224,8 @@ def scales_of(scales, d, FORMAT: tl.constexpr, ASM: tl.constexpr):
         b_scale, b_min = byte_pair(scales, "unsigned", ASM)
         b_d, b_dmin = halves(d)
         b_scale = b_scale.to(tl.float32) * b_d.to(tl.float32)[:, None]
-        b_min = b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None]
-        if FORMAT == "q5_k":
-            # its codes are around 0
-            b_min -= 16.0 * b_scale
+        # codes are around 0
+        b_min = b_min.to(tl.float32) * b_dmin.to(tl.float32)[:, None] - (16.0 if FORMAT == "q5_k" else 8.0) * b_scale
     elif FORMAT == "q6_k":
         even, odd = byte_pair(scales, "biased", ASM)
         b_scale = tl.reshape(tl.join(even, odd), (64, 16)).to(tl.float32)
