@@ -32,7 +32,7 @@ EIGHTS_128, EIGHTS_32 = gl.constexpr(0x40000100), gl.constexpr(0xC0000100)
 
 
 @gluon.constexpr_function
-def _product(eights, kind, steps, high, turned, before=True, high_a=0, next_b=2):
+def _product(eights, kind, steps, high, turned, before=True, high_a=0):
     """Products of 16 columns, in one group. $: sums, sums before (the same registers), A or, where `high_a` says how A
     lies, its address / 16, B's address / 16, and 0 where nothing was before; or no sums before, and nothing that says
     so. Turned are B, or both where both are in shared memory."""
@@ -46,7 +46,7 @@ def _product(eights, kind, steps, high, turned, before=True, high_a=0, next_b=2)
         f"mov.b32 h, {high:#x};\nmov.b32 k, {high_a:#x};\nwgmma.fence.sync.aligned;\n"
     )
     # of A, and of B, from 16 columns to the next, by 16 bytes
-    next_a, next_b = 128 if turned else 2, 32 if turned else next_b
+    next_a, next_b = 128 if turned else 2, 32 if turned else 16 if shared else 2
     for i in range(steps):
         a = "{" + ", ".join(f"${left + 4 * i + r}" for r in range(4)) + "}"
         if shared:
@@ -70,16 +70,14 @@ def _waited(left):
 
 @gluon.jit
 def multiplied(
-    acc, a, at, more, W: gl.constexpr, BF16: gl.constexpr, HIGH: gl.constexpr = EIGHTS_128, TURNED: gl.constexpr = 0,
-    NEXT: gl.constexpr = 2,
+    acc, a, at, more, W: gl.constexpr, BF16: gl.constexpr, HIGH: gl.constexpr = EIGHTS_128, TURNED: gl.constexpr = 0
 ):  # fmt: skip
-    """A · Bᵀ of a's columns, under way, and acc if there is `more`; at: where B's columns lie, by 16 bytes, each 16 of
-    them NEXT further on."""
+    """A · Bᵀ of a's columns, under way, and acc if there is `more`; at: where B's columns lie, by 16 bytes."""
     E: gl.constexpr = len(acc) // 4
     at = gl.full((W, 32), at, gl.int32, layout=lanes(W))
     more = gl.full((W, 32), more, gl.int32, layout=lanes(W))
     return gl.inline_asm_elementwise(
-        _product(E, "bf16" if BF16 else "f16", len(a) // 4, HIGH, TURNED, True, 0, NEXT), _registers(E, len(a) + 2),
+        _product(E, "bf16" if BF16 else "f16", len(a) // 4, HIGH, TURNED), _registers(E, len(a) + 2),
         acc + a + (at, more), _each(gl.float32, 4 * E), is_pure=False, pack=1,
     )  # fmt: skip
 
@@ -104,7 +102,7 @@ def met(
     at = gl.full((W, 32), at, gl.int32, layout=lanes(W))
     more = gl.full((W, 32), more, gl.int32, layout=lanes(W))
     return gl.inline_asm_elementwise(
-        _product(E, "f16", STEPS, HIGH, TURNED, True, HIGH_A, 16), _registers(E, 3), acc + (at_a, at, more),
+        _product(E, "f16", STEPS, HIGH, TURNED, True, HIGH_A), _registers(E, 3), acc + (at_a, at, more),
         _each(gl.float32, 4 * E), is_pure=False, pack=1,
     )  # fmt: skip
 
