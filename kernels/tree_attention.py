@@ -8,8 +8,8 @@
 A row of the cache is read and unpacked once for BM queries. Six kernels share the work: `lib/rows_left.py` with
 queries on the left of the products, for plain caches and f32, `lib/one_walk.py` the same where registers are few;
 `lib/keys_left.py` with keys on the left, where a row of codes is unpacked in the registers that multiply it; for sm90
-alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and with 144 `lib/one_pass.py` or, of f16,
-`lib/plain_pass.py`. What a share says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns),
+alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and with 48 or 144 `lib/one_pass.py` or, of
+f16, `lib/plain_pass.py`. What a share says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns),
 joins the shares, undoes the rotation of V and applies the gate. `start` is read on the device: the splits share what is
 there, and one without rows writes l = 0.
 
@@ -32,7 +32,7 @@ from .lib.device import compiled_for, has_pdl, has_ptx, is_narrow
 from .lib.early import wait
 from .lib.fwht import rotate, unrotate
 from .lib.keys_left import keys_left
-from .lib.one_pass import QUERIES, REGISTERS, STAGES, one_pass
+from .lib.one_pass import FEW, QUERIES, REGISTERS, STAGES, one_pass
 from .lib.one_walk import one_walk
 from .lib.own_rows import own_rows
 from .lib.rows_left import rows_left
@@ -44,8 +44,8 @@ LEFT = ("queries", "keys", "own")
 @dataclass(frozen=True)
 class Config:
     # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
-    # 144 is one pass, of f16 caches too, of 64 nodes at most. "own" are warps with rows of their own, for 8 or 16
-    # queries
+    # 144 is one pass, of f16 caches too, of 64 nodes at most, and 48 several beside each other. "own" are warps with
+    # rows of their own, for 8 or 16 queries
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
@@ -218,7 +218,7 @@ def tree_attention(
     if config.left not in LEFT:
         raise ValueError(f"tree_attention has {', '.join(LEFT)} on the left of its products, not {config.left!r}")
     keys, own = (config.left == left for left in ("keys", "own"))
-    whole = config.BLOCK_M == QUERIES and keys
+    whole = config.BLOCK_M in (FEW, QUERIES) and keys
     if own:
         suits = config.BLOCK_M in (8, 16) and config.num_warps in (4, 8) and _suits_own(q, D, format_k, format_v)
     elif whole:
@@ -230,7 +230,7 @@ def tree_attention(
         raise ValueError(f"{config} does not suit {q.dtype} queries of {D} on a cache of {format_k} and {format_v}")
     BM = config.BLOCK_M if own or whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
     if BM & (BM - 1) and not whole:
-        raise ValueError(f"tree_attention takes a power of two of queries at a time, or {QUERIES} in one pass: {BM}")
+        raise ValueError(f"tree_attention takes a power of two of queries at a time, or {FEW} or {QUERIES} in one pass: {BM}")
     tiles, BS = triton.cdiv(T * G, BM), 64 if whole else rows_in_tile(config.BLOCK_S, q.dtype)
     BS = 16 * config.num_warps if own else BS
     # all kernels but one have a share more, of the nodes
@@ -263,11 +263,11 @@ def tree_attention(
             *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
         )
     elif whole and format_k == "f16":
-        roles = {"STAGES": plain_pass.STAGES, "REGISTERS": plain_pass.REGISTERS, "num_warps": 8}
+        roles = {"E": BM // 16, "STAGES": plain_pass.STAGES[BM], "REGISTERS": plain_pass.REGISTERS, "num_warps": 8}
         boxes = plain_pass.described(cache_k, 64), plain_pass.described(cache_v, 32)
         plain_pass.plain_pass[splits + 1, Hkv, tiles](*operands, S, *boxes, G=G, **roles, **early)
     elif whole:
-        roles = {"STAGES": STAGES, "REGISTERS": REGISTERS, "num_warps": 8}
+        roles = {"E": BM // 16, "STAGES": STAGES[BM], "REGISTERS": REGISTERS, "num_warps": 8}
         one_pass[splits + 1, Hkv, tiles](*operands, S, **shape, **roles, **early)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))

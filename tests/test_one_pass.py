@@ -66,7 +66,7 @@ def join(
 
 
 def verdicts(
-    monkeypatch, case, kernels=KERNELS, late=False, order=ORDERS[0], seed=0, programs=3, joined=False,
+    monkeypatch, case, kernels=KERNELS, late=False, order=ORDERS[0], seed=0, programs=3, joined=False, queries=144,
     wanted=("numeric", "redzone", "unchanged"),
 ):  # fmt: skip
     """What the lab says of the launcher with these kernels in place of those that want a GPU."""
@@ -82,7 +82,7 @@ def verdicts(
     monkeypatch.setattr(module, "compiled_for", lambda device: "sm90")
     if not joined:
         monkeypatch.setattr(module, "_join", indexed(lambda grid: join))
-    config = Config("keys", 64, one_pass.QUERIES, programs, 1, num_stages=2)
+    config = Config("keys", 64, queries, programs, 1, num_stages=2)
 
     def call(_name, **inputs):
         return module.tree_attention(**inputs, config=config)

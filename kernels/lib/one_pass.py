@@ -1,10 +1,10 @@
-"""A share of tree_attention for up to 144 queries at once: every row of the cache is read and unpacked once (sm90).
+"""A share of tree_attention for 16 E queries at once, 144 or 48: rows of the cache are unpacked for all of them (sm90).
 
     warps  4: copy     rows of K and V as they are  ──cp.async──>  shared, three tiles of 64 rows of each
-           4: scores   S^T = K q^T  [64, 144],  P = 2^(S - m)  ──> shared, f16, two tiles;  l = sum P
-           8: values   O^T [256, 144] += V^T P   in registers
-    q   [9, 256, 16]   of eight queries 16 times their columns of 32 bytes, then of the next eight
-    P   [9, 64, 16]    panels of 16 queries, written by stmatrix from the registers that hold sums
+           4: scores   S^T = K q^T  [64, 16 E],  P = 2^(S - m)  ──> shared, f16, two tiles;  l = sum P
+           8: values   O^T [256, 16 E] += V^T P   in registers
+    q   [E, 256, 16]   of eight queries 16 times their columns of 32 bytes, then of the next eight
+    P   [E, 64, 16]    panels of 16 queries, written by stmatrix from the registers that hold sums
 
 K and V^T are left operands, unpacked in the registers that multiply them (fragments.py), the next piece under the
 product of this one; only q and P are read from shared memory by the tensor cores. wgmma takes any eights of columns and
@@ -49,12 +49,13 @@ from .weights import (
     weighed,
 )
 
-# queries of a program: columns of the two products that S^T and O^T are
-QUERIES = 144
+# queries of a program, columns of the two products that S^T and O^T are: at most, and of short caches, where rows are
+# unpacked by three programs for the queries of one, and what begins and ends each is a third
+QUERIES, FEW = 144, 48
 # a thread's, of the warps of scores and of those that copy; the eight of values take the rest
 REGISTERS = (120, 24)
 # tiles of K, of V and of P in shared memory
-STAGES = (3, 3, 2)
+STAGES = {QUERIES: (3, 3, 2), FEW: (4, 4, 2)}
 # of P's descriptor, that panels of 16 columns are 2048 bytes apart
 PANEL = gl.constexpr(128 << 16)
 # those of K and V among Gluon's own, by number
@@ -149,43 +150,44 @@ def place(memory, BYTES: gl.constexpr):
 
 
 @gluon.jit
-def asked_for(memory, q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, FORMAT: gl.constexpr):
-    """144 queries, in eights: [9, 256, 16] f16, columns as those of K's operand."""
+def asked_for(memory, q, s_q_t, s_q_h, i_kv, first, rows, G: gl.constexpr, FORMAT: gl.constexpr, E: gl.constexpr):
+    """16 E queries, in eights: [E, 256, 16] f16, columns as those of K's operand."""
     B: gl.constexpr = asked_by_eight(FORMAT)
     o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
     # all on their way before the first is there
     b_q = ()
-    for i in gl.static_range(9):
+    for i in gl.static_range(E):
         o_m = first + 16 * i + gl.arange(0, 16, gl.SliceLayout(1, B))
         o_q = (o_m // G).to(gl.int64) * s_q_t + (i_kv * G + o_m % G) * s_q_h
         b_q = b_q + (gl.load(q + o_q[:, None] + o_d[None, :], mask=(o_m < rows)[:, None], other=0.0),)
-    for i in gl.static_range(9):
+    for i in gl.static_range(E):
         memory.index(i).store(queries_in_eights(b_q[i].to(gl.float16), FORMAT))
     fence_async_shared()
 
 
 @gluon.jit
-def nothing():
-    """Sums of 144 columns, zeros."""
+def nothing(E: gl.constexpr):
+    """Sums of 16 E columns, zeros."""
     acc = ()
-    for _i in gl.static_range(72):
+    for _i in gl.static_range(8 * E):
         acc = acc + (gl.zeros((8, 32), gl.float32, lanes(8)),)
     return acc
 
 
 @gluon.jit
 def put(part_o, o_first, held, sums, a, b, first, rows, H, G: gl.constexpr, FORMAT: gl.constexpr):
-    """Means of 144 queries, from halves of their values, by way of the memory of q: there they come into order."""
+    """Means of 16 E queries, from halves of their values, by way of the memory of q: there they come into order."""
+    E: gl.constexpr = len(a) // 8
     L: gl.constexpr = values_product(16)
     B: gl.constexpr = gl.BlockedLayout([1, 8], [1, 32], [8, 1], [1, 0])
-    held = reinterpret(held, gl.float16, [9, 16, 256], gl.NVMMASharedLayout(128, 16, 2))
-    for i in gl.static_range(9):
+    held = reinterpret(held, gl.float16, [E, 16, 256], gl.NVMMASharedLayout(128, 16, 2))
+    for i in gl.static_range(E):
         b_l = sums.slice(16 * i, 16).load(gl.SliceLayout(0, L))[None, :]
         x = gl.convert_layout(gathered(a, 16 * i, 8), L, assert_trivial=True) * b_l
         y = gl.convert_layout(gathered(b, 16 * i, 8), L, assert_trivial=True) * b_l
         held.index(i).store(in_order(x.to(gl.float16), y.to(gl.float16), FORMAT))
     o_d = gl.arange(0, 256, gl.SliceLayout(0, B))
-    for i in range(9):
+    for i in range(E):
         o_q = first + i * 16 + gl.arange(0, 16, gl.SliceLayout(1, B))
         o_part = (o_first + o_q // G * H + o_q % G).to(gl.int64) * 256
         gl.store(part_o + o_part[:, None] + o_d[None, :], held.index(i).load(B), mask=(o_q < rows)[:, None])
@@ -196,16 +198,17 @@ def _summed(
     q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, codes, high, scales, at_p, at_b, sums,
     again, tiles, part_o, o_first, first, T, H, rows,
     G: gl.constexpr, FORMAT_K: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
+    E: gl.constexpr,
 ):  # fmt: skip
     # while the first rows of the cache come
-    asked_for(asked_of, q, s_q_t, s_q_h, i_kv, first, rows, G, FORMAT_K)
+    asked_for(asked_of, q, s_q_t, s_q_h, i_kv, first, rows, G, FORMAT_K, E)
     came(at_b + ASKED, 8)
     # long before the last of its tiles
     if last:
         ancestry(bits, begin + seen * 64, (tiles - seen) * 2, first, end, T, rows, ancestors, G)
         came(at_b + MASKED, 8)
     # halves of the values
-    a, b = nothing(), nothing()
+    a, b = nothing(E), nothing(E)
     done, walk = 0, 1
     for i_walk in range(2):
         if i_walk == 1:
@@ -220,7 +223,7 @@ def _summed(
                 if c == 0:
                     wait(at_b + P_FULL + 8 * slot_p, round_p, 8)
                 use = gl.where(j > 0, 1, 0) if c == 0 else 1
-                at = at_p + slot_p * 1152 + 32 * c
+                at = at_p + slot_p * (128 * E) + 32 * c
                 a = multiplied(a, x, at, use, 8, False, SWIZZLED_32, 1)
                 if c > 0:
                     b = waited(b, 1)
@@ -261,13 +264,14 @@ def one_pass(
     G: gl.constexpr,
     FORMAT_K: gl.constexpr,
     FORMAT_V: gl.constexpr,
+    E: gl.constexpr,
     STAGES: gl.constexpr,
     REGISTERS: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
-    """Programs (share, KV head, 144 queries). The last share ends with rows that not all queries see: nodes, and what
+    """Programs (share, KV head, 16 E queries). The last share ends with rows that not all queries see: nodes, and what
     makes no whole tile before them, two tiles at most of 64 nodes."""
-    i_split, i_kv, first, rows = gl.program_id(0), gl.program_id(1), gl.program_id(2) * 144, T * G
+    i_split, i_kv, first, rows = gl.program_id(0), gl.program_id(1), gl.program_id(2) * (16 * E), T * G
     p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
     KS: gl.constexpr = STAGES[0]
     VS: gl.constexpr = STAGES[1]
@@ -276,7 +280,7 @@ def one_pass(
     C3: gl.constexpr = gl.SwizzledSharedLayout(4, 2, 4, [1, 0])
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     F2: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    asked_of, p, less = panels(9, 256), panels(9 * PS, 64), panels(1, 256)
+    asked_of, p, less = panels(E, 256), panels(E * PS, 64), panels(1, 256)
     held_bits, bits = bits_of()
     tell(8)
     at_q, at_p, at_less = place(asked_of, 8192), place(p, 2048) + PANEL, place(less, 8192)
@@ -308,9 +312,9 @@ def one_pass(
         [
             (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, v_codes, v_high,
                        v_scales, at_p, at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, G, FORMAT_K,
-                       FORMAT_V, VS, PS)),
+                       FORMAT_V, VS, PS, E)),
             (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less.index(0), k_codes, k_high, k_scales, tops, sums,
-                       seen, again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS)),
+                       seen, again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS, E)),
             (fed, (p_k, p_v, begin, tiles, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high, v_scales,
                    met_at, met_at, met_at, met_at, again, met_at.index((BARRIERS + VERDICT) // 8), s_k_s, s_v_s,
                    FORMAT_K, FORMAT_V, KS, VS, RINGS)),

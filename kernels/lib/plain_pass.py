@@ -1,8 +1,8 @@
-"""A share of tree_attention for up to 144 queries at once over rows of f16: every row is read once (sm90).
+"""A share of tree_attention for 16 E queries at once, 144 or 48, over rows of f16 (sm90).
 
     warps  4: fetch    64 rows of K, twice 32 of V     ──TMA──> shared, two tiles of K, three halves of V
-           4: scores   S^T = K q^T  [64, 144],  P = 2^(S - m)  ──> shared, f16;  l = sum P
-           8: values   O^T [256, 144] += V^T P   in registers
+           4: scores   S^T = K q^T  [64, 16 E],  P = 2^(S - m)  ──> shared, f16;  l = sum P
+           8: values   O^T [256, 16 E] += V^T P   in registers
 
 As one_pass.py, whose shares, masks, maxima and means these are, but nothing is unpacked: tensor cores read K and V
 where the TMA has put them. Memory is the limit: 64 KiB a tile are 3,480 cycles of a multiprocessor's part of an H200,
@@ -22,7 +22,9 @@ from .eights import SWIZZLED_32, SWIZZLED_128, lanes, met, waited
 from .feed import turn
 from .newer import fetch
 from .one_pass import (
+    FEW,
     PANEL,
+    QUERIES,
     ancestry,
     asked_for,
     barriers_of,
@@ -55,7 +57,7 @@ from .weights import (
 # a thread's, of the warps of scores and of those that fetch; the eight of values take the rest
 REGISTERS = (120, 40)
 # tiles of K, halves of V and tiles of P in shared memory
-STAGES = (2, 3, 1)
+STAGES = {QUERIES: (2, 3, 1), FEW: (3, 4, 2)}
 
 
 def suits(cache: torch.Tensor) -> bool:
@@ -75,10 +77,10 @@ def described(cache: torch.Tensor, rows: int) -> TensorDescriptor:
 def _summed(
     q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p, at_b, sums, again, tiles,
     part_o, o_first, first, T, H, rows,
-    G: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
+    G: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr, E: gl.constexpr,
 ):  # fmt: skip
     # while the first rows of the cache come
-    asked_for(asked_of, q, s_q_t, s_q_h, i_kv, first, rows, G, "f16")
+    asked_for(asked_of, q, s_q_t, s_q_h, i_kv, first, rows, G, "f16", E)
     came(at_b + ASKED, 8)
     # long before the last of its tiles
     if last:
@@ -87,7 +89,7 @@ def _summed(
     # the 64 values of a warp group, in 4 KiB, and those 128 further on
     L: gl.constexpr = lanes(8)
     at_v += 256 * (gl.arange(0, 8, gl.SliceLayout(1, L))[:, None] // 4) + gl.zeros((8, 32), gl.int32, L)
-    a, b = nothing(), nothing()
+    a, b = nothing(E), nothing(E)
     done, walk = 0, 1
     for i_walk in range(2):
         if i_walk == 1:
@@ -100,7 +102,7 @@ def _summed(
                 if half == 0:
                     wait(at_b + P_FULL + 8 * slot_p, round_p, 8)
                 use = gl.where(j > 0, 1, 0) if half == 0 else 1
-                at_x, at = at_v + slot * 1024, at_p + slot_p * 1152 + 64 * half
+                at_x, at = at_v + slot * 1024, at_p + slot_p * (128 * E) + 64 * half
                 a = met(a, at_x, at, use, 8, 2, SWIZZLED_128, SWIZZLED_32, 1)
                 b = met(b, at_x + 512, at, use, 8, 2, SWIZZLED_128, SWIZZLED_32, 1)
                 if half == 1:
@@ -187,18 +189,19 @@ def plain_pass(
     T, H, window, scale, splits, S,
     rows_k, rows_v,
     G: gl.constexpr,
+    E: gl.constexpr,
     STAGES: gl.constexpr,
     REGISTERS: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
-    """Programs (share, KV head, 144 queries); the last share as that of `one_pass`."""
-    i_split, i_kv, first, rows = gl.program_id(0), gl.program_id(1), gl.program_id(2) * 144, T * G
+    """Programs (share, KV head, 16 E queries); the last share as that of `one_pass`."""
+    i_split, i_kv, first, rows = gl.program_id(0), gl.program_id(1), gl.program_id(2) * (16 * E), T * G
     KS: gl.constexpr = STAGES[0]
     VS: gl.constexpr = STAGES[1]
     PS: gl.constexpr = STAGES[2]
     W: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    asked_of, p, less = panels(9, 256), panels(9 * PS, 64), panels(1, 256)
+    asked_of, p, less = panels(E, 256), panels(E * PS, 64), panels(1, 256)
     k = gl.allocate_shared_memory(gl.float16, [KS * 4, 64, 64], W)
     v = gl.allocate_shared_memory(gl.float16, [VS * 4, 32, 64], W)
     held_bits, bits = bits_of()
@@ -220,9 +223,9 @@ def plain_pass(
     gl.warp_specialize(
         [
             (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p, at_b, sums,
-                       again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS)),
+                       again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS, E)),
             (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less.index(0), k, k, k, tops, sums, seen, again, tiles,
-                       scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS)),
+                       scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E)),
             (_fetched, (rows_k, rows_v, i_kv * (s_k_h // s_k_s), i_kv * (s_v_h // s_v_s), begin, tiles, seen, end, T,
                         ancestors, k, v, barriers, at_b, again, KS, VS)),
         ],

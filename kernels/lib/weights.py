@@ -1,7 +1,7 @@
 """Warps that turn tiles of K into weights for those that multiply them with V: see one_pass.py.
 
     [64 rows of K, 16] ──registers──┐
-    [144 queries, 16]  ──shared─────┴─ 16 times ─> S^T [64, 144] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
+    [16 E queries, 16] ──shared─────┴─ 16 times ─> S^T [64, 16 E] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
 
 m is subtracted by a product before the others, of constants with its parts: no lane looks it up. Of a lane's two rows
 weights are added in pairs of f16, and of eight lanes by exchange: a tile's 16 rows, each sum rounded four times to
@@ -25,7 +25,7 @@ from .newer import barrier
 BARRIERS = gl.constexpr(7168)
 K_FULL, K_FREE, V_FULL, V_FREE, P_FULL, P_FREE = map(gl.constexpr, range(0, 192, 32))
 ASKED, MASKED, VERDICT, SUMMED, LANDED = map(gl.constexpr, range(192, 232, 8))
-# and between the two what each warp has of every query, four times 144 numbers
+# and between the two what each warp has of every query, four times 144 numbers at most
 APART = gl.constexpr(4608)
 # the first tile's maximum is taken for this much more, in units of log 2
 ABOVE = gl.constexpr(6.0)
@@ -70,26 +70,31 @@ _TAKEN = gl.constexpr("ld.shared.b32 $0, [$1];")
 
 
 @gluon.constexpr_function
-def _exchanges():
-    """Of 18 eights of columns: which two, or what was made of which, go how far; what nobody takes on is what stays."""
-    made, order = 18, []
+def _order(eights):
+    """Of so many eights of columns: which two, or what was made of which, go how far, and what stays in the end."""
+    order, stay = [], []
 
-    def with_(a, b, far):
-        nonlocal made
-        order.append((a, b, far))
-        made += 1
-        return made - 1
+    def with_(pair, far):
+        order.append((pair[0], pair[-1], far))
+        return eights + len(order) - 1
 
-    for four in range(2):
-        two = []
-        for i in range(2):
-            first = 8 * four + 4 * i
-            two.append(with_(with_(first, first + 1, 16), with_(first + 2, first + 3, 16), 8))
-        with_(two[0], two[1], 4)
-    last = with_(16, 17, 16)
-    for far in (8, 4):
-        last = with_(last, last, far)
-    return order
+    for eight in range(0, eights, 8):
+        fours = []
+        for four in range(eight, min(eight + 8, eights), 4):
+            twos = [with_((two, two + 1), 16) for two in range(four, min(four + 4, eights), 2)]
+            fours.append(with_(twos, 8))
+        stay.append(with_(fours, 4))
+    return order, stay
+
+
+@gluon.constexpr_function
+def _steps(eights):
+    return len(_order(eights)[0])
+
+
+@gluon.constexpr_function
+def _stay(eights, i):
+    return _order(eights)[1][i]
 
 
 @gluon.constexpr_function
@@ -108,15 +113,16 @@ shfl.sync.bfly.b32 $1, other, {far}, 31, 0xffffffff;
 
 
 @gluon.constexpr_function
-def _of_step(i, part):
-    return _exchanges()[i][part]
+def _of_step(eights, i, part):
+    return _order(eights)[0][i][part]
 
 
 @gluon.jit
 def _exchanged(x, lane, i: gl.constexpr):
-    """Step i of the exchanges of x: what stays and what came."""
-    FAR: gl.constexpr = _of_step(i, 2)
-    a, b = x[_of_step(i, 0)], x[_of_step(i, 1)]
+    """Step i of the exchanges of x, which has grown by one in each before: what stays and what came."""
+    N: gl.constexpr = len(x) - i
+    FAR: gl.constexpr = _of_step(N, i, 2)
+    a, b = x[_of_step(N, i, 0)], x[_of_step(N, i, 1)]
     return gl.inline_asm_elementwise(
         _sent(FAR), "=&r,=&r,r,r,r", [a, b, lane & FAR], (a.dtype, a.dtype), is_pure=False, pack=1
     )  # fmt: skip
@@ -141,7 +147,7 @@ def _weights(x, at, scale, FORMAT: gl.constexpr):
     TEXT: gl.constexpr = _PLAIN if FORMAT == "tq3_0" else _SCALED
     scale = gl.full((4, 32), scale, gl.float32, layout=L)
     sums = ()
-    for i in gl.static_range(9):
+    for i in gl.static_range(len(x) // 8):
         sums = sums + gl.inline_asm_elementwise(
             TEXT, "=&r,=&r,f,f,f,f,f,f,f,f,f,r",
             [x[8 * i], x[8 * i + 1], x[8 * i + 2], x[8 * i + 3], x[8 * i + 4], x[8 * i + 5], x[8 * i + 6], x[8 * i + 7],
@@ -157,7 +163,7 @@ def _hidden(x, at):
     row = gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] % 2 * 16 + gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] // 4
     bit = 1 << row
     y = ()
-    for k in gl.static_range(18):
+    for k in gl.static_range(len(x) // 4):
         y = y + gl.inline_asm_elementwise(
             _HIDDEN, "=&r,=&r,=&r,=&r,r,r,r,r,r,r,r",
             [x[4 * k], x[4 * k + 1], x[4 * k + 2], x[4 * k + 3], at + 32 * k, bit, bit << 8],
@@ -170,12 +176,12 @@ def _hidden(x, at):
 def _highest(x, lane, c: gl.constexpr):
     """Of columns c of all pairs the greatest, where exchanges leave it."""
     y = ()
-    for k in gl.static_range(18):
+    for k in gl.static_range(len(x) // 4):
         y = y + (gl.maximum(x[4 * k + c], x[4 * k + c + 2]),)
-    for i in gl.static_range(17):
+    for i in gl.static_range(_steps(len(x) // 4)):
         a, b = _exchanged(y, lane, i)
         y = y + (gl.maximum(a, b),)
-    return y[24], y[31], y[34]
+    return y
 
 
 @gluon.jit
@@ -189,35 +195,36 @@ def _taken(at):
 
 
 @gluon.jit
-def _of_all(at, x, weigh):
-    """What four warps have, together: [256] of which 144 are queries; at: where there is room for it."""
+def _of_all(at, x, weigh, E: gl.constexpr):
+    """What four warps have, together: [256] of which 16 E are queries; at: where there is room for it."""
     L: gl.constexpr = lanes(4)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     o_l = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :]
     lane = at + gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] * 576 + o_l // 16 * 32 + o_l % 4 * 8
     panel = (o_l // 8 % 2 + o_l // 4 % 2 * 2) * 64
-    _put(lane + panel, x[0], x[1])
-    _put(lane + panel + 256, x[2], x[3])
-    _put(lane + 512, x[4], x[5])
+    # of the last eights some lanes have what others have, too, and where six are, put it behind them
+    for i in gl.static_range(len(x) // 2):
+        _put(lane + 256 * i + (panel if 8 * i + 2 < 2 * E else panel * 0), x[2 * i], x[2 * i + 1])
     barrier()
-    at += gl.minimum(gl.arange(0, 256, B), 143) * 4
+    at += gl.minimum(gl.arange(0, 256, B), 16 * E - 1) * 4
     a, b, c, d = _taken(at), _taken(at + 576), _taken(at + 1152), _taken(at + 1728)
     return gl.where(weigh, (a + b) + (c + d), gl.maximum(gl.maximum(a, b), gl.maximum(c, d)))
 
 
 @gluon.jit
-def _added(x, p):
+def _added(x, p, E: gl.constexpr):
     """x and the sums that exchanges leave of pairs."""
-    a0, a1 = _pair(p[24])
-    b0, b1 = _pair(p[31])
-    c0, c1 = _pair(p[34])
-    return x[0] + a0, x[1] + a1, x[2] + b0, x[3] + b1, x[4] + c0, x[5] + c1
+    y = ()
+    for i in gl.static_range(len(x) // 2):
+        a, b = _pair(p[_stay(2 * E, i)])
+        y = y + (x[2 * i] + a, x[2 * i + 1] + b)
+    return y
 
 
 @gluon.jit
 def _summed(p, lane):
     """p and all that exchanges make of it."""
-    for i in gl.static_range(17):
+    for i in gl.static_range(_steps(len(p))):
         a, b = _exchanged(p, lane, i)
         p = p + (_joined(a, b),)
     return p
@@ -246,11 +253,13 @@ def zero_of(j):
 
 
 @gluon.jit
-def _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMAT: gl.constexpr):
+def _scores(
+    at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMAT: gl.constexpr, E: gl.constexpr
+):  # fmt: skip
     """Scores of a tile."""
     # pieces of keys whose words are in registers at a time
     HELD: gl.constexpr = 4 if FORMAT == "q8_0" else 16
-    s = begun(offset_registers(), at_less, 18, SWIZZLED_32)
+    s = begun(offset_registers(), at_less, 2 * E, SWIZZLED_32)
     if FORMAT == "f16":
         at = gl.full((4, 32), at_k + slot * 2048, gl.int32, layout=lanes(4))
         for c in gl.static_range(4):
@@ -281,6 +290,7 @@ def _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, free, FORMA
 def weighed(
     at_q, at_less, at_k, at_p, at_bits, at_b, less, codes, high, scales, tops, sums, seen, again, tiles, scale, part_m,
     part_l, o_first, first, T, H, rows, G: gl.constexpr, FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
+    E: gl.constexpr,
 ):  # fmt: skip
     L: gl.constexpr = lanes(4)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
@@ -300,18 +310,21 @@ def weighed(
         # the maximum is subtracted by the product itself, which all warps have to have left, and then to have written
         barrier()
         less.slice(0, 128).store(parts_of(gl.where(weigh, -m1.load(B), 0.0)))
-        less.slice(128, 16).store(parts_of(gl.where(weigh, -m2.load(B), 0.0)))
+        if E > 8:
+            less.slice(128, 16).store(parts_of(gl.where(weigh, -m2.load(B), 0.0)))
         fence_async_shared()
         barrier()
         wait(at_b + ASKED, 0, 4)
-        # a lane's sums of weights or greatest scores, of six queries
+        # a lane's sums of weights or greatest scores, of two queries an exchange that stays
         x0 = gl.where(weigh, nothing, gl.full((4, 32), float("-inf"), gl.float32, L))
-        x = (x0, x0, x0, x0, x0, x0)
+        x = ()
+        for _i in gl.static_range((2 * E + 7) // 8):
+            x = x + (x0, x0)
         for j in range(steps):
             slot, round = turn(done, KS)
             wait(at_b + K_FULL + 8 * slot, round, 4)
             # the first tile is needed again
-            s = _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT)
+            s = _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT, E)
             done += gl.where(phase > 0, 1, 0)
             if j >= seen:
                 wait(at_b + MASKED, 0, 4)
@@ -319,19 +332,19 @@ def weighed(
             if weigh:
                 slot, round = turn(given, PS)
                 wait(at_b + P_FREE + 8 * slot, round ^ 1, 4)
-                p = _weights(s, at_lane + slot * 18432, scale, FORMAT)
+                p = _weights(s, at_lane + slot * (2048 * E), scale, FORMAT)
                 fence_async_shared()
                 came(at_b + P_FULL + 8 * slot, 4)
-                x = _added(x, _summed(p, lane))
+                x = _added(x, _summed(p, lane), E)
                 given += 1
             else:
-                a, b, c = _highest(s, lane, 0)
-                d, e, f = _highest(s, lane, 1)
-                x = (
-                    gl.maximum(x[0], a), gl.maximum(x[1], d), gl.maximum(x[2], b), gl.maximum(x[3], e),
-                    gl.maximum(x[4], c), gl.maximum(x[5], f),
-                )  # fmt: skip
-        b_x = _of_all(at_less * 16 + APART, x, weigh)
+                a, b, y = _highest(s, lane, 0), _highest(s, lane, 1), ()
+                for i in gl.static_range(len(x) // 2):
+                    y = y + (
+                        gl.maximum(x[2 * i], a[_stay(2 * E, i)]), gl.maximum(x[2 * i + 1], b[_stay(2 * E, i)])
+                    )  # fmt: skip
+                x = y
+        b_x = _of_all(at_less * 16 + APART, x, weigh, E)
         if weigh:
             b_l = b_x
         else:
@@ -348,6 +361,6 @@ def weighed(
     came(at_b + SUMMED, 4)
     o_m = first + gl.arange(0, 256, B)
     o_part = o_first + o_m // G * H + o_m % G
-    m = (o_m < rows) & (o_m < first + 144)
+    m = (o_m < rows) & (o_m < first + 16 * E)
     gl.store(part_m + o_part, tops.load(B) * scale, mask=m)
     gl.store(part_l + o_part, b_l, mask=m)
