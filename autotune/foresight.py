@@ -83,7 +83,7 @@ def _integer_cores(case: Case, config: dict[str, Any], arch: Arch) -> str | None
 
 
 def _left(case: Case, config: dict[str, Any], arch: Arch) -> str | None:
-    """Why what stands on the left of tree_attention's products does not suit the cache; 144 rows are one pass."""
+    """Why what stands on the left of tree_attention's products does not suit the cache; 48, 80 and 144 are one pass."""
     left, rows, codes = (
         config["left"],
         config["BLOCK_M"],
@@ -93,16 +93,17 @@ def _left(case: Case, config: dict[str, Any], arch: Arch) -> str | None:
         rows_in_all = case["T"] * case["H"] // case["Hkv"]
         return f"{rows} queries are no power of two" if rows & (rows - 1) and _up(rows_in_all, 16) > rows else None
     # the launcher asks besides how rows of f16 lie, which is as they are wanted wherever a cache is its own tensor
-    plain = rows == 144 and (case["format_k"], case["format_v"]) == ("f16", "f16")
+    whole = rows in (48, 80, 144)
+    plain = whole and (case["format_k"], case["format_v"]) == ("f16", "f16")
     if case["dtype"] == "f32" or case["D"] != 256 or not (any(codes) or plain):
         return "without queries on the left, they are of 16 bits, a head is 256 and the cache quantised"
-    if left != "keys" or rows == 144:
+    if left != "keys" or whole:
         if arch.name != "sm90" or not (all(codes) or plain):
             return f"rows of a warp's own and one pass are for K and V quantised, on sm90, not {arch.name}"
         if left == "own":
             suits = rows in (8, 16) and config["num_warps"] in (4, 8)
         else:
-            suits = rows == 144 and case["T"] <= 64
+            suits = whole and case["T"] <= 64
         return None if suits else f"{case['T']} nodes and tiles of {rows} do not suit '{left}'"
     if config["BLOCK_S"] % 64 or config["num_warps"] != 4:
         return "keys on the left come 64 at a time, to four warps"

@@ -1,5 +1,5 @@
 """Knobs of tree_attention: what stands on the left of the products, or that every warp walks rows of its own; rows of
-the cache and of queries in a tile (144 are those of one pass), and how many programs share the cache."""
+the cache and of queries in a tile (48, 80 and 144 are those of one pass), and how many programs share the cache."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from ..reference.spec import Case
 SPACE: dict[str, tuple[Any, ...]] = {
     "left": ("queries", "keys", "own"),
     "BLOCK_S": (32, 64),
-    "BLOCK_M": (8, 16, 32, 64, 144),
+    "BLOCK_M": (8, 16, 32, 48, 64, 80, 144),
     "programs": (132, 264),
     "least_tiles": (1, 2),
     "num_warps": (4, 8),
@@ -25,7 +25,7 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         return own(config, case, gpu)
     if config["BLOCK_M"] == 8:
         return "eight queries at a time are for warps that walk rows of their own"
-    if config["BLOCK_M"] == 144:
+    if config["BLOCK_M"] in (48, 80, 144):
         return whole(config, case, gpu)
     if config["BLOCK_M"] > 16 and config["BLOCK_M"] >= 2 * rows:
         return f"a tile of {config['BLOCK_M']} rows runs as one of {rows} does"
@@ -58,17 +58,22 @@ def own(config: dict[str, Any], case: Case, gpu: str) -> str | None:
 
 
 def whole(config: dict[str, Any], case: Case, gpu: str) -> str | None:
-    """A sentence where 144 queries cannot go in one pass, else None."""
+    """A sentence where so many queries cannot go in one pass, or fewer would do, else None."""
+    many, rows = config["BLOCK_M"], case["T"] * (case["H"] // case["Hkv"])
     formats = {case["format_k"], case["format_v"]}
     if not gpu.startswith("sm90"):
-        return f"144 queries at once are Gluon's for sm90; {gpu} takes fewer"
+        return f"{many} queries at once are Gluon's for sm90; {gpu} takes fewer"
     fits = formats <= {"q8_0", "q4_0", "tq3_0"} or formats == {"f16"}
     if not fits or case["dtype"] == "f32" or case["D"] != 256 or case["T"] > 64:
-        return "144 queries at once want caches of codes or f16, 16-bit queries of 64 nodes at most and a head of 256"
+        return (
+            f"{many} queries at once want caches of codes or f16, 16-bit queries of 64 nodes at most and a head of 256"
+        )
     if config["left"] != "keys" or config["BLOCK_S"] != 64 or not config["rising"] or config["least_tiles"] != 1:
-        return "of 144 queries at once, keys stand on the left, 64 of them, in shares of any length"
+        return f"of {many} queries at once, keys stand on the left, 64 of them, in shares of any length"
     if (config["programs"], config["num_warps"], config["num_stages"]) != (132, 4, 2):
-        return "144 queries at once take a whole multiprocessor, and three tiles of K and V each"
+        return f"{many} queries at once take a whole multiprocessor, and tiles of K and V as they are"
+    if rows <= {48: 16, 80: 48, 144: 80}[many]:
+        return f"{rows} queries go in a pass of fewer than {many}"
     return None
 
 

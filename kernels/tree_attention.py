@@ -8,10 +8,10 @@
 A row of the cache is read and unpacked once for BM queries. Six kernels share the work: `lib/rows_left.py` with
 queries on the left of the products, for plain caches and f32, `lib/one_walk.py` the same where registers are few;
 `lib/keys_left.py` with keys on the left, where a row of codes is unpacked in the registers that multiply it; for sm90
-alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and with 48 or 144 `lib/one_pass.py` or, of
-f16, `lib/plain_pass.py`. What a share says (m, l, acc / l) goes to memory; a last launch, a program for (t, h, columns),
-joins the shares, undoes the rotation of V and applies the gate. `start` is read on the device: the splits share what is
-there, and one without rows writes l = 0.
+alone `lib/own_rows.py`, whose warps wait for nobody, with 8 or 16 queries, and with 48, 80 or 144 `lib/one_pass.py`
+or, of f16, `lib/plain_pass.py`. What a share says (m, l, acc / l) goes to memory; a last launch, a program for
+(t, h, columns), joins the shares, undoes the rotation of V and applies the gate. `start` is read on the device: the
+splits share what is there, and one without rows writes l = 0.
 
 Memory-bound for one query: 123 us for f16, 34.5 us for q4_0 at 131072 rows of 4 x 256 (H200); from some twenty on the
 tensor cores bind. At 4096 rows the latency of two launches decides. Products are of f16 (bf16 on a bf16 cache, f32 for
@@ -32,7 +32,7 @@ from .lib.device import compiled_for, has_pdl, has_ptx, is_narrow
 from .lib.early import wait
 from .lib.fwht import rotate, unrotate
 from .lib.keys_left import keys_left
-from .lib.one_pass import FEW, QUERIES, REGISTERS, STAGES, one_pass
+from .lib.one_pass import QUERIES, STAGES, one_pass, roles
 from .lib.one_walk import one_walk
 from .lib.own_rows import own_rows
 from .lib.rows_left import rows_left
@@ -44,8 +44,8 @@ LEFT = ("queries", "keys", "own")
 @dataclass(frozen=True)
 class Config:
     # what stands on the left of the products: "keys" wants a quantised cache, 16-bit queries and D = 256; a BLOCK_M of
-    # 144 is one pass, of f16 caches too, of 64 nodes at most, and 48 several beside each other. "own" are warps with
-    # rows of their own, for 8 or 16 queries
+    # 48, 80 or 144 is one pass for so many, of f16 caches too, of 64 nodes at most. "own" are warps with rows of their
+    # own, for 8 or 16 queries
     left: str = "queries"
     BLOCK_S: int = 32
     BLOCK_M: int = 32
@@ -154,6 +154,20 @@ def _own(rows: int, S: int, formats: set[str]) -> Config:
     return Config("own", 64, BM, 132, 1, warps, parts=parts, join_warps=join_warps)
 
 
+def _one_pass(rows: int, S: int, formats: tuple[str, str]) -> int:
+    """Queries of a program where rows are unpacked once for so many, or none: what begins and ends one of 48 is a third
+    of what it is of 144, and of long caches tiles are what counts."""
+    plain, short = formats == ("f16", "f16"), S <= 12288
+    if rows <= 48 or (short and rows <= (192 if S <= 6144 or not plain else 144)):
+        return 48
+    if plain:
+        # three blocks of 64 are less than two passes
+        return 144 if 64 < rows <= 144 else 0
+    if rows <= 80 or 144 < rows <= 240:
+        return 80
+    return 48 if rows <= 96 and formats == ("q4_0", "q4_0") else 144
+
+
 def _default(
     q: torch.Tensor, rows: int, cache_k: torch.Tensor, cache_v: torch.Tensor, formats: tuple[str, str]
 ) -> Config:
@@ -169,22 +183,19 @@ def _default(
     keys = _suits_keys(q, D, *formats) and set(formats) <= {"q4_0", "q8_0"}
     one = _suits_one_pass(q, cache_k, cache_v, *formats)
     # rows are unpacked again for every 16 queries, and soon as fast once for all of them
-    if not short:
-        few = 33 if "tq3_0" in formats else 17
-    else:
-        few = 49 if S > 6144 else 64 if "q8_0" in formats else 112 if "tq3_0" in formats else 80
-    if rows < few and _suits_own(q, D, *formats):
+    if rows <= (32 if S <= 16384 else 16) and _suits_own(q, D, *formats):
         return _own(rows, S, set(formats))
     if rows <= 16:
         if keys:
             return Config("keys", 64, 16, 132 if short else 264, least, num_stages=3)
         programs = 132 if here and plain and S <= 8192 else 264
         return Config("queries", 64 if quantised else 32, 16, programs, least, num_stages=2 if quantised else 3)
-    # one block of 32 queries costs less than one pass; of f16 one of 64 does, and three less than two passes
-    if one and ((rows > 32 or formats != ("q4_0", "q4_0")) if quantised else (64 < rows <= QUERIES and S > 6144)):
+    if one and rows > (32 if plain else 16) and (at_once := _one_pass(rows, S, formats)):
+        if at_once < 144:
+            return Config("keys", 64, at_once, 132, least, num_stages=2, parts=16 if at_once == 48 else 32)
         # 33 parts in one round of a join that has nothing to turn back
-        at_once, warps = (64, 2) if rows <= QUERIES and formats[1] != "tq3_0" else (32, 1)
-        return Config("keys", 64, QUERIES, 132, least, num_stages=2, parts=at_once, join_warps=warps)
+        parts, warps = (64, 2) if rows <= 144 and formats[1] != "tq3_0" else (32, 1)
+        return Config("keys", 64, 144, 132, least, num_stages=2, parts=parts, join_warps=warps)
     if keys and (short or "q8_0" not in formats):
         return Config("keys", 64, 32, 132 if short else 264, least, num_stages=2 if short else 3)
     if quantised and here:
@@ -218,7 +229,7 @@ def tree_attention(
     if config.left not in LEFT:
         raise ValueError(f"tree_attention has {', '.join(LEFT)} on the left of its products, not {config.left!r}")
     keys, own = (config.left == left for left in ("keys", "own"))
-    whole = config.BLOCK_M in (FEW, QUERIES) and keys
+    whole = config.BLOCK_M in QUERIES and keys
     if own:
         suits = config.BLOCK_M in (8, 16) and config.num_warps in (4, 8) and _suits_own(q, D, format_k, format_v)
     elif whole:
@@ -230,7 +241,9 @@ def tree_attention(
         raise ValueError(f"{config} does not suit {q.dtype} queries of {D} on a cache of {format_k} and {format_v}")
     BM = config.BLOCK_M if own or whole else min(config.BLOCK_M, max(16, triton.next_power_of_2(T * G)))
     if BM & (BM - 1) and not whole:
-        raise ValueError(f"tree_attention takes a power of two of queries at a time, or {FEW} or {QUERIES} in one pass: {BM}")
+        raise ValueError(
+            f"tree_attention takes a power of two of queries at a time, in one pass one of {QUERIES}: {BM}"
+        )
     tiles, BS = triton.cdiv(T * G, BM), 64 if whole else rows_in_tile(config.BLOCK_S, q.dtype)
     BS = 16 * config.num_warps if own else BS
     # all kernels but one have a share more, of the nodes
@@ -247,7 +260,7 @@ def tree_attention(
     ahead = has_pdl(q.device) and config.early
     early = {"EARLY": ahead, "launch_pdl": ahead} if has_pdl(q.device) else {"EARLY": False}
     scale = LOG2E / D**0.5
-    if whole and format_k == "tq3_0":
+    if whole and format_k == "tq3_0" and BM > 48:
         # queries are rounded behind the rotation: the scale goes before it, and not behind every score
         turned = torch.empty((T, H, D), dtype=torch.float16, device=q.device)
         _rotated[(triton.cdiv(T * H, 16),)](q, q.stride(0), q.stride(1), turned, T * H, H, scale, D=D, **early)
@@ -262,13 +275,15 @@ def tree_attention(
         own_rows[tiles, splits, Hkv](
             *operands, S, **shape, N=BM, W=config.num_warps, num_warps=config.num_warps, **early
         )
-    elif whole and format_k == "f16":
-        roles = {"E": BM // 16, "STAGES": plain_pass.STAGES[BM], "REGISTERS": plain_pass.REGISTERS, "num_warps": 8}
-        boxes = plain_pass.described(cache_k, 64), plain_pass.described(cache_v, 32)
-        plain_pass.plain_pass[splits + 1, Hkv, tiles](*operands, S, *boxes, G=G, **roles, **early)
     elif whole:
-        roles = {"E": BM // 16, "STAGES": STAGES[BM], "REGISTERS": REGISTERS, "num_warps": 8}
-        one_pass[splits + 1, Hkv, tiles](*operands, S, **shape, **roles, **early)
+        plain = format_k == "f16"
+        made = roles(BM, S // (BS * parts), plain_pass.STAGES if plain else STAGES, format_k, format_v)
+        grid = parts, Hkv, tiles
+        if plain:
+            boxes = plain_pass.described(cache_k, 64), plain_pass.described(cache_v, 32)
+            plain_pass.plain_pass[grid](*operands, S, *boxes, G=G, **made, **early)
+        else:
+            one_pass[grid](*operands, S, **shape, **made, **early)
     elif keys:
         keys_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, ASM=has_ptx(q.device))
     elif is_narrow(q.device):
@@ -276,7 +291,8 @@ def tree_attention(
     else:
         rising = config.rising or BM < 64 or tl.float32 in (types["TYPE_K"], types["TYPE_V"])
         rows_left[tiles, splits + 1, Hkv](*operands, **shape, **types, **blocks, **early, RISING=rising)
-    BD = min(D, 128)
+    # few parts of a whole head are a warp's registers
+    BD = D if whole and parts <= 16 else min(D, 128)
     gate_strides = (gate.stride(0), gate.stride(1)) if gate is not None else (0, 0)
     _join[(T, H, D // BD)](
         part_o, part_m, part_l, ancestors, gate, *gate_strides, out, H, parts, D=D, BT=triton.next_power_of_2(T),

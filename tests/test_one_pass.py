@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import triton
-from draftwood.kernels.lib import eights, feed, fragments, one_pass, plain_pass, weights
+from draftwood.kernels.lib import eights, feed, fragments, one_pass, plain_pass, rotated, weights
 from draftwood.kernels.tree_attention import Config
 from draftwood.lab import gluon
 from draftwood.lab.oracles import Subject, Trial
@@ -29,11 +29,12 @@ BASE = SPEC.cases["edge"][0].but(
     T=23, H=6, Hkv=1, D=256, context=300, spare=3, window=0, tree="random", scores="normal", dtype="bf16", gate=False
 )
 # values, scores and the copy of the cache: who goes on first
-ORDERS = ((0, 1, 2), (2, 1, 0), (2, 0, 1))
+ORDERS = ((0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1))
 PARTS = {
     "eights": eights,
     "fragments": fragments,
     "feed": feed,
+    "rotated": rotated,
     "weights": weights,
     "one_pass": one_pass,
     "plain_pass": plain_pass,
@@ -43,6 +44,13 @@ SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in PARTS.it
 orders = pytest.mark.parametrize("order", ORDERS, ids=str)
 copies = pytest.mark.parametrize("late", [False, True])
 formats = pytest.mark.parametrize("format", FORMATS)
+
+
+def some(names, pairs, often):
+    """Those that every run has, and the rest with -m "long or not long"."""
+    return pytest.mark.parametrize(
+        names, [pytest.param(*p, marks=[] if often(*p) else [pytest.mark.long]) for p in pairs]
+    )
 
 
 def of(format, **values):
@@ -67,7 +75,7 @@ def join(
 
 def verdicts(
     monkeypatch, case, kernels=KERNELS, late=False, order=ORDERS[0], seed=0, programs=3, joined=False, queries=144,
-    wanted=("numeric", "redzone", "unchanged"),
+    wanted=("numeric", "redzone", "unchanged"), long=True,
 ):  # fmt: skip
     """What the lab says of the launcher with these kernels in place of those that want a GPU."""
 
@@ -83,6 +91,8 @@ def verdicts(
     if not joined:
         monkeypatch.setattr(module, "_join", indexed(lambda grid: join))
     config = Config("keys", 64, queries, programs, 1, num_stages=2)
+    # 48 queries of so few rows would have one side
+    monkeypatch.setattr(one_pass, "LONG", 0 if long else 8)
 
     def call(_name, **inputs):
         return module.tree_attention(**inputs, config=config)
@@ -96,89 +106,117 @@ def right(*args, **more):
 
 
 @formats
-def test_with_the_join_behind_it_it_means_what_the_reference_means(format, monkeypatch):
-    right(monkeypatch, of(format, T=17, gate=True), late=True, joined=True)
+@pytest.mark.parametrize("queries", [48, 144])
+def test_with_the_join_behind_it_it_means_what_the_reference_means(queries, format, monkeypatch):
+    right(monkeypatch, of(format, T=17, gate=True), late=True, joined=True, queries=queries)
 
 
-@orders
-@copies
+@some(
+    ("queries", "order", "late"),
+    [(queries, order, late) for queries in one_pass.QUERIES for order in ORDERS for late in (False, True)],
+    lambda queries, order, late: queries == 48 or (late and order == ORDERS[queries % 3]),
+)
 @formats
-def test_whoever_goes_first_and_whatever_comes_late_it_means_the_same(format, late, order, monkeypatch):
-    right(monkeypatch, of(format), late=late, order=order)
+def test_whoever_goes_first_and_whatever_comes_late_it_means_the_same(queries, format, late, order, monkeypatch):
+    right(monkeypatch, of(format), late=late, order=order, queries=queries)
 
 
 @formats
-@pytest.mark.parametrize("T", range(16, 25, 2))
-def test_trees_of_one_pass(T, format, monkeypatch):
-    right(monkeypatch, of(format, T=T), seed=T)
+@pytest.mark.parametrize("long", [False, True])
+def test_of_few_queries_one_side_gives_what_two_do(long, format, monkeypatch):
+    right(monkeypatch, of(format, T=8, context=700), late=True, programs=2, queries=48, long=long)
 
 
 @formats
 @pytest.mark.parametrize(
-    "values",
-    [
-        {"context": 0},
-        {"context": 63},
-        {"context": 128, "T": 16},
-        {"context": 129, "window": 128},
-        {"context": 400, "window": 150, "tree": "padded"},
-        {"context": 250, "tree": "padded", "T": 24, "spare": 0},
-        {"context": 250, "tree": "block", "gate": True},
-        {"context": 700, "tree": "chain", "dtype": "f16"},
-        {"context": 200, "H": 12, "Hkv": 2},
-        {"context": 190, "T": 64, "tree": "star"},
-        {"context": 320, "scores": "flat"},
-    ],
-    ids=lambda values: ",".join(f"{name}={value}" for name, value in values.items()),
+    ("T", "queries"), [(1, 48), (3, 80), (9, 48), (13, 80), (16, 144), (20, 80), (23, 48), (24, 144)]
 )
-def test_shares_a_remainder_a_window_and_padding(values, format, monkeypatch):
-    right(monkeypatch, of(format, **values), late=True, programs=2 * values.get("Hkv", 1) + 1)
+def test_trees_of_one_pass(T, queries, format, monkeypatch):
+    right(monkeypatch, of(format, T=T), seed=T, queries=queries)
 
 
-@orders
+SHAPES = (
+    {"context": 0},
+    {"context": 63},
+    {"context": 128, "T": 16},
+    {"context": 129, "window": 128},
+    {"context": 400, "window": 150, "tree": "padded"},
+    {"context": 250, "tree": "padded", "T": 24, "spare": 0},
+    {"context": 250, "tree": "block", "gate": True},
+    {"context": 700, "tree": "chain", "dtype": "f16"},
+    {"context": 200, "H": 12, "Hkv": 2},
+    {"context": 190, "T": 64, "tree": "star"},
+    {"context": 320, "scores": "flat"},
+)
+
+
+@some(
+    ("shape", "queries"),
+    [(i, queries) for i in range(len(SHAPES)) for queries in (48, 144)],
+    lambda i, queries: i % 2 == (queries == 48),
+)
 @formats
-def test_a_share_that_passes_its_first_tile_is_walked_again(format, order, monkeypatch):
-    right(monkeypatch, of(format, scores="sharp", context=500), late=True, order=order)
+def test_shares_a_remainder_a_window_and_padding(shape, queries, format, monkeypatch):
+    values = SHAPES[shape]
+    programs = (2 * values.get("Hkv", 1) + 1) * (1 if queries == 144 else 3)
+    right(monkeypatch, of(format, **values), late=True, programs=programs, queries=queries)
+
+
+@some(
+    ("queries", "order"),
+    [(queries, order) for queries in one_pass.QUERIES for order in ORDERS],
+    lambda queries, order: order == ORDERS[queries // 16 % 3] or (queries == 48 and order == ORDERS[1]),
+)
+@formats
+def test_a_share_that_passes_its_first_tile_is_walked_again(queries, format, order, monkeypatch):
+    right(monkeypatch, of(format, scores="sharp", context=500), late=True, order=order, queries=queries)
 
 
 @pytest.mark.parametrize(("format_k", "format_v"), [("q4_0", "q8_0"), ("q8_0", "tq3_0"), ("tq3_0", "q4_0")])
-def test_keys_and_values_may_be_of_two_formats(format_k, format_v, monkeypatch):
-    right(monkeypatch, of(format_k, format_v=format_v), late=True)
+@pytest.mark.parametrize("queries", [48, 144])
+def test_keys_and_values_may_be_of_two_formats(queries, format_k, format_v, monkeypatch):
+    right(monkeypatch, of(format_k, format_v=format_v), late=True, queries=queries)
 
 
 @pytest.mark.parametrize("format", ["q4_0", "f16"])
-@pytest.mark.parametrize("programs", [1, 2, 5, 9, 40])
-def test_any_number_of_shares_gives_the_same(programs, format, monkeypatch):
-    right(monkeypatch, of(format, context=512), programs=programs)
+@some(
+    ("programs", "queries"),
+    [(programs, queries) for programs in (1, 2, 5, 9, 40) for queries in (48, 144)],
+    lambda programs, queries: (programs in (2, 9)) == (queries == 144),
+)
+def test_any_number_of_shares_gives_the_same(queries, programs, format, monkeypatch):
+    right(monkeypatch, of(format, context=512), programs=programs * 144 // queries, queries=queries)
 
 
 @formats
-def test_what_is_no_number_stays_in_its_query(format, monkeypatch):
-    right(monkeypatch, of(format), wanted=("nonfinite",))
+@pytest.mark.parametrize("queries", [48, 144])
+def test_what_is_no_number_stays_in_its_query(queries, format, monkeypatch):
+    right(monkeypatch, of(format), wanted=("nonfinite",), queries=queries)
 
 
 BUGS = {
     # who waits for whom
     "a tile of K is overwritten before it is read": (
         "feed",
-        "mbarrier.wait(k_free.index(AT[1] + slot), round ^ 1)",
+        "wait(at_b + AT[1] + 8 * slot, round ^ 1, 4)",
         "pass",
     ),
     "a tile of V is overwritten before it is read": (
         "feed",
-        "mbarrier.wait(v_free.index(AT[3] + slot), round ^ 1)",
+        "wait(at_b + AT[3] + 8 * slot, round ^ 1, 4)",
         "pass",
     ),
-    "a tile is told of before it has come": ("feed", "async_copy.wait_group(1)", "async_copy.wait_group(2)"),
-    "scales of V come after it is told of": (
+    "a tile is told of before it has come": (
         "feed",
-        """                    _in_pairs(v_scales.index(slot), b_s)
-                    mbarrier.arrive(v_full.index(AT[2] + slot), count=1)
+        """            _words(k_scales.index(slot), p, row, bound, s_k, 0)
+            copied(at_b + AT[0] + 8 * slot, 4)
 """,
-        """                    mbarrier.arrive(v_full.index(AT[2] + slot), count=1)
-                    _in_pairs(v_scales.index(slot), b_s)
+        """            copied(at_b + AT[0] + 8 * slot, 4)
+            _words(k_scales.index(slot), p, row, bound, s_k, 0)
 """,
     ),
+    "V is told of where K is": ("feed", "copied(at_b + AT[2] + 8 * slot, 4)", "copied(at_b + AT[0] + 8 * slot, 4)"),
+    "rows that not all see are copied as if they did": ("feed", "if j < seen:", "if j < seen + 2:"),
     "weights are overwritten while they are read": ("weights", "wait(at_b + P_FREE + 8 * slot, round ^ 1, 4)", "pass"),
     "weights are read before they are there": ("one_pass", "wait(at_b + P_FULL + 8 * slot_p, round_p, 8)", "pass"),
     "the last sums are taken before they are there": ("one_pass", "    wait(at_b + SUMMED, 0, 8)\n", ""),
@@ -186,12 +224,12 @@ BUGS = {
     "scores are masked before the mask is there": ("weights", "wait(at_b + MASKED, 0, 4)", "pass"),
     "weights are given away before they are written": (
         "weights",
-        """                p = _weights(s, at_lane + slot * 18432, scale, FORMAT)
+        """                p = _weights(s, at_lane + slot * (2048 * E), scale, FORMAT)
                 fence_async_shared()
                 came(at_b + P_FULL + 8 * slot, 4)
 """,
         """                came(at_b + P_FULL + 8 * slot, 4)
-                p = _weights(s, at_lane + slot * 18432, scale, FORMAT)
+                p = _weights(s, at_lane + slot * (2048 * E), scale, FORMAT)
 """,
     ),
     "K is given up while some of it is to come": ("weights", "if c == 16 - HELD:", "if c == 0:"),
@@ -202,19 +240,23 @@ BUGS = {
     ),
     "K of f16 is given up under its product": ("weights", "        s = waited(s, 0)\n        arrive", "        arrive"),
     "scores are weighed while their product runs": ("weights", "0 if c == 15 else 2", "2"),
-    "nobody says that V is free": ("one_pass", "            came(at_b + V_FREE + 8 * slot, 8)\n", ""),
-    "V is given up under its products": ("one_pass", "            b = waited(b, 0)\n", ""),
+    "nobody says that V is free": (
+        "one_pass",
+        "waited(b, 0)\n        came(at_b + V_FREE + 8 * slot, 8)\n",
+        "waited(b, 0)\n",
+    ),
+    "V is given up under its products": ("one_pass", "        b = waited(b, 0)\n", ""),
     "the second walk counts K's tiles anew": (
         "weights",
         "        steps = gl.where(phase == 0,",
         "        done = 0\n        steps = gl.where(phase == 0,",
     ),
-    "the second walk adds to the first": ("one_pass", "gl.where(j > 0,", "gl.where(j + i_walk > 0,"),
+    "a walk adds to what was before": ("one_pass", "gl.where(j > 0,", "gl.where(j > -1,"),
     "no share is walked again": ("weights", "(b_l, 0) > MOST, 1, 0)", "(b_l, 0) > MOST, 0, 0)"),
     "the second walk's sums begin with the first's": (
         "weights",
-        "        x = (x0, x0, x0, x0, x0, x0)\n",
-        "        x = (x0, x0, x0, x0, x0, x0) if phase < 2 else x\n",
+        "        x = ()\n        for _i in gl.static_range((2 * E + 7) // 8):\n",
+        "        x = () if phase < 2 else x\n        for _i in gl.static_range(3 if phase < 2 else 0):\n",
     ),
     "the second walk's maximum is that above the first's": (
         "weights",
@@ -225,11 +267,19 @@ BUGS = {
     "the maximum loses its first part": ("weights", "o_c == 0, high", "o_c == 3, high"),
     "the sums of four warps are two warps'": ("weights", "(a + b) + (c + d)", "(a + b) + (a + b)"),
     "a maximum is that of three warps": ("weights", "gl.maximum(c, d)", "c"),
-    "what warps have lies on one another": ("weights", "[:, None] * 576", "[:, None] * 512"),
+    "what warps have lies on one another": ("weights", "[:, None] * EACH + o_l", "[:, None] * (EACH - 64) + o_l"),
     "sums of panels change places": ("weights", "o_l // 8 % 2 + o_l // 4 % 2 * 2", "o_l // 8 % 2 * 2 + o_l // 4 % 2"),
     "sums of eights change places": ("weights", "o_l // 16 * 32 + o_l", "(1 - o_l // 16) * 32 + o_l"),
-    "lanes that are four on are summed twice": ("weights", "first + 3, 16), 8))", "first + 3, 16), 4))"),
-    "the last panel's sums are those of half the lanes": ("weights", "for far in (8, 4):", "for far in (8, 8):"),
+    "lanes that are four on are summed twice": (
+        "weights",
+        "fours.append(with_(twos, 8))",
+        "fours.append(with_(twos, 4))",
+    ),
+    "the last panel's sums are those of half the lanes": (
+        "weights",
+        "stay.append(with_(fours, 4))",
+        "stay.append(with_(fours, 8))",
+    ),
     "the other half of the lanes keeps the other half of the columns": (
         "weights",
         "selp.b32 $0, $3, $2, upper",
@@ -263,7 +313,53 @@ BUGS = {
     "scales of the other block": ("fragments", "scales = s[c // 8 * 2 + r]", "scales = s[2 - c // 8 * 2 + r]"),
     "scales of q8_0 are neighbours'": ("fragments", "t % 2 == 1, 0x3232", "t % 2 == 0, 0x3232"),
     "scales of the row eight on": ("fragments", "_unpacked(TEXT, w[1], s[1])", "_unpacked(TEXT, w[1], s[0])"),
-    "scales of two blocks change places": ("feed", "gl.join(even, odd)", "gl.join(odd, even)"),
+    "scales of two blocks change places": ("fragments", "warp % 2 == 1, 0x7632", "warp % 2 == 0, 0x7632"),
+    "scales of two rows change places": ("fragments", "[s[0], s[1], half]", "[s[1], s[0], half]"),
+    # of few queries: two sides, weights ahead of products, queries that are turned here
+    "of 48, sides take the same tiles": ("weights", "range(SIDE, steps, SIDES)", "range(0, steps, SIDES)"),
+    "of 48, a side does not wait for what the other has": ("weights", "        wait(at_b + MET, phase % 2, 4)\n", ""),
+    "of 48, a side adds but its own": ("weights", "o = at + 8192 * i\n", "o = at + 8192 * SIDE\n"),
+    "of 48, what comes next lies over what is read": ("weights", "4 * EACH * (phase % 2)", "0 * (phase % 2)"),
+    "of 48, sides subtract at one place": ("weights", "at_less + 512 * SIDE", "at_less"),
+    "of 48, the other side's tiles are not counted": (
+        "weights",
+        "gl.where(weigh, steps, 0)",
+        "gl.where(weigh, steps // SIDES, 0)",
+    ),
+    "of 48, products do not wait for weights": (
+        "one_pass",
+        "        if j >= 0:\n            wait(at_b + P_FULL + 8 * slot_p, round_p, 8)\n",
+        "",
+    ),
+    "of 48, V is unpacked before it is there": (
+        "one_pass",
+        "                    wait(at_b + V_FULL + 8 * after, round, 8)\n",
+        "                    pass\n",
+    ),
+    "of 48, V is given up with half of it to come": ("one_pass", "if c + 2 * PIECES == 4:", "if c + PIECES == 4:"),
+    "of 48, nobody says that P is free": (
+        "one_pass",
+        "        came(at_b + P_FREE + 8 * slot_p, 8, j >= 0)\n    return a, b\n\n\n@gluon.jit\ndef _beside",
+        "    return a, b\n\n\n@gluon.jit\ndef _beside",
+    ),
+    "of 48, the turn of nothing is told of": (
+        "one_pass",
+        "8 * slot_p, 8, j >= 0)\n    return a, b\n\n\n@gluon.jit\ndef _beside",
+        "8 * slot_p, 8)\n    return a, b\n\n\n@gluon.jit\ndef _beside",
+    ),
+    "of 48, tq3_0: differences for sums": ("one_pass", "gl.where(first, 1.0, -1.0)", "gl.where(first, -1.0, 1.0)"),
+    "of 48, tq3_0: the other half's signs": ("one_pass", "sign(o_i, HIGH_1)", "sign(o_i, LOW_1)"),
+    "of 48, tq3_0: signs of the end change places": (
+        "one_pass",
+        "sign(o_i, LOW_2), sign(o_i, HIGH_2)",
+        "sign(o_i, HIGH_2), sign(o_i, LOW_2)",
+    ),
+    "of 48, tq3_0: a butterfly is left out": (
+        "rotated",
+        "STEPS: gl.constexpr = U.bit_length() - 1",
+        "STEPS: gl.constexpr = U.bit_length() - 2",
+    ),
+    "of 48, tq3_0: scores are scaled twice": ("one_pass", "        scale = scale * 0.0 + 1.0\n", ""),
     "the last 16 queries are the first": ("one_pass", "o_m = first + 16 * i", "o_m = first + 16 * i % 128"),
     "eights of queries change places": ("fragments", "(1, 0, 2, 3))\n    return", "(1, 2, 0, 3))\n    return"),
     "a panel of weights is the next one": ("weights", "at + 2048 * i]", "at + 2048 * (i - i // 8)]"),
@@ -374,7 +470,9 @@ def test_a_planted_bug_is_seen(bug, monkeypatch):
         for order in ORDERS
         for late in (True, False)
         for case in cases
-        for verdict in verdicts(monkeypatch, case, kernels, late, order, wanted=("numeric",))
+        for verdict in verdicts(
+            monkeypatch, case, kernels, late, order, wanted=("numeric",), queries=48 if "of 48" in bug else 144
+        )
     )
 
 
@@ -385,20 +483,30 @@ from draftwood.reference.ops import find
 from triton.backends.compiler import GPUTarget
 import draftwood.kernels.tree_attention as module
 elsewhere.claim(GPUTarget("cuda", 90, 32))
-op, found = find("tree_attention"), {}
-case = op.spec.cases["perf"][0].but(T=23, tree="ddtree", context=131072)
-for format, registers in json.loads(sys.argv[2]):
-    module.REGISTERS = tuple(registers)
-    inputs = elsewhere.hollow(elsewhere.drawn(op.spec, case.but(format_k=format, format_v=format)))
+op, roles = find("tree_attention"), module.roles
+case = op.spec.cases["perf"][0].but(tree="ddtree")
+for name, format, T, context, registers in json.loads(sys.argv[2]):
+    module.roles = lambda *asked: {**roles(*asked), **({"REGISTERS": tuple(registers)} if registers else {})}
+    of = case.but(T=T, context=context, format_k=format, format_v=format)
+    inputs = elsewhere.hollow(elsewhere.drawn(op.spec, of))
     kernels = elsewhere.launches(lambda: op.function("kernels")(**inputs))
     (one,) = [kernel for kernel in kernels if kernel.metadata.name.endswith("pass")]
-    open(f"{sys.argv[1]}/{format}{registers[0]}", "wb").write(one.asm["cubin"])
+    open(f"{sys.argv[1]}/{name}", "wb").write(one.asm["cubin"])
 """
+
+
+WATCHED = (
+    *((format, 23, 131072) for format in ("q8_0", "tq3_0", "f16")),
+    ("tq3_0", 12, 131072),
+    ("tq3_0", 8, 131072),
+    ("q8_0", 8, 4096),
+)
 
 
 def test_products_are_under_way_together_and_with_more_registers_for_scores_they_are_not():
     """ptxas waits for each product where one role's registers do not suffice, spills nothing, and says so to nobody."""
-    asked = [(format, one_pass.REGISTERS) for format in FORMATS] + [("q8_0", (136, 24))]
+    asked = [(f"{format} {T} {S}", format, T, S, ()) for format, T, S in WATCHED]
+    asked.append(("few", "q8_0", 23, 131072, (136, 24)))
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
     with tempfile.TemporaryDirectory() as scratch:
         env = {**os.environ, "TRITON_CACHE_DIR": scratch, "TRITON_DEFAULT_FP_FUSION": "1"}
@@ -407,8 +515,8 @@ def test_products_are_under_way_together_and_with_more_registers_for_scores_they
         command = [sys.executable, "-c", COMPILED, scratch, json.dumps(asked)]
         run = subprocess.run(command, capture_output=True, text=True, env=env, cwd=scratch)
         assert run.returncode == 0, run.stderr[-2000:]
-        for format, registers in asked:
-            command = [str(tool), "-c", f"{scratch}/{format}{registers[0]}"]
+        for name, *_ in asked:
+            command = [str(tool), "-c", f"{scratch}/{name}"]
             code = subprocess.run(command, capture_output=True, text=True, check=True).stdout
             products, waits = (len(re.findall(what, code)) for what in (r"\bHGMMA", r"DEPBAR\.LE gsb0, 0x0"))
-            assert products == 25 and (waits >= 24 if registers[0] > 120 else waits <= 4), (format, products, waits)
+            assert products >= 25 and (waits >= 24 if name == "few" else waits <= 10), (name, products, waits)

@@ -48,6 +48,8 @@ setp.eq.u32 p, $2, 0;
 mov.b32 $0, 0;
 }
 """)
+# an arrival of every thread's, when all that it copies has come
+_COPIED = gl.constexpr("cp.async.mbarrier.arrive.noinc.shared.b64 [$1];\nmov.b32 $0, $2;")
 _WAIT = gl.constexpr("""
 {
 .reg .pred p;
@@ -86,12 +88,19 @@ def kept(memory, W: gl.constexpr):
 
 @gluon.constexpr_function
 def _begun(rings):
-    """mbarriers from $1 on, by thread $2 alone; rings: how far on one begins, its mbarriers and their arrivals."""
-    text = "{\n.reg .pred p;\nsetp.eq.u32 p, $2, 0;\n"
+    """mbarriers from $1 on, by thread $2 alone; rings: how far on one begins, its one or four mbarriers and their
+    arrivals. The fours in a loop: code that runs once is waited for."""
+    text = (
+        "{\n.reg .pred p;\n.reg .b32 a, e;\nsetp.ne.u32 p, $2, 0;\n@p bra done;\nmov.b32 a, $1;\nadd.u32 e, $1, 32;\n"
+    )
     for at, many, count in rings:
-        for i in range(many):
-            text += f"@p mbarrier.init.shared.b64 [$1+{at + 8 * i}], {count};\n"
-    return text + "mov.b32 $0, 0;\n}"
+        if many == 1:
+            text += f"mbarrier.init.shared.b64 [a+{at}], {count};\n"
+    text += "again:\n"
+    for at, many, count in rings:
+        if many == 4:
+            text += f"mbarrier.init.shared.b64 [a+{at}], {count};\n"
+    return text + "add.u32 a, a, 8;\nsetp.lt.u32 p, a, e;\n@p bra again;\ndone:\nmov.b32 $0, 0;\n}"
 
 
 @gluon.jit
@@ -115,9 +124,17 @@ def arrive(at, when, W: gl.constexpr):
 
 
 @gluon.jit
-def came(at, W: gl.constexpr):
-    """As `arrive`, when all that the warp's lanes have written is there."""
-    _each(_CAME, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.arange(0, 32 * W, layout=_threads(W)) % 32)
+def came(at, W: gl.constexpr, when=True):
+    """As `arrive`, when all that the warp's lanes have read and written is."""
+    lane = gl.arange(0, 32 * W, layout=_threads(W)) % 32
+    _each(_CAME, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.where(when, lane, 1))
+
+
+@gluon.jit
+def copied(at, W: gl.constexpr):
+    """Every thread at the mbarrier there, once the asynchronous copies that it has begun have come."""
+    at = gl.full((32 * W,), at, gl.int32, layout=_threads(W))
+    _each(_COPIED, at, at)
 
 
 @gluon.jit

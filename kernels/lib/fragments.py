@@ -117,18 +117,8 @@ def _of_values(N):
     """[16, N], less the lanes that share a word: of rows 2 t, 2 t + 1 and 8 more, the word with a lane's values."""
     shared = 64 // N
     g = [([0, 0, 1 << i] if 1 << i < shared else [0, (1 << i) // shared, 0]) for i in range(3)]
-    warps = [[0, (8 << i) // shared, 0] for i in range(3)]
+    warps = [([0, 0, 8 << i] if 8 << i < shared else [0, (8 << i) // shared, 0]) for i in range(3)]
     P = gl.DistributedLinearLayout([[1, 0, 0], [8, 0, 0]], [[2, 0, 0], [4, 0, 0]] + g, warps, [], [16, N, shared])
-    return gl.SliceLayout(2, P)
-
-
-@gluon.constexpr_function
-def _of_scales():
-    """[8 blocks, 8 pairs of rows], less the lanes that share them."""
-    P = gl.DistributedLinearLayout(
-        [[0, 4, 0]], [[0, 1, 0], [0, 2, 0], [0, 0, 1], [0, 0, 2], [0, 0, 4]], [[1, 0, 0], [2, 0, 0], [4, 0, 0]], [],
-        [8, 8, 8],
-    )  # fmt: skip
     return gl.SliceLayout(2, P)
 
 
@@ -293,9 +283,10 @@ def _by_columns(x, FORMAT: gl.constexpr):
 
 @gluon.jit
 def queries_in_eights(x, FORMAT: gl.constexpr):
-    """[16, 256 values] -> [256, 16]: of eight queries a row each of columns 0, then of columns 1 .., then of others."""
-    x = gl.permute(gl.reshape(_by_columns(x, FORMAT), (16, 2, 8, 16)), (1, 0, 2, 3))
-    return gl.reshape(x, (256, 16))
+    """[N, 256 values] -> [16 N, 16]: of eight queries a row each of columns 0, then of columns 1 .., then of others."""
+    N: gl.constexpr = x.shape[0]
+    x = gl.permute(gl.reshape(_by_columns(x, FORMAT), (16, N // 8, 8, 16)), (1, 0, 2, 3))
+    return gl.reshape(x, (16 * N, 16))
 
 
 @gluon.jit
@@ -312,8 +303,12 @@ def value_words(codes, high, scales, c: gl.constexpr, FORMAT: gl.constexpr):
     """A lane's words of rows 16 c .. 16 c + 15 of a tile of V, those of two rows together, and pairs of scales."""
     L: gl.constexpr = lanes(8)
     g = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :] // 4 + gl.zeros((8, 32), gl.int32, L)
-    s = gl.expand_dims(scales.slice(8 * c, 8, 1).load(_of_scales()), 2).broadcast_to((8, 8, 8))
-    s0, s1 = _two(gl.permute(gl.reshape(s, (8, 2, 4, 8)), (0, 3, 2, 1)), 8)
+    warp = gl.arange(0, 8, gl.SliceLayout(1, L))[:, None] + gl.zeros((8, 32), gl.int32, L)
+    # a warp's values are of one block
+    half = gl.where(warp % 2 == 1, 0x7632, 0x5410)
+    s = _columns(scales.slice(16 * c, 16))
+    s0 = gl.inline_asm_elementwise(_PICK, "=r,r,r,r", [s[0], s[1], half], gl.int32, is_pure=True, pack=1)
+    s1 = gl.inline_asm_elementwise(_PICK, "=r,r,r,r", [s[2], s[3], half], gl.int32, is_pure=True, pack=1)
     w = _columns(codes.slice(16 * c, 16))
     if FORMAT == "q4_0":
         # the half of a word that holds a lane's four values

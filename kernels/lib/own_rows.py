@@ -15,8 +15,6 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-from ...reference.hadamard import SCALE
-from .fwht import S1_HIGH, S1_LOW, S2_HIGH, S2_LOW
 from .lane_rows import (
     CODEBOOK,
     SMALLER,
@@ -32,11 +30,9 @@ from .lane_rows import (
     words,
 )
 from .newer import barrier
+from .rotated import NORM, butterflies, signed
 
 LOWEST = gl.constexpr(-3.0e38)
-NORM = gl.constexpr(SCALE)
-_LOW_1, _HIGH_1 = gl.constexpr(S1_LOW.value), gl.constexpr(S1_HIGH.value)
-_LOW_2, _HIGH_2 = gl.constexpr(S2_LOW.value), gl.constexpr(S2_HIGH.value)
 
 
 @gluon.constexpr_function
@@ -104,14 +100,6 @@ def _weights(b_p, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
     return gl.convert_layout(b_p, gl.DotOperandLayout(1, L, 2))
 
 
-@gluon.jit
-def _signed(b_x, o_i, LOW: gl.constexpr, HIGH: gl.constexpr):
-    """b_x times the sign of element o_i of its group."""
-    low, high = gl.full(o_i.shape, LOW, gl.int64, o_i.type.layout), gl.full(o_i.shape, HIGH, gl.int64, o_i.type.layout)
-    bits = gl.where(o_i < 64, low, high) >> (o_i & 63).to(gl.int64)
-    return gl.where((bits & 1) == 1, -b_x, b_x)
-
-
 @gluon.constexpr_function
 def _rotated_lanes(W, N):
     """[N, W, 4, 64 / W]: a warp has a piece of each 64 values of every query."""
@@ -140,15 +128,9 @@ def _rotated(p_q, m, W: gl.constexpr, N: gl.constexpr, L: gl.constexpr):
     for i in gl.static_range(2 * W):
         # a sign for every bit that the piece's number and the place of the sum have in common
         odd = (o_l & (i // W)) + _ones(o_w & (i % W))
-        b_p = _signed(gl.load(p_q + i * U, mask=m, other=0.0).to(gl.float32), i * U + o_i, _LOW_1, _HIGH_1)
+        b_p = signed(gl.load(p_q + i * U, mask=m, other=0.0).to(gl.float32), i * U + o_i, False)
         b_x += b_p * gl.where(odd % 2 == 1, -1.0, 1.0)
-    STEPS: gl.constexpr = U.bit_length() - 1
-    for i in gl.static_range(STEPS):
-        b_x = gl.permute(gl.reshape(b_x, (N, W, 4, U // 2 >> i, 2, 1 << i)), (0, 1, 2, 3, 5, 4))
-        a, b = gl.split(b_x)
-        b_x = gl.reshape(gl.permute(gl.join(a + b, a - b), (0, 1, 2, 3, 5, 4)), (N, W, 4, U))
-    b_x = gl.convert_layout(b_x, L)
-    return _signed(b_x, o_l % 2 * 64 + o_w * U + o_i, _LOW_2, _HIGH_2) * NORM
+    return signed(butterflies(b_x), o_l % 2 * 64 + o_w * U + o_i, True) * NORM
 
 
 @gluon.jit

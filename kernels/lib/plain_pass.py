@@ -1,4 +1,4 @@
-"""A share of tree_attention for 16 E queries at once, 144 or 48, over rows of f16 (sm90).
+"""A share of tree_attention for 16 E queries at once, 144, 80 or 48, over rows of f16 (sm90).
 
     warps  4: fetch    64 rows of K, twice 32 of V     ──TMA──> shared, two tiles of K, three halves of V
            4: scores   S^T = K q^T  [64, 16 E],  P = 2^(S - m)  ──> shared, f16;  l = sum P
@@ -19,12 +19,11 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .addresses import came, kept, tell, wait
 from .eights import SWIZZLED_32, SWIZZLED_128, lanes, met, waited
-from .feed import turn
+from .feed import told, turn
 from .newer import fetch
 from .one_pass import (
-    FEW,
+    FETCHED,
     PANEL,
-    QUERIES,
     ancestry,
     asked_for,
     barriers_of,
@@ -35,8 +34,8 @@ from .one_pass import (
     panels,
     place,
     put,
+    queries,
     share,
-    told,
     words_of,
 )
 from .weights import (
@@ -51,13 +50,12 @@ from .weights import (
     SUMMED,
     V_FREE,
     V_FULL,
+    VERDICT,
     weighed,
 )
 
-# a thread's, of the warps of scores and of those that fetch; the eight of values take the rest
-REGISTERS = (120, 40)
 # tiles of K, halves of V and tiles of P in shared memory
-STAGES = {QUERIES: (2, 3, 1), FEW: (3, 4, 2)}
+STAGES = {48: (3, 4, 2), 80: (2, 4, 2), 144: (2, 3, 1)}
 
 
 def suits(cache: torch.Tensor) -> bool:
@@ -75,12 +73,15 @@ def described(cache: torch.Tensor, rows: int) -> TensorDescriptor:
 
 @gluon.jit
 def _summed(
-    q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p, at_b, sums, again, tiles,
+    b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p, at_b, sums, again, tiles,
     part_o, o_first, first, T, H, rows,
     G: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr, E: gl.constexpr,
 ):  # fmt: skip
     # while the first rows of the cache come
-    asked_for(asked_of, q, s_q_t, s_q_h, i_kv, first, rows, G, "f16", E)
+    if E > 5:
+        asked_for(asked_of, queries(q, s_q_t, s_q_h, i_kv, first, rows, G, "f16", E), "f16")
+    else:
+        asked_for(asked_of, b_q, "f16")
     came(at_b + ASKED, 8)
     # long before the last of its tiles
     if last:
@@ -93,7 +94,7 @@ def _summed(
     done, walk = 0, 1
     for i_walk in range(2):
         if i_walk == 1:
-            walk = told(again, at_b, 8)
+            walk = told(again, at_b + VERDICT, 8)
         for j in range(tiles * walk):
             slot_p, round_p = turn(done, PS)
             for half in gl.static_range(2):
@@ -147,7 +148,7 @@ def _fetched(
     done, given, cleared, walk = 0, 0, 0, 1
     for phase in range(3):
         if phase == 1:
-            walk = told(again, at_b, 4)
+            walk = told(again, at_b + VERDICT, 4)
         both, steps = phase != 1, tiles * walk
         for j in range(steps + gl.minimum(steps, 1)):
             if j < steps:
@@ -190,6 +191,7 @@ def plain_pass(
     rows_k, rows_v,
     G: gl.constexpr,
     E: gl.constexpr,
+    SIDES: gl.constexpr,
     STAGES: gl.constexpr,
     REGISTERS: gl.constexpr,
     EARLY: gl.constexpr,
@@ -201,7 +203,7 @@ def plain_pass(
     PS: gl.constexpr = STAGES[2]
     W: gl.constexpr = gl.NVMMASharedLayout(128, 16, 2)
     F: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    asked_of, p, less = panels(E, 256), panels(E * PS, 64), panels(1, 256)
+    asked_of, p, less = panels(E, 256), panels(E * PS, 64), panels(SIDES, 256)
     k = gl.allocate_shared_memory(gl.float16, [KS * 4, 64, 64], W)
     v = gl.allocate_shared_memory(gl.float16, [VS * 4, 32, 64], W)
     held_bits, bits = bits_of()
@@ -210,25 +212,41 @@ def plain_pass(
     at_k, at_v = place(k, 8192), place(v, 4096)
     at_bits = place(held_bits, 4096) * 16
     at_b, barriers = at_less * 16 + BARRIERS, barriers_of(less)
-    begun_at(at_b)
-    tops = gl.allocate_shared_memory(gl.float32, [256], F)
+    begun_at(at_b, FETCHED)
+    tops = gl.allocate_shared_memory(gl.float32, [256 * SIDES], F)
     sums = gl.allocate_shared_memory(gl.float32, [256], F)
     again = gl.allocate_shared_memory(gl.int32, [1], F)
     if EARLY:
         p_k, p_v = cache_k + i_kv.to(gl.int64) * s_k_h, cache_v + i_kv.to(gl.int64) * s_v_h
         early(start, p_k, p_v, T, S, window, i_split, splits, s_k_s, s_v_s)
     end = gl.load(start)
+    b_q = queries(q, s_q_t, s_q_h, i_kv, first, rows, G, "f16", E if E < 9 else 0)
     begin, tiles, seen, last = share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G
-    gl.warp_specialize(
-        [
-            (_summed, (q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p, at_b, sums,
-                       again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS, E)),
-            (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less.index(0), k, k, k, tops, sums, seen, again, tiles,
-                       scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E)),
-            (_fetched, (rows_k, rows_v, i_kv * (s_k_h // s_k_s), i_kv * (s_v_h // s_v_s), begin, tiles, seen, end, T,
-                        ancestors, k, v, barriers, at_b, again, KS, VS)),
-        ],
-        [4, 4], [REGISTERS[0], REGISTERS[1]],
-    )  # fmt: skip
+    if SIDES > 1:
+        gl.warp_specialize(
+            [
+                (_summed, (b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p,
+                           at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS, E)),
+                (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less, k, k, k, tops, sums, seen, again, tiles,
+                           scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E, 0, 2)),
+                (_fetched, (rows_k, rows_v, i_kv * (s_k_h // s_k_s), i_kv * (s_v_h // s_v_s), begin, tiles, seen, end,
+                            T, ancestors, k, v, barriers, at_b, again, KS, VS)),
+                (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less, k, k, k, tops, sums, seen, again, tiles,
+                           scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E, 1, 2)),
+            ],
+            [4, 4, 4], [REGISTERS[0], REGISTERS[1], REGISTERS[0]],
+        )  # fmt: skip
+    else:
+        gl.warp_specialize(
+            [
+                (_summed, (b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p,
+                           at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS, E)),
+                (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less, k, k, k, tops, sums, seen, again, tiles,
+                           scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E, 0, 1)),
+                (_fetched, (rows_k, rows_v, i_kv * (s_k_h // s_k_s), i_kv * (s_v_h // s_v_s), begin, tiles, seen, end,
+                            T, ancestors, k, v, barriers, at_b, again, KS, VS)),
+            ],
+            [4, 4], [REGISTERS[0], REGISTERS[1]],
+        )  # fmt: skip
     kept(words_of(p, 2048), 8)

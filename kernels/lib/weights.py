@@ -3,6 +3,9 @@
     [64 rows of K, 16] ──registers──┐
     [16 E queries, 16] ──shared─────┴─ 16 times ─> S^T [64, 16 E] ─> P = 2^(scale (S - m)) ──> shared;  l = sum P
 
+Where a program has 80 queries or fewer, SIDES of four warps take tiles in turn: one makes weights while the other's
+scores run. Both find what is of all tiles, maxima and sums, from what either has left in shared memory.
+
 m is subtracted by a product before the others, of constants with its parts: no lane looks it up. Of a lane's two rows
 weights are added in pairs of f16, and of eight lanes by exchange: a tile's 16 rows, each sum rounded four times to
 2^-12. What is infinite there has left f16, and the share is walked again.
@@ -24,8 +27,8 @@ from .newer import barrier
 # barriers lie behind the maxima to subtract, in the same 8 KiB: rings of up to four tiles, and those passed once
 BARRIERS = gl.constexpr(7168)
 K_FULL, K_FREE, V_FULL, V_FREE, P_FULL, P_FREE = map(gl.constexpr, range(0, 192, 32))
-ASKED, MASKED, VERDICT, SUMMED, LANDED = map(gl.constexpr, range(192, 232, 8))
-# and between the two what each warp has of every query, four times 144 numbers at most
+ASKED, MASKED, VERDICT, SUMMED, LANDED, MET = map(gl.constexpr, range(192, 240, 8))
+# and between the two what each warp has of every query
 APART = gl.constexpr(4608)
 # the first tile's maximum is taken for this much more, in units of log 2
 ABOVE = gl.constexpr(6.0)
@@ -113,6 +116,12 @@ shfl.sync.bfly.b32 $1, other, {far}, 31, 0xffffffff;
 
 
 @gluon.constexpr_function
+def _apart(eights):
+    """Bytes of what a warp has of so many eights of queries: six or seven are followed by what nobody wants."""
+    return 32 * (eights if eights % 8 <= 2 else -(-eights // 8) * 8)
+
+
+@gluon.constexpr_function
 def _of_step(eights, i, part):
     return _order(eights)[0][i][part]
 
@@ -195,20 +204,31 @@ def _taken(at):
 
 
 @gluon.jit
-def _of_all(at, x, weigh, E: gl.constexpr):
-    """What four warps have, together: [256] of which 16 E are queries; at: where there is room for it."""
+def _of_all(at, at_b, x, weigh, phase, E: gl.constexpr, SIDE: gl.constexpr, SIDES: gl.constexpr):
+    """What the warps of all sides have, together: [256] of which 16 E are queries; at: the first side's room for it."""
+    EACH: gl.constexpr = _apart(2 * E)
+    # two sides do not read at a time: what comes next lies beside it
+    at += 4 * EACH * (phase % 2) if SIDES > 1 else 0
     L: gl.constexpr = lanes(4)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     o_l = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :]
-    lane = at + gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] * 576 + o_l // 16 * 32 + o_l % 4 * 8
+    lane = at + 8192 * SIDE + gl.arange(0, 4, gl.SliceLayout(1, L))[:, None] * EACH + o_l // 16 * 32 + o_l % 4 * 8
     panel = (o_l // 8 % 2 + o_l // 4 % 2 * 2) * 64
     # of the last eights some lanes have what others have, too, and where six are, put it behind them
     for i in gl.static_range(len(x) // 2):
         _put(lane + 256 * i + (panel if 8 * i + 2 < 2 * E else panel * 0), x[2 * i], x[2 * i + 1])
-    barrier()
+    if SIDES > 1:
+        came(at_b + MET, 4)
+        wait(at_b + MET, phase % 2, 4)
+    else:
+        barrier()
     at += gl.minimum(gl.arange(0, 256, B), 16 * E - 1) * 4
-    a, b, c, d = _taken(at), _taken(at + 576), _taken(at + 1152), _taken(at + 1728)
-    return gl.where(weigh, (a + b) + (c + d), gl.maximum(gl.maximum(a, b), gl.maximum(c, d)))
+    y = gl.where(weigh, gl.zeros([256], gl.float32, B), gl.full([256], float("-inf"), gl.float32, B))
+    for i in gl.static_range(SIDES):
+        o = at + 8192 * i
+        a, b, c, d = _taken(o), _taken(o + EACH), _taken(o + 2 * EACH), _taken(o + 3 * EACH)
+        y = gl.where(weigh, y + ((a + b) + (c + d)), gl.maximum(y, gl.maximum(gl.maximum(a, b), gl.maximum(c, d))))
+    return y
 
 
 @gluon.jit
@@ -290,10 +310,11 @@ def _scores(
 def weighed(
     at_q, at_less, at_k, at_p, at_bits, at_b, less, codes, high, scales, tops, sums, seen, again, tiles, scale, part_m,
     part_l, o_first, first, T, H, rows, G: gl.constexpr, FORMAT: gl.constexpr, KS: gl.constexpr, PS: gl.constexpr,
-    E: gl.constexpr,
+    E: gl.constexpr, SIDE: gl.constexpr, SIDES: gl.constexpr,
 ):  # fmt: skip
     L: gl.constexpr = lanes(4)
     B: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    less, tops, at_minus = less.index(SIDE), tops.slice(256 * SIDE, 256), at_less + 512 * SIDE
     m1, m2 = tops.slice(0, 128), tops.slice(128, 16)
     o_w = gl.arange(0, 4, gl.SliceLayout(1, L))[:, None]
     o_l = gl.arange(0, 32, gl.SliceLayout(0, L))[None, :]
@@ -303,10 +324,10 @@ def weighed(
     nothing, lane = gl.zeros((4, 32), gl.float32, L), o_l + o_w * 0
     done, given, phase, last = 0, 0, 0, 2
     b_l = gl.zeros([256], gl.float32, B)
-    # the first tile's maximum; weights; all of the share's maximum, and weights once more
+    # each side's first tile's maximum; weights; all of the share's maximum, and weights once more
     while phase < last:
         weigh = phase % 2 == 1
-        steps = gl.where(phase == 0, gl.minimum(tiles, 1), tiles)
+        steps = gl.where(phase == 0, gl.minimum(tiles, SIDES), tiles)
         # the maximum is subtracted by the product itself, which all warps have to have left, and then to have written
         barrier()
         less.slice(0, 128).store(parts_of(gl.where(weigh, -m1.load(B), 0.0)))
@@ -320,23 +341,21 @@ def weighed(
         x = ()
         for _i in gl.static_range((2 * E + 7) // 8):
             x = x + (x0, x0)
-        for j in range(steps):
-            slot, round = turn(done, KS)
+        for j in range(SIDE, steps, SIDES):
+            slot, round = turn(done + j, KS)
             wait(at_b + K_FULL + 8 * slot, round, 4)
             # the first tile is needed again
-            s = _scores(at_q, at_less, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT, E)
-            done += gl.where(phase > 0, 1, 0)
+            s = _scores(at_q, at_minus, at_k, at_b, codes, high, scales, slot, j, phase > 0, FORMAT, E)
             if j >= seen:
                 wait(at_b + MASKED, 0, 4)
                 s = _hidden(s, at_bits + (j - seen) * 2048)
             if weigh:
-                slot, round = turn(given, PS)
+                slot, round = turn(given + j, PS)
                 wait(at_b + P_FREE + 8 * slot, round ^ 1, 4)
                 p = _weights(s, at_lane + slot * (2048 * E), scale, FORMAT)
                 fence_async_shared()
                 came(at_b + P_FULL + 8 * slot, 4)
                 x = _added(x, _summed(p, lane), E)
-                given += 1
             else:
                 a, b, y = _highest(s, lane, 0), _highest(s, lane, 1), ()
                 for i in gl.static_range(len(x) // 2):
@@ -344,7 +363,9 @@ def weighed(
                         gl.maximum(x[2 * i], a[_stay(2 * E, i)]), gl.maximum(x[2 * i + 1], b[_stay(2 * E, i)])
                     )  # fmt: skip
                 x = y
-        b_x = _of_all(at_less * 16 + APART, x, weigh, E)
+        done += gl.where(phase > 0, steps, 0)
+        given += gl.where(weigh, steps, 0)
+        b_x = _of_all(at_less * 16 + APART, at_b, x, weigh, phase, E, SIDE, SIDES)
         if weigh:
             b_l = b_x
         else:
@@ -355,12 +376,14 @@ def weighed(
             # a weight is at most the sum that it is part of
             walk = gl.where(gl.max(b_l, 0) > MOST, 1, 0)
             last += 2 * walk
-            again.store(gl.full([1], walk, gl.int32, B))
-            came(at_b + VERDICT, 4)
-    sums.store(gl.where(b_l > 0.0, 1.0 / b_l, b_l))
-    came(at_b + SUMMED, 4)
-    o_m = first + gl.arange(0, 256, B)
-    o_part = o_first + o_m // G * H + o_m % G
-    m = (o_m < rows) & (o_m < first + 16 * E)
-    gl.store(part_m + o_part, tops.load(B) * scale, mask=m)
-    gl.store(part_l + o_part, b_l, mask=m)
+            if SIDE == 0:
+                again.store(gl.full([1], walk, gl.int32, B))
+                came(at_b + VERDICT, 4)
+    if SIDE == 0:
+        sums.store(gl.where(b_l > 0.0, 1.0 / b_l, b_l))
+        came(at_b + SUMMED, 4)
+        o_m = first + gl.arange(0, 256, B)
+        o_part = o_first + o_m // G * H + o_m % G
+        m = (o_m < rows) & (o_m < first + 16 * E)
+        gl.store(part_m + o_part, tops.load(B) * scale, mask=m)
+        gl.store(part_l + o_part, b_l, mask=m)

@@ -424,9 +424,15 @@ class Machine:
         begin = self.shared.ctypes.data
         if "mbarrier.try_wait" in text:
             self.until(self.barriers[begin + int(addresses[0])], given[0])
-        elif all_of_them := re.findall(r"mbarrier.init\S+ \[\$1\+(\d+)\], (\d+)", text):
+        elif all_of_them := re.findall(r"mbarrier.init\S+ \[a\+(\d+)\], (\d+)|again:", text):
+            turns = 1
             for on, count in all_of_them:
-                self.barriers[begin + int(addresses[0]) + int(on)] = Barrier(int(count))
+                # what follows the label is done for four in turn
+                turns = turns if on else 4
+                for i in range(turns if on else 0):
+                    self.barriers[begin + int(addresses[0]) + int(on) + 8 * i] = Barrier(int(count))
+        elif "cp.async.mbarrier" in text:
+            self.copied(self.barriers[begin + int(addresses[0])], len(addresses))
         elif "mbarrier.init" in text:
             for at, count in zip(addresses[given > 0], given[given > 0], strict=True):
                 self.barriers[begin + int(at)] = Barrier(int(count))
@@ -434,6 +440,21 @@ class Machine:
             for at in addresses[given == 0]:
                 self.barriers[begin + int(at)].arrive(1)
             self.role.pause(lambda: True)
+
+    def copied(self, barrier: Barrier, threads: int) -> None:
+        """Arrivals of so many threads when what the role copies has come."""
+        coming, self.role.copies = [arrive for group in self.role.copies for arrive in group], [[]]
+
+        def arrive() -> int:
+            for copy in coming:
+                copy()
+            barrier.arrived += threads
+            return 0
+
+        barrier.coming.append(arrive)
+        if not self.late:
+            barrier.land()
+        self.role.pause(lambda: True)
 
     def until(self, barrier: Barrier, parity: Any) -> None:
         def ready() -> bool:
