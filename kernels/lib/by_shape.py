@@ -9,6 +9,7 @@ import triton
 
 from ...reference.tiles import COLUMNS, ROWS
 from . import ring_exact as ring
+from . import ring_int8 as ring_8
 
 if TYPE_CHECKING:
     from ..dequant_matmul import Config
@@ -48,7 +49,10 @@ def by_shape(
 ) -> Config:
     """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
     records = K // COLUMNS
-    if precision == "int8" and config.algorithm != "split" and not config.warps:
+    if precision == "int8" and not config.algorithm and not config.warps and 1 < M <= MOST_ROWS and rings:
+        warps, resident = _ring_program_int8(M, N, format, swiglu)
+        return replace(config, algorithm="ring", warps=warps, resident=resident)
+    if precision == "int8" and config.algorithm not in ("split", "ring") and not config.warps:
         warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(M, N, records)
         # a few that spill pay for one more program on sm90, where that was measured
         registers = _registers(M, format, warps, pair or swiglu) if held else 0
@@ -94,6 +98,18 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     else:
         warps, resident = 4, 4 if M <= 8 else 3 if M <= 24 else 2
     while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
+        resident -= 1
+    return warps, resident
+
+
+def _ring_program_int8(M: int, N: int, format: str, swiglu: bool) -> tuple[int, int]:
+    """The same of int8."""
+    warps, resident = (8, 2) if swiglu or M > 8 else (4, 4)
+    if N <= 2048:
+        warps, resident = 4, 2
+    elif M > 32:
+        warps, resident = 8, 1
+    while resident > 1 and ring_8.stages(format, M, warps, resident, swiglu) < 2:
         resident -= 1
     return warps, resident
 
