@@ -13,8 +13,9 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
 
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
 Weights rearranged once (layout "tiles") need no such conversion. One row of int8: `lib/row_int8.py`; several:
-`lib/rows_int8.py`. Activations as they are: `lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and
-`lib/tiled.py` where a program has little shared memory or a weight few rows; of int8, where m16n8k32 is missing.
+`lib/ring_int8.py` on sm90, else `lib/rows_int8.py`. Activations as they are: `lib/ring_exact.py` on sm90, else
+`lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and `lib/tiled.py` where a program has little shared
+memory or a weight few rows; of int8, where m16n8k32 is missing.
 """
 
 from dataclasses import dataclass, replace
@@ -62,8 +63,8 @@ class Config:
     block_m: int = 32
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
-    # over tiles, exact: "split", "wide", "rows" or "ring"; of int8, "split" where there are no integer tensor cores;
-    # "" chooses it and all of its knobs by the shape
+    # over tiles, exact: "split", "wide", "rows" or "ring"; of int8, "ring", or "split" where there are no integer
+    # tensor cores; "" chooses it and all of its knobs by the shape
     algorithm: str = ""
     # of "split" and "wide" rows of x a program; programs that share a tile's columns, or (of "ring" too) programs a
     # multiprocessor; tiles side by side
@@ -270,8 +271,9 @@ def _on_tiles(
     _check_residual(residual, M, N)
     dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
-    # the ring takes x in pieces of 16 bytes
+    # the ring takes x and the weight in pieces of 16 bytes
     whole = precision == "int8" or (x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0)
+    whole = whole and weight.data_ptr() % 16 == 0
     rings = has_wgmma(x.device) and whole
     if config.algorithm == "ring" and not whole:
         config = replace(config, algorithm="")
@@ -537,8 +539,8 @@ def _int8_ring(
     )  # fmt: skip
     ring_8.ring_int8[(P,)](
         pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, counters(x.device, groups),
-        M, N, K, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages, EARLY=early != "no", num_warps=W,
-        **{**options, "maxnreg": ring.registers(W, resident)},
+        M, N, K, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
+        EARLY=early != "no", num_warps=W, **{**options, "maxnreg": config.registers or ring.registers(W, resident)},
     )  # fmt: skip
 
 

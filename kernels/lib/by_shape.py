@@ -114,6 +114,16 @@ def _ring_program_int8(M: int, N: int, format: str, swiglu: bool) -> tuple[int, 
     return warps, resident
 
 
+def ring_rows(precision: str) -> int:
+    """Rows of x that it takes."""
+    return MOST_ROWS if precision == "int8" else RING_ROWS
+
+
+def ring_stages(precision: str, format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
+    """Records in flight a program."""
+    return (ring_8 if precision == "int8" else ring).stages(format, M, W, resident, swiglu)
+
+
 def ring_shares(groups: int, records: int, most: int) -> int:
     """Programs: as many as find room, or, where shares are short and no more than a fifth longer for it, so many that
     shares end with a group: then each has one sum to give."""
@@ -125,7 +135,8 @@ def ring_shares(groups: int, records: int, most: int) -> int:
 def _registers(M: int, format: str, warps: int, pair: bool) -> int:
     """So many that programs of int8 find room beside each other, where that costs little."""
     if M > 1:
-        return 0 if M <= 16 else 128 if M <= 32 else 168
+        # fewer have the ring
+        return 168
     if format == "q4_k" and warps == 4 and pair:
         return 96
     return 80 if format == "q6_k" and warps == 8 and not pair else 0

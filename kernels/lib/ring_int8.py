@@ -225,8 +225,7 @@ def _record(
     """acc + the record that lies at `at`, with x at `at_x`; places: a lane's own codes, scales, and d, and t."""
     BY_32: gl.constexpr = FORMAT == "q8_0" or FORMAT == "q4_0"
     at_codes, at_scales, at_d, lane, t = places
-    at_codes, at_scales, at_d = at_codes + at, at_scales + at, at_d + at
-    at_piece = at_x + lane * 16
+    at_codes, at_scales, at_d, at_d_x = at_codes + at, at_scales + at, at_d + at, at_x + t * 8
     w0, w1 = _words(at_scales, SCALES, 4), _words(at_scales, SCALES + 128, 4)
     high = ()
     if FORMAT == "q5_k":
@@ -242,35 +241,21 @@ def _record(
         a, y, z = _codes(v, u, high, c, FORMAT), _scales(w0[c], FORMAT), _scales(w1[c], FORMAT)
         total = ()
         for e in gl.static_range(E):
-            x = _words(at_piece, PIECE * e + 512 * c, 4)
+            x = _words(at_x + lane * 16, PIECE * e + 512 * c, 4)
             if BY_32:
-                d = (
-                    _words(at_x + t * 8, PIECE * e + 2048 + 64 * c, 2),
-                    _words(at_x + t * 8, PIECE * e + 2080 + 64 * c, 2),
-                )
-                total = total + _add_floats(s[4 * e : 4 * e + 4], a, y, z, x, d)
+                d0, d1 = _words(at_d_x, PIECE * e + 2048 + 64 * c, 2), _words(at_d_x, PIECE * e + 2080 + 64 * c, 2)
+                total = total + _add_floats(s[4 * e : 4 * e + 4], a, y, z, x, (d0, d1))
             else:
                 total = total + _add_integers(s[4 * e : 4 * e + 4], a, y, z, x, c == 0, FORMAT)
         s = total
     if not BY_32:
-        if FORMAT == "q6_k":
-            g = (_halves(_half_word(at_d, D))[0] * 0.25, w0[0])
-            h = (_halves(_half_word(at_d, D + 16))[0] * 0.25, w1[0])
-            least = (w0[0], w1[0])
-        else:
-            g, h = _halves(_words(at_d, D, 1)[0]), _halves(_words(at_d, D + 32, 1)[0])
-            if FORMAT == "q4_k":
-                g, h = (g[0] * 0.0625, g[1]), (h[0] * 0.0625, h[1])
-            least = (
-                _least(_words(at_scales + t * 4, SCALES, 1)[0]),
-                _least(_words(at_scales + t * 4, SCALES + 128, 1)[0]),
-            )
+        g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D)
         total = ()
         for e in gl.static_range(E):
             sums = least
             if FORMAT != "q6_k":
                 sums = _words(at_x + lane * 8, PIECE * e + 2048, 2)
-            d = _words(at_x + t * 8, PIECE * e + PIECE - 32, 2)
+            d = _words(at_d_x, PIECE * e + PIECE - 32, 2)
             total = total + _add_record(acc[4 * e : 4 * e + 4], s[4 * e : 4 * e + 4], g, h, least, d, sums, FORMAT)
         s = total
     arrive(at_free, True, W)
@@ -278,8 +263,23 @@ def _record(
 
 
 @gluon.jit
-def _least(w):
-    return gl.inline_asm_elementwise(_MINIMUMS, "=r,r", [w], gl.int32, is_pure=True, pack=1)
+def _ds(at_minimums, at_d, FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr):
+    """d and the minimums' d of rows g and of g + 8, and the minimums themselves as A wants them."""
+    if FORMAT == "q6_k":
+        g, h = _halves(_half_word(at_d, D)), _halves(_half_word(at_d, D + 16))
+        least = (at_minimums, at_minimums)
+    else:
+        g, h = _halves(_words(at_d, D, 1)[0]), _halves(_words(at_d, D + 32, 1)[0])
+        least = (_least(at_minimums, SCALES), _least(at_minimums, SCALES + 128))
+    # how often codes count
+    MORE: gl.constexpr = 0.0625 if FORMAT == "q4_k" else 0.25 if FORMAT == "q6_k" else 1.0
+    return (g[0] * MORE, g[1]), (h[0] * MORE, h[1]), least
+
+
+@gluon.jit
+def _least(at, OFFSET: gl.constexpr):
+    """Minimums of groups 2t and 2t + 1, a pair."""
+    return gl.inline_asm_elementwise(_MINIMUMS, "=r,r", _words(at, OFFSET, 1), gl.int32, is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -366,7 +366,8 @@ def _multiplied(
     gather(residual, s_residual_m, out, partial, arrived, M, N, g0, g1, records, share, more, SWIGLU, W, E)
 
 
-@gluon.jit
+# M is compared with and no more: a kernel for each kind of number would be the same
+@gluon.jit(do_not_specialize=["M"])
 def ring_int8(
     pieces, weight,
     residual, s_residual_m,

@@ -1,4 +1,4 @@
-"""y = x · Wᵀ for 2 to 64 rows of x in 8-bit integers, over tiles (reference/tiles.py).
+"""y = x · Wᵀ for 2 to 64 rows of x in 8-bit integers, over tiles (reference/tiles.py), where `ring_int8` is not.
 
     program:  RB x 16 rows of W, by W warps        warp kw:  records kw, kw + W, ... of 256 columns
 
