@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from ..kernels.lib.by_shape import MOST_ROWS, RING_ROWS
-from ..kernels.lib.ring_exact import stages
+from ..kernels.lib.by_shape import MOST_ROWS, ring_rows, ring_stages
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -41,7 +40,7 @@ def unread_by(case: Case) -> set[str]:
         return set(SPACE) - BLOCKS
     if case["precision"] == "exact":
         return set(SPACE) - set().union(*EXACT.values())
-    return set(SPACE) - (ONE_ROW if case["M"] == 1 else SEVERAL_ROWS) - EXACT["split"]
+    return set(SPACE) - (ONE_ROW if case["M"] == 1 else SEVERAL_ROWS | EXACT["ring"]) - EXACT["split"]
 
 
 def _imma(gpu: str) -> bool:
@@ -60,6 +59,8 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         if config["algorithm"] not in PLAIN:
             return "int8 without m16n8k32 runs as split"
         used = PLAIN[config["algorithm"]]
+    elif config["algorithm"] == "ring":
+        used = EXACT["ring"]
     else:
         used = ONE_ROW if case["M"] == 1 else SEVERAL_ROWS
     # a default brings along what is no knob
@@ -68,15 +69,17 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
             return f"{knob} has no effect here"
     if case["layout"] == "gguf":
         return _legal_blocks(config, case, gpu)
+    if config["algorithm"] == "ring":
+        return _legal_ring(config, case, gpu)
     if case["precision"] == "exact":
-        return _legal_exact(config, case, gpu)
+        return _legal_exact(config, case)
     if config["algorithm"] == "split":
         records = case["K"] // 256
         return f"there are {records} records to split" if config["split"] > records else None
     return _legal_int8(config, case)
 
 
-def _legal_exact(config: dict[str, Any], case: Case, gpu: str) -> str | None:
+def _legal_exact(config: dict[str, Any], case: Case) -> str | None:
     records, few = case["K"] // 256, case["M"] <= MOST_ROWS
     match config["algorithm"]:
         case "split" if not few or config["split"] > records:
@@ -89,16 +92,26 @@ def _legal_exact(config: dict[str, Any], case: Case, gpu: str) -> str | None:
             return f"{case['M']} rows fill one tile of 64"
         case "rows" if not few or config["warps"] not in (2, 4, 8):
             return f"rows takes {MOST_ROWS} rows of x, and warps"
-        case "ring" if not gpu.startswith("sm90"):
-            return "the ring is written for sm90"
-        case "ring" if case["M"] > RING_ROWS or config["warps"] not in (4, 8, 16):
-            return f"the ring takes {RING_ROWS} rows of x, and 4, 8 or 16 warps"
-        case "ring" if case["N"] % (16 * config["warps"]) or (case["epilogue"] == "swiglu" and config["warps"] < 8):
-            return f"{case['N']} rows of W do not make groups of {config['warps']} warps"
-        case "ring" if (
-            stages(case["format"], case["M"], config["warps"], config["resident"], case["epilogue"] == "swiglu") < 2
-        ):
-            return f"no room for {config['resident']} programs of {config['warps']} warps with two records each"
+    return None
+
+
+def _legal_ring(config: dict[str, Any], case: Case, gpu: str) -> str | None:
+    warps, resident, precision, swiglu = (
+        config["warps"],
+        config["resident"],
+        case["precision"],
+        case["epilogue"] == "swiglu",
+    )
+    if not gpu.startswith("sm90"):
+        return "the ring is written for sm90"
+    if precision == "int8" and case["M"] == 1:
+        return "one row of int8 has a kernel of its own"
+    if case["M"] > ring_rows(precision) or warps not in (4, 8, 16):
+        return f"the ring takes {ring_rows(precision)} rows of x, and 4, 8 or 16 warps"
+    if case["N"] % (16 * warps) or (swiglu and warps < 8):
+        return f"{case['N']} rows of W do not make groups of {warps} warps"
+    if ring_stages(precision, case["format"], case["M"], warps, resident, swiglu) < 2:
+        return f"no room for {resident} programs of {warps} warps with two records each"
     return None
 
 

@@ -15,8 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ..kernels.gdn_prefill import CHUNKED_FROM
-from ..kernels.lib.by_shape import RING_ROWS
-from ..kernels.lib.ring_exact import stages
+from ..kernels.lib.by_shape import ring_rows, ring_stages
 from ..reference.cache import QUANTISED, row_size
 from ..reference.ops import Op
 from ..reference.spec import Case
@@ -43,13 +42,14 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
     precision = config.get("precision", "ieee")
     if _blocks(op, case) and precision == "tf32x3" and arch.backend == "hip":
         return f"Triton has no tf32x3 for {arch.name}"
-    if op == "dequant_matmul" and _exact_tiles(case) and config["algorithm"] == "ring":
+    if op == "dequant_matmul" and case["layout"] == "tiles" and config["algorithm"] == "ring":
         if arch.name != "sm90":
-            return f"the ring's four warps multiply together, as those of sm90 do and of {arch.name} do not"
-        if case["M"] > RING_ROWS:
-            return f"the ring takes {RING_ROWS} rows of x, not {case['M']}"
-        resident, swiglu = config["resident"], case["epilogue"] == "swiglu"
-        if stages(case["format"], case["M"], max(8 if swiglu else 4, config["warps"]), resident, swiglu) < 2:
+            return f"the ring is written for sm90, not {arch.name}"
+        precision, resident, swiglu = case["precision"], config["resident"], case["epilogue"] == "swiglu"
+        if case["M"] > ring_rows(precision):
+            return f"the ring takes {ring_rows(precision)} rows of x, not {case['M']}"
+        warps = max(8 if swiglu else 4, config["warps"])
+        if ring_stages(precision, case["format"], case["M"], warps, resident, swiglu) < 2:
             return f"no room for {resident} programs of the ring, with two records each"
     if op == "dequant_matmul" and case["layout"] == "tiles" and (why := _integer_cores(case, config, arch)):
         return why
@@ -233,7 +233,8 @@ def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
     if case["layout"] == "tiles" and config["algorithm"] in ("", "split") and arch.name.startswith("gfx1"):
         ahead = 0
     column = 256 * (size if arch.dot else 4)
-    if _exact_tiles(case) and config["algorithm"] in ("ring", "rows"):
+    ring = case["layout"] == "tiles" and config["algorithm"] == "ring"
+    if ring or (_exact_tiles(case) and config["algorithm"] == "rows"):
         # the ring asks for what there is
         return 0
     if _exact_tiles(case) and config["algorithm"] == "wide":

@@ -13,8 +13,9 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
 
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
 Weights rearranged once (layout "tiles") need no such conversion. One row of int8: `lib/row_int8.py`; several:
-`lib/rows_int8.py`. Activations as they are: `lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and
-`lib/tiled.py` where a program has little shared memory or a weight few rows; of int8, where m16n8k32 is missing.
+`lib/ring_int8.py` on sm90, else `lib/rows_int8.py`. Activations as they are: `lib/ring_exact.py` on sm90, else
+`lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and `lib/tiled.py` where a program has little shared
+memory or a weight few rows; of int8, where m16n8k32 is missing.
 """
 
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from ..reference.tiles import COLUMNS, RECORD, ROWS
 from .config import pick
 from .lib import plain_rows
 from .lib import ring_exact as ring
+from .lib import ring_int8 as ring_8
 from .lib.blocks import CHUNK, dequantise, unpack
 from .lib.by_shape import MOST_ROWS, by_shape, plain, ring_shares
 from .lib.device import (
@@ -47,7 +49,7 @@ from .lib.device import (
 from .lib.parts import in_parts, parts_of
 from .lib.row_int8 import row_int8
 from .lib.rows_exact import arrange, rows_exact
-from .lib.rows_int8 import quantise_rows, rows_int8
+from .lib.rows_int8 import quantise_pieces, quantise_rows, rows_int8
 from .lib.tiled import tiled
 from .lib.tiles import SCALES, D
 from .lib.wide_exact import wide_exact
@@ -61,8 +63,8 @@ class Config:
     block_m: int = 32
     # integer tensor cores for several rows of int8: they want 32 codes a group (not q6_k), and Triton has none on sm75
     int8_dot: bool = False
-    # over tiles, exact: "split", "wide", "rows" or "ring"; of int8, "split" where there are no integer tensor cores;
-    # "" chooses it and all of its knobs by the shape
+    # over tiles, exact: "split", "wide", "rows" or "ring"; of int8, "ring", or "split" where there are no integer
+    # tensor cores; "" chooses it and all of its knobs by the shape
     algorithm: str = ""
     # of "split" and "wide" rows of x a program; programs that share a tile's columns, or (of "ring" too) programs a
     # multiprocessor; tiles side by side
@@ -269,8 +271,9 @@ def _on_tiles(
     _check_residual(residual, M, N)
     dims: dict[str, int | str] = {"M": M, "N": rows, "K": K, "format": format}
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
-    # the ring takes x in pieces of 16 bytes
-    whole = x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0
+    # the ring takes x and the weight in pieces of 16 bytes
+    whole = precision == "int8" or (x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0)
+    whole = whole and weight.data_ptr() % 16 == 0
     rings = has_wgmma(x.device) and whole
     if config.algorithm == "ring" and not whole:
         config = replace(config, algorithm="")
@@ -281,8 +284,8 @@ def _on_tiles(
         has_wgmma(x.device),
     )  # fmt: skip
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
-    if precision == "int8" and config.algorithm == "split":
-        launch = _int8_split
+    if precision == "int8" and config.algorithm in ("split", "ring"):
+        launch = _int8_split if config.algorithm == "split" else _int8_ring
     elif precision == "int8" and M == 1:
         launch = _int8_row
     elif precision == "int8":
@@ -425,6 +428,21 @@ def _exact_rows(
     )  # fmt: skip
 
 
+def _ring_warps(device: torch.device, weight: torch.Tensor, swiglu: bool, config: Config) -> int:
+    if not has_wgmma(device):
+        raise ValueError("the ring's products are those of sm90: another algorithm, or none, for this GPU")
+    W = max(8 if swiglu else 4, config.warps)
+    while weight.shape[0] % (W // 4):
+        W //= 2
+    return W
+
+
+def _has_room(stages: int, W: int, M: int, resident: int) -> int:
+    if stages < 2:
+        raise ValueError(f"the ring has no room for {resident} programs of {W} warps and {M} rows of x")
+    return stages
+
+
 def _exact_ring(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -434,15 +452,9 @@ def _exact_ring(
     out: torch.Tensor,
     config: Config,
 ) -> None:
-    if not has_wgmma(x.device):
-        raise ValueError("the ring's products are those of sm90: another algorithm, or none, for this GPU")
-    (M, N), K, W = out.shape, x.shape[1], max(8 if swiglu else 4, config.warps)
-    while weight.shape[0] % (W // 4):
-        W //= 2
+    (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
     groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
-    stages = ring.stages(format, M, W, resident, swiglu)
-    if stages < 2:
-        raise ValueError(f"the ring has no room for {resident} programs of {W} warps and {M} rows of x")
+    stages = _has_room(ring.stages(format, M, W, resident, swiglu), W, M, resident)
     P = ring_shares(groups, K // COLUMNS, resident * processors(x.device))
     partial = torch.empty(2 * P * 128 * W * E, dtype=torch.float32, device=x.device)
     # products of one record beside codes of the next: with few warps, if they have the registers
@@ -502,6 +514,33 @@ def _int8_rows(
         **_meta(format, swiglu), RB=2 if config.pair or swiglu else 1, NT=NT, W=W, WK=WK,
         STAGES=min(config.num_stages, 2), WHOLE=records % WK == 0, EARLY=early,
         ASM=has_imma(x.device), num_warps=W, enable_fp_fusion=False, **options,
+    )  # fmt: skip
+
+
+def _int8_ring(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    format: str,
+    residual: torch.Tensor | None,
+    swiglu: bool,
+    out: torch.Tensor,
+    config: Config,
+) -> None:
+    (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
+    groups, resident, E, piece = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M), ring_8.PIECE[format]
+    stages = _has_room(ring_8.stages(format, M, W, resident, swiglu), W, M, resident)
+    P = ring_shares(groups, K // COLUMNS, resident * processors(x.device))
+    partial = torch.empty(2 * P * 128 * W * E, dtype=torch.float32, device=x.device)
+    pieces = torch.empty(K // COLUMNS * E * piece // 4, dtype=torch.int32, device=x.device)
+    early, options = _early(config, x.device)
+    quantise_pieces[(K // COLUMNS, E)](
+        x, x.stride(0), pieces, M, BY_32=group_of(format) == GROUP, MINIMUMS=format in ("q4_k", "q5_k"), PIECE=piece,
+        SMALLEST=SMALLEST, EARLY=early, num_warps=4, enable_fp_fusion=False, **options,
+    )  # fmt: skip
+    ring_8.ring_int8[(P,)](
+        pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, counters(x.device, groups),
+        M, N, K, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
+        EARLY=early != "no", num_warps=W, **{**options, "maxnreg": config.registers or ring.registers(W, resident)},
     )  # fmt: skip
 
 

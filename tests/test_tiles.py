@@ -164,7 +164,7 @@ def test_inline_ptx_and_its_plain_twin_give_the_same_numbers(name, algorithm, mo
     held = tiles.to_tiles(formats.draw(name, 128, 512, torch.Generator().manual_seed(0)), name).to(DEVICE)
     x = torch.randn(1 if algorithm == "one row of int8" else 9, 512, device=DEVICE).half()
     precision = "int8" if "int8" in algorithm else "exact"
-    config = Config(algorithm="" if precision == "int8" else algorithm)
+    config = Config(warps=4) if precision == "int8" else Config(algorithm=algorithm)
     y = dequant_matmul(x, held, name, precision, layout="tiles", out_dtype=torch.float32, config=config)
     monkeypatch.setattr(module, "has_ptx", lambda device: False)
     monkeypatch.setattr(module, "has_imma", lambda device: False)

@@ -59,6 +59,14 @@ mbarrier.try_wait.parity.shared.b64 p, [$1], $2;
 mov.b32 $0, 0;
 }
 """)
+_BULK = gl.constexpr("""
+{
+.reg .pred p;
+setp.eq.u32 p, $5, 0;
+@p cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [$1], [$2], $3, [$4];
+mov.b32 $0, 0;
+}
+""")
 
 
 @gluon.constexpr_function
@@ -142,6 +150,16 @@ def wait(at, parity, W: gl.constexpr):
     """Every warp for itself: before `mbarrier.wait` they would wait for each other."""
     P: gl.constexpr = _threads(W)
     _each(_WAIT, gl.full((32 * W,), at, gl.int32, layout=P), gl.full((32 * W,), parity, gl.int32, layout=P))
+
+
+@gluon.jit
+def bulk(p, to, BYTES: gl.constexpr, barrier):
+    """One warp has BYTES from p copied to shared memory, sixteen by sixteen; the mbarrier there counts them."""
+    P: gl.constexpr = _threads(1)
+    o = gl.arange(0, 32, layout=P)
+    to, barrier = gl.full((32,), to, gl.int32, layout=P), gl.full((32,), barrier, gl.int32, layout=P)
+    size = gl.full((32,), BYTES, gl.int32, layout=P)
+    gl.inline_asm_elementwise(_BULK, "=r,r,l,r,r,r", [to, p + o * 0, size, barrier, o], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit

@@ -9,6 +9,7 @@ import triton
 
 from ...reference.tiles import COLUMNS, ROWS
 from . import ring_exact as ring
+from . import ring_int8 as ring_8
 
 if TYPE_CHECKING:
     from ..dequant_matmul import Config
@@ -48,7 +49,10 @@ def by_shape(
 ) -> Config:
     """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
     records = K // COLUMNS
-    if precision == "int8" and config.algorithm != "split" and not config.warps:
+    if precision == "int8" and not config.algorithm and not config.warps and 1 < M <= MOST_ROWS and rings:
+        warps, resident = _ring_program_int8(M, N, format, swiglu)
+        return replace(config, algorithm="ring", warps=warps, resident=resident)
+    if precision == "int8" and config.algorithm not in ("split", "ring") and not config.warps:
         warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(M, N, records)
         # a few that spill pay for one more program on sm90, where that was measured
         registers = _registers(M, format, warps, pair or swiglu) if held else 0
@@ -98,6 +102,28 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     return warps, resident
 
 
+def _ring_program_int8(M: int, N: int, format: str, swiglu: bool) -> tuple[int, int]:
+    """The same of int8."""
+    warps, resident = (8, 2) if swiglu or M > 8 else (4, 4)
+    if N <= 2048:
+        warps, resident = 4, 2
+    elif M > 32:
+        warps, resident = 8, 1
+    while resident > 1 and ring_8.stages(format, M, warps, resident, swiglu) < 2:
+        resident -= 1
+    return warps, resident
+
+
+def ring_rows(precision: str) -> int:
+    """Rows of x that it takes."""
+    return MOST_ROWS if precision == "int8" else RING_ROWS
+
+
+def ring_stages(precision: str, format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
+    """Records in flight a program."""
+    return (ring_8 if precision == "int8" else ring).stages(format, M, W, resident, swiglu)
+
+
 def ring_shares(groups: int, records: int, most: int) -> int:
     """Programs: as many as find room, or, where shares are short and no more than a fifth longer for it, so many that
     shares end with a group: then each has one sum to give."""
@@ -109,7 +135,8 @@ def ring_shares(groups: int, records: int, most: int) -> int:
 def _registers(M: int, format: str, warps: int, pair: bool) -> int:
     """So many that programs of int8 find room beside each other, where that costs little."""
     if M > 1:
-        return 0 if M <= 16 else 128 if M <= 32 else 168
+        # fewer have the ring
+        return 168
     if format == "q4_k" and warps == 4 and pair:
         return 96
     return 80 if format == "q6_k" and warps == 8 and not pair else 0

@@ -22,7 +22,7 @@ def lanes(W):
 
 
 @gluon.constexpr_function
-def _each(kind, count):
+def repeated(kind, count):
     return (kind,) * count
 
 
@@ -78,7 +78,7 @@ def multiplied(
     more = gl.full((W, 32), more, gl.int32, layout=lanes(W))
     return gl.inline_asm_elementwise(
         _product(E, "bf16" if BF16 else "f16", len(a) // 4, HIGH, TURNED), _registers(E, len(a) + 2),
-        acc + a + (at, more), _each(gl.float32, 4 * E), is_pure=False, pack=1,
+        acc + a + (at, more), repeated(gl.float32, 4 * E), is_pure=False, pack=1,
     )  # fmt: skip
 
 
@@ -87,7 +87,7 @@ def begun(a, at, E: gl.constexpr, HIGH: gl.constexpr):
     """A · Bᵀ of 16 columns of f16 and 8 E rows of B, under way, in four warps; nothing was before."""
     at = gl.full((4, 32), at, gl.int32, layout=lanes(4))
     return gl.inline_asm_elementwise(
-        _product(E, "f16", 1, HIGH, 0, False), _registers(E, 5, False), a + (at,), _each(gl.float32, 4 * E),
+        _product(E, "f16", 1, HIGH, 0, False), _registers(E, 5, False), a + (at,), repeated(gl.float32, 4 * E),
         is_pure=False, pack=1,
     )  # fmt: skip
 
@@ -103,7 +103,7 @@ def met(
     more = gl.full((W, 32), more, gl.int32, layout=lanes(W))
     return gl.inline_asm_elementwise(
         _product(E, "f16", STEPS, HIGH, TURNED, True, HIGH_A), _registers(E, 3), acc + (at_a, at, more),
-        _each(gl.float32, 4 * E), is_pure=False, pack=1,
+        repeated(gl.float32, 4 * E), is_pure=False, pack=1,
     )  # fmt: skip
 
 
@@ -112,7 +112,7 @@ def waited(acc, left: gl.constexpr):
     """The sums when no more than `left` products are under way."""
     E: gl.constexpr = len(acc) // 4
     return gl.inline_asm_elementwise(
-        _waited(left), _registers(E, 0), acc, _each(gl.float32, 4 * E), is_pure=False, pack=1
+        _waited(left), _registers(E, 0), acc, repeated(gl.float32, 4 * E), is_pure=False, pack=1
     )
 
 

@@ -304,14 +304,14 @@ def _finish_eight(y, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.c
 
 
 @gluon.jit
-def _next(slot, parity, S: gl.constexpr):
+def next_slot(slot, parity, S: gl.constexpr):
     """The ring's next stage, and whether its round is odd."""
     parity = gl.where(slot == S - 1, parity ^ 1, parity)
     return gl.where(slot == S - 1, 0, slot + 1), parity
 
 
 @gluon.jit
-def _step(column, tile, records, TILES: gl.constexpr):
+def next_record(column, tile, records, TILES: gl.constexpr):
     """The record after one, and its group's first tile."""
     column += 1
     tile += gl.where(column == records, TILES, 0)
@@ -352,7 +352,7 @@ def _fetched(
     for e in range(0, gl.minimum(last - first, S)):
         mbarrier.expect(barriers.index(e), BYTES)
         _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
-        column, tile = _step(column, tile, records, TILES)
+        column, tile = next_record(column, tile, records, TILES)
     if EARLY:
         tl.extra.cuda.gdc_wait()
     for e in range(0, gl.minimum(last - first, S)):
@@ -364,8 +364,8 @@ def _fetched(
         mbarrier.expect(barriers.index(slot), BYTES)
         _fetch_w(planes, held, barriers, column, tile, slot, FORMAT, RECORD, SCALES, D)
         _fetch_x(rows, xs, barriers, column, slot, E)
-        column, tile = _step(column, tile, records, TILES)
-        slot, parity = _next(slot, parity, S)
+        column, tile = next_record(column, tile, records, TILES)
+        slot, parity = next_slot(slot, parity, S)
 
 
 @gluon.jit
@@ -376,8 +376,6 @@ def _multiplied(
     S: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that this program is the last of."""
-    # a part: every register of a group's sums
-    SLOT: gl.constexpr = 128 * W * E
     odd = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :] // 4 % 2
     if EARLY:
         tl.extra.cuda.gdc_wait()
@@ -396,16 +394,37 @@ def _multiplied(
             if not OVER:
                 arrive(at_free, True, W)
             before = slot
-            slot, parity = _next(slot, parity, S)
+            slot, parity = next_slot(slot, parity, S)
         if OVER:
             acc = waited(acc, 0)
             arrive(barriers + (FREE + before) * 8, begin < end, W)
-        if end - begin == records:
-            _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
-        else:
-            p_part = partial + (2 * i_p + (begin != first).to(gl.int32)).to(gl.int64) * SLOT + _lane(W)
-            for r in gl.static_range(4 * E):
-                gl.store(p_part + 32 * W * r, acc[r])
+        whole, later = end - begin == records, begin != first
+        give(acc, whole, later, residual, s_residual_m, out, partial, M, N, i_p, i_n, SWIGLU, W, E)
+    gather(residual, s_residual_m, out, partial, arrived, M, N, g0, g1, records, share, more, SWIGLU, W, E)
+
+
+@gluon.jit
+def give(
+    acc, whole, later, residual, s_residual_m, out, partial, M, N, i_p, i_n,
+    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
+):  # fmt: skip
+    """Sums of group i_n to the output, or if a program has not the whole of it to its parts; later: its second part."""
+    if whole:
+        _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+    else:
+        # a part: every register of a group's sums
+        p_part = partial + (2 * i_p + later.to(gl.int32)).to(gl.int64) * (128 * W * E) + _lane(W)
+        for r in gl.static_range(4 * E):
+            gl.store(p_part + 32 * W * r, acc[r])
+
+
+@gluon.jit
+def gather(
+    residual, s_residual_m, out, partial, arrived, M, N, g0, g1, records, share, more,
+    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
+):  # fmt: skip
+    """The sums of the groups g0 and g1, the first and last of a share, if this program is the last to give its part."""
+    SLOT: gl.constexpr = 128 * W * E
     # arrivals come last, both in one: nothing of this program's stream waits for a fence
     barrier()
     P: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])

@@ -1,4 +1,4 @@
-"""y = x · Wᵀ for 2 to 64 rows of x in 8-bit integers, over tiles (reference/tiles.py).
+"""y = x · Wᵀ for 2 to 64 rows of x in 8-bit integers, over tiles (reference/tiles.py), where `ring_int8` is not.
 
     program:  RB x 16 rows of W, by W warps        warp kw:  records kw, kw + W, ... of 256 columns
 
@@ -21,6 +21,30 @@ from .tiles import HIGH, halves
 _HIGH = tl.constexpr(HIGH)
 
 
+@triton.jit
+def _quantised(x, s_x_m, M, i_k, i_m, BY_32: tl.constexpr, SMALLEST: tl.constexpr):
+    """256 columns of 8 rows: d [8 G] of rows and groups, codes' sums [8, 8], words [512] as lanes want them of B."""
+    G: tl.constexpr = 8 if BY_32 else 1
+    o_m = i_m * 8 + tl.arange(0, 8)
+    p_x = x + o_m.to(tl.int64)[:, None] * s_x_m + i_k * 256 + tl.arange(0, 256)[None, :]
+    b_x = tl.load(p_x, mask=(o_m < M)[:, None], other=0.0).to(tl.float32)
+    b_x = tl.reshape(b_x, (8 * G, 256 // G))
+    b_max = tl.max(tl.abs(b_x), 1)
+    inverse = tl.where(b_max >= SMALLEST, tl.div_rn(tl.full((8 * G,), 127.0, tl.float32), b_max), 0.0)
+    # adding 1.5 * 2^23 leaves no fraction bits: to the nearest, halves to even
+    b_q = (b_x * inverse[:, None] + 12582912.0) - 12582912.0
+    b_q = tl.where(tl.abs(b_q) <= 127.0, b_q, 0.0).to(tl.int32)
+    # zero, or NaN where the group is not finite
+    b_d = b_max * 0.007874015748031496 + tl.sum(b_x * 0.0, 1)
+    b_q = tl.reshape(b_q, (8, 8, 32))
+    # n q e r1 s t h -> byte 2 h + s of word (q, n, t, 2 e + r1)
+    o = tl.arange(0, 2)
+    bits = tl.reshape(o * 8, (1, 1, 1, 1, 2, 1, 1)) + tl.reshape(o * 16, (1, 1, 1, 1, 1, 1, 2))
+    b_w = (tl.reshape(b_q, (8, 4, 2, 2, 2, 4, 2)) & 255) << bits
+    b_w = tl.sum(tl.sum(b_w, 6), 4)  # n q e r1 t
+    return b_d, tl.sum(b_q, 2), tl.reshape(tl.permute(b_w, (1, 0, 4, 2, 3)), (512,))
+
+
 # M is compared with and no more: a kernel for each kind of number would be the same
 @triton.jit(do_not_specialize=["M"])
 def quantise_rows(
@@ -39,34 +63,11 @@ def quantise_rows(
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
     i_k, i_m, records = tl.program_id(0), tl.program_id(1), tl.num_programs(0)
-    o_m = i_m * 8 + tl.arange(0, 8)
     at = (i_m * records + i_k).to(tl.int64)
-    G: tl.constexpr = 8 if BY_32 else 1
-    p_x = x + o_m.to(tl.int64)[:, None] * s_x_m + i_k * 256 + tl.arange(0, 256)[None, :]
-    b_x = tl.load(p_x, mask=(o_m < M)[:, None], other=0.0).to(tl.float32)
-    b_x = tl.reshape(b_x, (8 * G, 256 // G))
-    b_max = tl.max(tl.abs(b_x), 1)
-    inverse = tl.where(b_max >= SMALLEST, tl.div_rn(tl.full((8 * G,), 127.0, tl.float32), b_max), 0.0)
-    # adding 1.5 * 2^23 leaves no fraction bits: to the nearest, halves to even
-    b_q = (b_x * inverse[:, None] + 12582912.0) - 12582912.0
-    b_q = tl.where(tl.abs(b_q) <= 127.0, b_q, 0.0).to(tl.int32)
-    # zero, or NaN where the group is not finite
-    b_d = b_max * 0.007874015748031496 + tl.sum(b_x * 0.0, 1)
-    if BY_32:
-        b_d = tl.permute(tl.reshape(b_d, (8, 8)), (1, 0))
-        tl.store(d + at * 64 + tl.arange(0, 8)[:, None] * 8 + tl.arange(0, 8)[None, :], b_d)
-    else:
-        tl.store(d + at * 8 + tl.arange(0, 8), b_d)
-    b_q = tl.reshape(b_q, (8, 8, 32))
-    b_sum = tl.sum(b_q, 2)  # n, sub-block
-    # n q e r1 s t h -> byte 2 h + s of word (q, n, t, 2 e + r1)
-    o = tl.arange(0, 2)
-    bits = tl.reshape(o * 8, (1, 1, 1, 1, 2, 1, 1)) + tl.reshape(o * 16, (1, 1, 1, 1, 1, 1, 2))
-    b_w = (tl.reshape(b_q, (8, 4, 2, 2, 2, 4, 2)) & 255) << bits
-    b_w = tl.sum(tl.sum(b_w, 6), 4)  # n q e r1 t
-    b_w = tl.reshape(tl.permute(b_w, (1, 0, 4, 2, 3)), (512,))
+    b_d, b_sum, b_w = _quantised(x, s_x_m, M, i_k, i_m, BY_32, SMALLEST)
     tl.store(words + at * 512 + tl.arange(0, 512), b_w)
     if not BY_32:
+        tl.store(d + at * 8 + tl.arange(0, 8), b_d)
         high = (b_sum + 32) >> 6
         low = b_sum - high * 64
         shift = tl.reshape(tl.arange(0, 2), (1, 1, 2)) * 16 + 8
@@ -75,8 +76,52 @@ def quantise_rows(
         tl.store(sums + at * 64 + tl.arange(0, 32), low)
         tl.store(sums + at * 64 + 32 + tl.arange(0, 32), high)
     else:
-        b_sum = tl.permute(b_sum, (1, 0))
+        b_d, b_sum = tl.permute(tl.reshape(b_d, (8, 8)), (1, 0)), tl.permute(b_sum, (1, 0))
+        tl.store(d + at * 64 + tl.arange(0, 8)[:, None] * 8 + tl.arange(0, 8)[None, :], b_d)
         tl.store(sums + at * 64 + tl.arange(0, 8)[:, None] * 8 + tl.arange(0, 8)[None, :], b_sum)
+
+
+# M is compared with and no more: a kernel for each kind of number would be the same
+@triton.jit(do_not_specialize=["M"])
+def quantise_pieces(
+    x, s_x_m,
+    pieces,
+    M,
+    BY_32: tl.constexpr,
+    MINIMUMS: tl.constexpr,
+    PIECE: tl.constexpr,
+    SMALLEST: tl.constexpr,
+    EARLY: tl.constexpr,
+):  # fmt: skip
+    """A program 256 columns of 8 rows, in one piece for `ring_int8`: i32 [K / 256, eights, PIECE / 4].
+
+    words [4, 32 lanes, 4], then BY_32 d [8 groups, 8], else with MINIMUMS sums [32 lanes, 2] as pairs of f16, and d [8]
+    """
+    if EARLY != "no":
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+    i_k, i_m, eights = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    b_d, b_sum, b_w = _quantised(x, s_x_m, M, i_k, i_m, BY_32, SMALLEST)
+    p = pieces + (i_k * eights + i_m).to(tl.int64) * (PIECE // 4)
+    tl.store(p + tl.arange(0, 512), b_w)
+    b_d = b_d.to(tl.int32, bitcast=True)
+    if BY_32:
+        b_d = tl.permute(tl.reshape(b_d, (8, 8)), (1, 0))
+        tl.store(p + 512 + tl.arange(0, 8)[:, None] * 8 + tl.arange(0, 8)[None, :], b_d)
+    else:
+        if MINIMUMS:
+            # up to 4064: in f16 an even number is exact
+            odd = b_sum & 1
+            b_pairs = tl.join(_pairs(b_sum - odd), _pairs(odd))  # [8, 4, 2]
+            tl.store(p + 512 + tl.arange(0, 64), tl.reshape(b_pairs, (64,)))
+        tl.store(p + (576 if MINIMUMS else 512) + tl.arange(0, 8), b_d)
+
+
+@triton.jit
+def _pairs(b):
+    """[8, 8] integers -> [8, 4] of two f16."""
+    halves = b.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return tl.sum(tl.reshape(halves, (8, 4, 2)) << (16 * tl.arange(0, 2)), 2)
 
 
 @triton.jit

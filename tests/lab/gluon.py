@@ -363,6 +363,9 @@ class Machine:
         if left := re.search(r"wgmma.wait_group.sync.aligned (\d+)", text):
             self.wait_product(int(left[1]))
             return tuple(args)
+        if "cp.async.bulk" in text:
+            self.bulk(*args)
+            return Value(np.int32(0))
         if "mbarrier" in text:
             self.at_address(text, *(v.a for v in args))
             return Value(np.int32(0))
@@ -411,6 +414,23 @@ class Machine:
         def arrive() -> int:
             to.a[...] = descriptor.read(at)
             return descriptor.bytes
+
+        barrier.coming.append(arrive)
+        if not self.late:
+            barrier.land()
+
+    def bulk(self, to: Value, p: Pointer, size: Value, at: Value, lane: Value) -> None:
+        """A copy of so many bytes by lane 0."""
+        (i,) = np.flatnonzero(lane.a == 0)
+        begin, bytes, words = int(to.a[i]), int(size.a[i]), int(size.a[i]) // p.memory.itemsize
+        if (begin | bytes | int(p.at[i]) * p.memory.itemsize) % 16 or begin + bytes > self.taken:
+            raise IndexError(f"{bytes} bytes to {begin}: whole sixteens, in memory that the program has")
+        barrier = self.barriers[self.shared.ctypes.data + int(at.a[i])]
+
+        def arrive() -> int:
+            source = Pointer(p.memory, p.at[i] + np.arange(words))
+            self.shared[begin : begin + bytes] = source.read().view(np.uint8)
+            return bytes
 
         barrier.coming.append(arrive)
         if not self.late:

@@ -31,6 +31,14 @@ def run(
         elif two := re.fullmatch(r"st.shared.v2.b32 \[(\S+)\], \{(\S+), (\S+)\}", instruction):
             for i in range(2):
                 shared.view(np.uint32)[registers[two[1]] // 4 + i] = registers[two[2 + i]]
+        elif some := re.fullmatch(r"ld.shared(?:.v\d)?.(b32|u16) \{?([^{}[]+?)\}?, \[(\S+)\+(\d+)\]", instruction):
+            width, at = int(some[1][1:]), registers[some[3]] + np.uint32(some[4])
+            if (at % (width // 8 * len(some[2].split(", ")))).any():
+                raise IndexError(f"words in shared memory at no multiple of their width: {instruction}")
+            for i, name in enumerate(some[2].split(", ")):
+                registers[name] = shared.view(f"u{width // 8}")[at // (width // 8) + i].astype(np.uint32)
+        elif instruction.startswith("mma.sync"):
+            _multiplied(instruction, registers)
         elif one := re.fullmatch(r"ld.shared.b32 (\S+), \[(\S+)\]", instruction):
             registers[one[1]] = shared.view(np.uint32)[registers[one[2]] // 4]
         elif two := re.fullmatch(r"ld.shared.v2.b32 \{(\S+), (\S+)\}, \[(\S+)\]", instruction):
@@ -122,6 +130,29 @@ def product(
     y = (left @ right.T).reshape(W, 2, 8, n // 8, 4, 2)
     # eight r0 h
     return list(y.transpose(3, 1, 5, 0, 2, 4).reshape(n // 2, W, 32))
+
+
+def _multiplied(instruction: str, registers: dict[str, Any]) -> None:
+    """mma.sync m16n8: lane (g, t) has of every 4 t, or of 2 t where they are halves, rows g and g + 8 of A and row g of
+    B, and of sums the columns 2 t and 2 t + 1."""
+    kind = re.match(r"mma.sync.aligned.m16n8k(\d+).row.col.(?:s32.(?:u8|s8).s8.s32|f32.f16.f16.f32) ", instruction)
+    if not kind:
+        raise NotImplementedError(f"PTX that is not known here: {instruction}")
+    whole = "f16" in kind[0]
+    into, *given = (part.split(", ") for part in re.findall(r"\{([^}]*)\}", instruction))
+    shape = np.shape(registers[given[0][0]])
+    a, b, c = (np.stack([np.broadcast_to(registers[name], shape) for name in names], 1) for names in given)
+    kinds = (np.float16, np.float16) if whole else (np.uint8 if ".u8." in kind[0] else np.int8, np.int8)
+    # W, r1 r0, g t, j
+    left = a.astype(np.uint32)[..., None].view(kinds[0]).reshape(len(a), len(given[0]) // 2, 2, 8, 4, -1)
+    right = b.astype(np.uint32)[..., None].view(kinds[1]).reshape(len(b), len(given[1]), 8, 4, -1)
+    if left[0, :, 0, 0].size != int(kind[1]):
+        raise NotImplementedError(f"registers of other columns: {instruction}")
+    sums = np.einsum("wrhgtj,wrntj->whgn", *(v.astype(np.float32 if whole else np.int32) for v in (left, right)))
+    before = c.astype(np.uint32).view(sums.dtype).reshape(-1, 2, 2, 8, 4)
+    made = before + sums.reshape(-1, 2, 8, 4, 2).transpose(0, 1, 4, 2, 3)
+    for i, name in enumerate(into):
+        registers[name] = np.ascontiguousarray(made[:, i // 2, i % 2].reshape(shape)).view(np.uint32)
 
 
 def _words(a: np.ndarray, pack: int) -> list[np.ndarray]:
