@@ -3,6 +3,7 @@
 from typing import Any
 
 from ..kernels.lib.by_shape import MOST_ROWS, ring_rows, ring_stages
+from ..kernels.lib.ring_exact import registers as ring_registers
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -16,7 +17,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "resident": (1, 2, 3, 4),
     "warps": (0, 4, 8, 16),
     "pair": (False, True),
-    "registers": (0, 96, 128),
+    "registers": (0, 56, 96, 128),
     "num_stages": (2, 1, 3),
 }
 # what each way reads; the first value of every other knob stands for it
@@ -30,6 +31,7 @@ EXACT = {
 }
 ONE_ROW = {"warps", "pair", "registers", "num_stages"}
 SEVERAL_ROWS = {"warps", "pair", "registers"}
+RING_INT8 = EXACT["ring"] | {"registers"}
 # of int8 where there is no m16n8k32
 PLAIN = {"": {"algorithm"}, "split": EXACT["split"]}
 
@@ -40,7 +42,7 @@ def unread_by(case: Case) -> set[str]:
         return set(SPACE) - BLOCKS
     if case["precision"] == "exact":
         return set(SPACE) - set().union(*EXACT.values())
-    return set(SPACE) - (ONE_ROW if case["M"] == 1 else SEVERAL_ROWS | EXACT["ring"]) - EXACT["split"]
+    return set(SPACE) - (ONE_ROW if case["M"] == 1 else SEVERAL_ROWS | RING_INT8) - EXACT["split"]
 
 
 def _imma(gpu: str) -> bool:
@@ -60,7 +62,7 @@ def legal(config: dict[str, Any], case: Case, gpu: str) -> str | None:
             return "int8 without m16n8k32 runs as split"
         used = PLAIN[config["algorithm"]]
     elif config["algorithm"] == "ring":
-        used = EXACT["ring"]
+        used = RING_INT8
     else:
         used = ONE_ROW if case["M"] == 1 else SEVERAL_ROWS
     # a default brings along what is no knob
@@ -110,6 +112,8 @@ def _legal_ring(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         return f"the ring takes {ring_rows(precision)} rows of x, and 4, 8 or 16 warps"
     if case["N"] % (16 * warps) or (swiglu and warps < 8):
         return f"{case['N']} rows of W do not make groups of {warps} warps"
+    if config["registers"] >= ring_registers(warps, resident):
+        return f"{config['registers']} registers are no fewer than {resident} programs of {warps} warps have"
     if ring_stages(precision, case["format"], case["M"], warps, resident, swiglu) < 2:
         return f"no room for {resident} programs of {warps} warps with two records each"
     return None
@@ -124,6 +128,8 @@ def _legal_int8(config: dict[str, Any], case: Case) -> str | None:
         return f"{records} records leave warps without work"
     if config["pair"] and (case["epilogue"] == "swiglu" or case["M"] > 32):
         return "swiglu is a pair of its own, and more than 32 rows leave no registers for one"
+    if 0 < config["registers"] < 96:
+        return f"{config['registers']} registers hold no record beside its sums"
     if case["M"] == 1 and config["num_stages"] > 2:
         return "a warp has one or two records in flight"
     return None

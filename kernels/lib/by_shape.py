@@ -50,8 +50,8 @@ def by_shape(
     """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
     records = K // COLUMNS
     if precision == "int8" and not config.algorithm and not config.warps and 1 < M <= MOST_ROWS and rings:
-        warps, resident = _ring_program_int8(M, N, format, swiglu)
-        return replace(config, algorithm="ring", warps=warps, resident=resident)
+        warps, resident, registers = _ring_program_int8(M, N, records, format, swiglu)
+        return replace(config, algorithm="ring", warps=warps, resident=resident, registers=registers)
     if precision == "int8" and config.algorithm not in ("split", "ring") and not config.warps:
         warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(M, N, records)
         # a few that spill pay for one more program on sm90, where that was measured
@@ -102,16 +102,17 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     return warps, resident
 
 
-def _ring_program_int8(M: int, N: int, format: str, swiglu: bool) -> tuple[int, int]:
-    """The same of int8."""
-    warps, resident = (8, 2) if swiglu or M > 8 else (4, 4)
-    if N <= 2048:
-        warps, resident = 4, 2
-    elif M > 32:
-        warps, resident = 8, 1
+def _ring_program_int8(M: int, N: int, records: int, format: str, swiglu: bool) -> tuple[int, int, int]:
+    """The same of int8, and registers a thread at the start: 0 are all there are, fewer leave room for the launch that
+    quantises the next x."""
+    warps, resident, registers = 4, 2, 0
+    if swiglu:
+        warps, resident = 8, 2 if M <= 16 else 1
+    elif N * records > 5120 * 32 and (16 if N > 8192 else 8) >= M:
+        resident, registers = 4, 56
     while resident > 1 and ring_8.stages(format, M, warps, resident, swiglu) < 2:
-        resident -= 1
-    return warps, resident
+        resident, registers = resident - 1, 0
+    return warps, resident, registers
 
 
 def ring_rows(precision: str) -> int:
