@@ -1,6 +1,6 @@
 """A share of tree_attention for 16 E queries at once, 144, 80 or 48: rows are unpacked for all of them (sm90).
 
-    warps  4: copy     rows of K and V as they are  ──cp.async──>  shared, three tiles of 64 rows of each
+    warps  4: copy     rows of K and V as they are  ──cp.async──>  shared, tiles of 64 rows of each
            4: scores   S^T = K q^T  [64, 16 E],  P = 2^(S - m)  ──> shared, f16;  l = sum P     (twice, of 80 or 48)
            8: values   O^T [256, 16 E] += V^T P   in registers
     q   [E, 256, 16]   of eight queries 16 times their columns of 32 bytes, then of the next eight
@@ -14,6 +14,8 @@ and so are the barriers, at which a warp waits for itself alone. plain_pass.py s
 23 nodes of 6 heads are 138 queries, at 131072 rows 77 GFLOP: 78 us of tensor cores on an H200. Scores of a tile are
 2,500 cycles beside the values of the one before; then tensor cores stand still for the 1,300 in which P is made. More
 registers for the warps of scores would leave the others too few, and ptxas then runs all products one after the other.
+With 48 queries a tile is 1,700 cycles, and of a short cache what counts is the code that is passed once, 7 or 8 cycles
+an instruction: three programs beside each other pass it in the time of one.
 
 The first tile of a share sets the maximum m of each query, and 2^6 above it: later scores may pass it by 2^21 before a
 weight leaves f16. A share where one does is walked again, first for its maximum and then with it.
@@ -189,22 +191,7 @@ def asked_for(memory, b_q, FORMAT: gl.constexpr):
 @gluon.constexpr_function
 def _turning():
     """[64, 2 groups, 2 halves, 64 values] in eight warps: half a group of a query a lane."""
-    dims = [
-        [3, 1],
-        [3, 2],
-        [3, 4],
-        [3, 8],
-        [3, 16],
-        [3, 32],
-        [0, 1],
-        [0, 2],
-        [0, 4],
-        [0, 8],
-        [2, 1],
-        [0, 16],
-        [0, 32],
-        [1, 1],
-    ]
+    dims = [(3, 1 << i) for i in range(6)] + [(0, 1), (0, 2), (0, 4), (0, 8), (2, 1), (0, 16), (0, 32), (1, 1)]
     bases = [[by if d == dim else 0 for d in range(4)] for dim, by in dims]
     return gl.DistributedLinearLayout(bases[:6], bases[6:11], bases[11:], [], [64, 2, 2, 64])
 
@@ -342,6 +329,8 @@ def _summed(
     G: gl.constexpr, FORMAT_K: gl.constexpr, FORMAT: gl.constexpr, VS: gl.constexpr, PS: gl.constexpr,
     E: gl.constexpr,
 ):  # fmt: skip
+    # two operands of tq3_0 ahead and the sums of 80 queries are more than there is room for
+    PIECES: gl.constexpr = 1 if E > 3 and FORMAT == "tq3_0" else 2
     # while the first rows of the cache come
     if FORMAT_K == "tq3_0" and E == 3:
         asked_turned(asked_of, b_q, scale)
@@ -364,22 +353,7 @@ def _summed(
         if E > 5:
             a, b = _beside(a, b, codes, high, scales, at_p, at_b, done, steps, FORMAT, VS, PS, E)
         else:
-            a, b = _ahead(
-                a,
-                b,
-                codes,
-                high,
-                scales,
-                at_p,
-                at_b,
-                done,
-                steps,
-                FORMAT,
-                VS,
-                PS,
-                E,
-                1 if E > 3 and FORMAT == "tq3_0" else 2,
-            )
+            a, b = _ahead(a, b, codes, high, scales, at_p, at_b, done, steps, FORMAT, VS, PS, E, PIECES)
         done += steps
     wait(at_b + SUMMED, 0, 8)
     put(part_o, o_first, asked_of, sums, a, b, first, rows, H, G, FORMAT)

@@ -1,12 +1,12 @@
 """A share of tree_attention for 16 E queries at once, 144, 80 or 48, over rows of f16 (sm90).
 
-    warps  4: fetch    64 rows of K, twice 32 of V     ──TMA──> shared, two tiles of K, three halves of V
+    warps  4: fetch    64 rows of K, twice 32 of V     ──TMA──> shared, tiles of K, halves of V
            4: scores   S^T = K q^T  [64, 16 E],  P = 2^(S - m)  ──> shared, f16;  l = sum P
            8: values   O^T [256, 16 E] += V^T P   in registers
 
 As one_pass.py, whose shares, masks, maxima and means these are, but nothing is unpacked: tensor cores read K and V
 where the TMA has put them. Memory is the limit: 64 KiB a tile are 3,480 cycles of a multiprocessor's part of an H200,
-both products 2,376. 112 KiB of the cache and 72 of queries leave P one tile.
+both products 2,376 for 144 queries. Then 112 KiB of the cache and 72 of queries leave P one tile.
 
 Rows of V that no query sees may hold anything, and nothing times infinity is no number: those are made zeros.
 """
