@@ -2,6 +2,7 @@
 elsewhere `lab/gluon.py` does, from their text."""
 
 import importlib
+import itertools
 import json
 import linecache
 import os
@@ -112,12 +113,13 @@ def test_with_the_join_behind_it_it_means_what_the_reference_means(queries, form
 
 
 @some(
-    ("queries", "order", "late"),
-    [(queries, order, late) for queries in one_pass.QUERIES for order in ORDERS for late in (False, True)],
-    lambda queries, order, late: queries == 48 or (late and order == ORDERS[queries % 3]),
+    ("queries", "order", "late", "format"),
+    [(*of_all, format) for of_all in itertools.product(one_pass.QUERIES, ORDERS, (False, True)) for format in FORMATS],
+    lambda queries, order, late, format: (
+        order == ORDERS[(queries // 16 + FORMATS.index(format)) % 3] and (late or queries == 48)
+    ),
 )
-@formats
-def test_whoever_goes_first_and_whatever_comes_late_it_means_the_same(queries, format, late, order, monkeypatch):
+def test_whoever_goes_first_and_whatever_comes_late_it_means_the_same(queries, order, late, format, monkeypatch):
     right(monkeypatch, of(format), late=late, order=order, queries=queries)
 
 
@@ -127,11 +129,16 @@ def test_of_few_queries_one_side_gives_what_two_do(long, format, monkeypatch):
     right(monkeypatch, of(format, T=8, context=700), late=True, programs=2, queries=48, long=long)
 
 
-@formats
-@pytest.mark.parametrize(
-    ("T", "queries"), [(1, 48), (3, 80), (9, 48), (13, 80), (16, 144), (20, 80), (23, 48), (24, 144)]
+TREES = ((1, 48), (3, 80), (9, 48), (13, 80), (16, 144), (20, 80), (23, 48), (24, 144))
+
+
+@some(
+    ("tree", "format"),
+    list(itertools.product(range(len(TREES)), FORMATS)),
+    lambda tree, format: (tree + FORMATS.index(format)) % 2 == 0,
 )
-def test_trees_of_one_pass(T, queries, format, monkeypatch):
+def test_trees_of_one_pass(tree, format, monkeypatch):
+    T, queries = TREES[tree]
     right(monkeypatch, of(format, T=T), seed=T, queries=queries)
 
 
@@ -151,11 +158,10 @@ SHAPES = (
 
 
 @some(
-    ("shape", "queries"),
-    [(i, queries) for i in range(len(SHAPES)) for queries in (48, 144)],
-    lambda i, queries: i % 2 == (queries == 48),
+    ("shape", "queries", "format"),
+    list(itertools.product(range(len(SHAPES)), (48, 144), FORMATS)),
+    lambda shape, queries, format: shape % 2 == (queries == 48) and (shape // 2 + FORMATS.index(format)) % 2 == 0,
 )
-@formats
 def test_shares_a_remainder_a_window_and_padding(shape, queries, format, monkeypatch):
     values = SHAPES[shape]
     programs = (2 * values.get("Hkv", 1) + 1) * (1 if queries == 144 else 3)
