@@ -52,7 +52,7 @@ def means(y, x, blocks, name, **more):
     return bool(((y - want).abs() <= 1e-5 * want.abs().amax(1, keepdim=True)).all())
 
 
-@pytest.mark.parametrize("late", [False, True])
+@pytest.mark.parametrize("late", [pytest.param(False, marks=pytest.mark.long), True])
 @pytest.mark.parametrize("M", [1, 2, 9, 23, 33, 64])
 @pytest.mark.parametrize("name", TILED)
 def test_it_means_what_the_reference_means(name, M, late, monkeypatch):

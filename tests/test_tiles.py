@@ -92,7 +92,7 @@ SHARES = ((4, 1, False, 1), (4, 2, True, 2), (4, 4, False, 1), (2, 1, True, 1))
 
 
 @pytest.mark.parametrize("precision", ["exact", "int8"])
-@pytest.mark.parametrize("M", [2, 9])
+@pytest.mark.parametrize("M", [2, pytest.param(9, marks=pytest.mark.long)])
 def test_shares_of_warps_lose_and_repeat_no_record(M, precision):
     # every sum is exact: whatever the shares, the bits are the same
     held = tiles.to_tiles(exact_blocks(128, 768, "q4_k"), "q4_k").to(DEVICE)
