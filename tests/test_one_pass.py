@@ -506,7 +506,7 @@ for name, format, T, context, registers in json.loads(sys.argv[2]):
 """
 
 
-WATCHED = (("q8_0", 23, 131072), ("tq3_0", 12, 131072), ("tq3_0", 8, 131072))
+WATCHED = (("q8_0", 23, 131072), ("tq3_0", 12, 131072))
 ALL = [
     (f, T, S) for f in FORMATS for T, S in ((23, 131072), (12, 131072), (8, 131072), (8, 4096)) if f != "f16" or T != 12
 ]

@@ -168,8 +168,8 @@ def broken(monkeypatch, old, new):
     return made.own_rows
 
 
-# a third of them in every run, all of them with -m "long or not long"
-@pytest.mark.parametrize("bug", [pytest.param(b, marks=[pytest.mark.long] * (i % 3 > 0)) for i, b in enumerate(BUGS)])
+# a sixth of them in every run, all of them with -m "long or not long"
+@pytest.mark.parametrize("bug", [pytest.param(b, marks=[pytest.mark.long] * (i % 6 > 0)) for i, b in enumerate(BUGS)])
 def test_a_planted_bug_is_seen(bug, monkeypatch):
     kernel = broken(monkeypatch, *BUGS[bug])
     found = [v for case in DRAWN for v in verdicts(monkeypatch, case, 16, kernel=kernel, wanted=("numeric",))]

@@ -244,6 +244,7 @@ def test_what_has_no_room_is_refused_with_its_numbers(monkeypatch):
         run(monkeypatch, x, blocks, "q8_0", warps=16, resident=4)
 
 
+@pytest.mark.long
 def test_more_rows_than_a_program_takes_go_another_way(monkeypatch):
     blocks, x = case("q4_k", 65, 64, 256)
     monkeypatch.setattr(module, "ring_8", None)
