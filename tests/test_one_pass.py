@@ -4,13 +4,11 @@ elsewhere `lab/gluon.py` does, from their text."""
 import importlib
 import itertools
 import json
-import linecache
 import os
 import re
 import subprocess
 import sys
 import tempfile
-import types
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ import torch
 import triton
 from draftwood.kernels.lib import eights, feed, fragments, one_pass, plain_pass, rotated, weights
 from draftwood.kernels.tree_attention import Config
-from draftwood.lab import gluon
+from draftwood.lab import gluon, planted
 from draftwood.lab.oracles import Subject, Trial
 from draftwood.reference.hadamard import unrotate
 from draftwood.reference.ops import find
@@ -436,20 +434,8 @@ DRAWN = (
 
 def broken(monkeypatch, part, old, new):
     """The kernels with a bug in one of their files."""
-    assert old in SOURCES[part], f"the text that this changes is gone: {old}"
-    texts = {**SOURCES, part: SOURCES[part].replace(old, new)}
-    for name in PARTS:
-        made = types.ModuleType(f"draftwood.kernels.lib.{name}_broken")
-        made.__package__, made.__file__ = "draftwood.kernels.lib", f"{made.__name__}.py"
-        monkeypatch.setitem(sys.modules, made.__name__, made)
-        text = texts[name]
-        for other in PARTS:
-            text = text.replace(f"from .{other} import", f"from .{other}_broken import")
-        # Triton asks for the lines of what it decorates
-        lines = text.splitlines(keepends=True)
-        monkeypatch.setitem(linecache.cache, made.__file__, (len(text), None, lines, made.__file__))
-        exec(compile(text, made.__file__, "exec"), made.__dict__)
-    return [getattr(sys.modules[f"draftwood.kernels.lib.{name}_broken"], name) for name in ("one_pass", "plain_pass")]
+    made = planted.modules(monkeypatch, SOURCES, part, old, new)
+    return [getattr(made[name], name) for name in ("one_pass", "plain_pass")]
 
 
 def seen(verdict):

@@ -2,16 +2,13 @@
 `lab/gluon.py` does, from their text."""
 
 import importlib
-import linecache
-import sys
-import types
 from pathlib import Path
 
 import pytest
 import torch
 from draftwood.kernels.lib import lane_rows, own_rows
 from draftwood.kernels.tree_attention import Config
-from draftwood.lab import gluon
+from draftwood.lab import gluon, planted
 from draftwood.lab.oracles import Subject, Trial
 from draftwood.reference.ops import find
 from draftwood.reference.quantisers import TQ3_CODES
@@ -24,7 +21,9 @@ FORMATS = ("q4_0", "q8_0", "tq3_0")
 BASE = SPEC.cases["edge"][0].but(
     T=1, H=6, Hkv=1, D=256, context=300, spare=3, window=0, tree="chain", scores="normal", dtype="bf16", gate=False
 )
-SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in (("own", own_rows), ("lane", lane_rows))}
+SOURCES = {
+    name: Path(str(part.__file__)).read_text() for name, part in (("lane_rows", lane_rows), ("own_rows", own_rows))
+}
 
 
 def of(format, **values):
@@ -153,24 +152,9 @@ DRAWN = (
 )
 
 
-def broken(monkeypatch, old, new):
-    """The kernel with a bug, in whichever of its two files has the text."""
-    assert any(old in text for text in SOURCES.values()), f"the text that this changes is gone: {old}"
-    for name in ("lane", "own"):
-        made = types.ModuleType(f"draftwood.kernels.lib.{name}_rows_broken")
-        made.__package__, made.__file__ = "draftwood.kernels.lib", f"{made.__name__}.py"
-        monkeypatch.setitem(sys.modules, made.__name__, made)
-        text = SOURCES[name].replace(old, new).replace("from .lane_rows import", "from .lane_rows_broken import")
-        # Triton asks for the lines of what it decorates
-        lines = text.splitlines(keepends=True)
-        monkeypatch.setitem(linecache.cache, made.__file__, (len(text), None, lines, made.__file__))
-        exec(compile(text, made.__file__, "exec"), made.__dict__)
-    return made.own_rows
-
-
 # a sixth of them in every run, all of them with -m "long or not long"
 @pytest.mark.parametrize("bug", [pytest.param(b, marks=[pytest.mark.long] * (i % 6 > 0)) for i, b in enumerate(BUGS)])
 def test_a_planted_bug_is_seen(bug, monkeypatch):
-    kernel = broken(monkeypatch, *BUGS[bug])
+    kernel = planted.modules(monkeypatch, SOURCES, None, *BUGS[bug])["own_rows"].own_rows
     found = [v for case in DRAWN for v in verdicts(monkeypatch, case, 16, kernel=kernel, wanted=("numeric",))]
     assert any(v.status == "fail" or "outside the tensor" in v.detail for v in found), "\n".join(map(str, found))

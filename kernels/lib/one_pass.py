@@ -437,35 +437,19 @@ def one_pass(
         b_q, times = queries(q, s_q_t, s_q_h, i_kv, first, rows, G, FORMAT_K, E if E < 9 else 0), scale
     begin, tiles, seen, last = share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G
-    if SIDES > 1:
-        gl.warp_specialize(
-            [
-                (_summed, (b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, v_codes,
-                           v_high, v_scales, at_p, at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, times,
-                           G, FORMAT_K, FORMAT_V, VS, PS, E)),
-                (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less, k_codes, k_high, k_scales, tops, sums, seen,
-                           again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS, E, 0,
-                           2)),
-                (fed, (p_k, p_v, begin, tiles, seen, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high,
-                       v_scales, at_b, again, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS, RINGS)),
-                (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less, k_codes, k_high, k_scales, tops, sums, seen,
-                           again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS, E, 1,
-                           2)),
-            ],
-            [4, 4, 4], [REGISTERS[0], REGISTERS[1], REGISTERS[0]],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (_summed, (b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, v_codes,
-                           v_high, v_scales, at_p, at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, times,
-                           G, FORMAT_K, FORMAT_V, VS, PS, E)),
-                (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less, k_codes, k_high, k_scales, tops, sums, seen,
-                           again, tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS, E, 0,
-                           1)),
-                (fed, (p_k, p_v, begin, tiles, seen, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high,
-                       v_scales, at_b, again, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS, RINGS)),
-            ],
-            [4, 4], [REGISTERS[0], REGISTERS[1]],
-        )  # fmt: skip
+    gl.warp_specialize(
+        (
+            (_summed, (b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, v_codes, v_high,
+                       v_scales, at_p, at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, times, G, FORMAT_K,
+                       FORMAT_V, VS, PS, E)),
+            (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less, k_codes, k_high, k_scales, tops, sums, seen, again,
+                       tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS, E, 0, SIDES)),
+            (fed, (p_k, p_v, begin, tiles, seen, end, T, ancestors, k_codes, k_high, k_scales, v_codes, v_high,
+                   v_scales, at_b, again, s_k_s, s_v_s, FORMAT_K, FORMAT_V, KS, VS, RINGS)),
+            (weighed, (at_q, at_less, 0, at_p, at_bits, at_b, less, k_codes, k_high, k_scales, tops, sums, seen, again,
+                       tiles, scale, part_m, part_l, o_first, first, T, H, rows, G, FORMAT_K, KS, PS, E, 1, SIDES)),
+        )[: 2 + SIDES],
+        (4, 4, 4)[: 1 + SIDES],
+        (REGISTERS[0], REGISTERS[1], REGISTERS[0])[: 1 + SIDES],
+    )  # fmt: skip
     kept(words_of(p, 2048), 8)

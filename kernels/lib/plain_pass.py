@@ -223,30 +223,18 @@ def plain_pass(
     b_q = queries(q, s_q_t, s_q_h, i_kv, first, rows, G, "f16", E if E < 9 else 0)
     begin, tiles, seen, last = share(end, T, window, i_split, splits)
     o_first = i_split * T * H + i_kv * G
-    if SIDES > 1:
-        gl.warp_specialize(
-            [
-                (_summed, (b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p,
-                           at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS, E)),
-                (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less, k, k, k, tops, sums, seen, again, tiles,
-                           scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E, 0, 2)),
-                (_fetched, (rows_k, rows_v, i_kv * (s_k_h // s_k_s), i_kv * (s_v_h // s_v_s), begin, tiles, seen, end,
-                            T, ancestors, k, v, barriers, at_b, again, KS, VS)),
-                (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less, k, k, k, tops, sums, seen, again, tiles,
-                           scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E, 1, 2)),
-            ],
-            [4, 4, 4], [REGISTERS[0], REGISTERS[1], REGISTERS[0]],
-        )  # fmt: skip
-    else:
-        gl.warp_specialize(
-            [
-                (_summed, (b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p,
-                           at_b, sums, again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS, E)),
-                (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less, k, k, k, tops, sums, seen, again, tiles,
-                           scale, part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E, 0, 1)),
-                (_fetched, (rows_k, rows_v, i_kv * (s_k_h // s_k_s), i_kv * (s_v_h // s_v_s), begin, tiles, seen, end,
-                            T, ancestors, k, v, barriers, at_b, again, KS, VS)),
-            ],
-            [4, 4], [REGISTERS[0], REGISTERS[1]],
-        )  # fmt: skip
+    gl.warp_specialize(
+        (
+            (_summed, (b_q, q, s_q_t, s_q_h, i_kv, begin, end, last, seen, ancestors, asked_of, bits, at_v, at_p, at_b,
+                       sums, again, tiles, part_o, o_first, first, T, H, rows, G, VS, PS, E)),
+            (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less, k, k, k, tops, sums, seen, again, tiles, scale,
+                       part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E, 0, SIDES)),
+            (_fetched, (rows_k, rows_v, i_kv * (s_k_h // s_k_s), i_kv * (s_v_h // s_v_s), begin, tiles, seen, end, T,
+                        ancestors, k, v, barriers, at_b, again, KS, VS)),
+            (weighed, (at_q, at_less, at_k, at_p, at_bits, at_b, less, k, k, k, tops, sums, seen, again, tiles, scale,
+                       part_m, part_l, o_first, first, T, H, rows, G, "f16", KS, PS, E, 1, SIDES)),
+        )[: 2 + SIDES],
+        (4, 4, 4)[: 1 + SIDES],
+        (REGISTERS[0], REGISTERS[1], REGISTERS[0])[: 1 + SIDES],
+    )  # fmt: skip
     kept(words_of(p, 2048), 8)
