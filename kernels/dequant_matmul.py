@@ -53,7 +53,7 @@ from .lib.rows_int8 import quantise_pieces, quantise_rows, rows_int8
 from .lib.tiled import tiled
 from .lib.tiles import SCALES, D
 from .lib.wide_exact import wide_exact
-from .lib.workspace import counters
+from .lib.workspace import counters, parts
 
 
 @dataclass(frozen=True)
@@ -456,13 +456,12 @@ def _exact_ring(
     groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
     stages = _has_room(ring.stages(format, M, W, resident, swiglu), W, M, resident)
     P = ring_shares(groups, K // COLUMNS, resident * processors(x.device))
-    partial = torch.empty(2 * P * 128 * W * E, dtype=torch.float32, device=x.device)
     # products of one record beside codes of the next: with few warps, if they have the registers
     over = W == 8 and resident == 1 and E > 3 and not swiglu
     early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
-        *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial,
-        counters(x.device, groups), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages, OVER=over,
+        *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out,
+        parts(x.device, P * 128 * W * E), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages, OVER=over,
         CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": ring.registers(W, resident)},
     )  # fmt: skip
@@ -530,7 +529,6 @@ def _int8_ring(
     groups, resident, E, piece = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M), ring_8.PIECE[format]
     stages = _has_room(ring_8.stages(format, M, W, resident, swiglu), W, M, resident)
     P = ring_shares(groups, K // COLUMNS, resident * processors(x.device))
-    partial = torch.empty(2 * P * 128 * W * E, dtype=torch.float32, device=x.device)
     pieces = torch.empty(K // COLUMNS * E * piece // 4, dtype=torch.int32, device=x.device)
     early, options = _early(config, x.device)
     quantise_pieces[(K // COLUMNS, E)](
@@ -538,7 +536,7 @@ def _int8_ring(
         SMALLEST=SMALLEST, EARLY=early, num_warps=4, enable_fp_fusion=False, **options,
     )  # fmt: skip
     ring_8.ring_int8[(P,)](
-        pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, counters(x.device, groups),
+        pieces, weight.view(torch.int32), residual, _stride(residual), out, parts(x.device, P * 128 * W * E),
         M, N, K, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
         EARLY=early != "no", num_warps=W, **{**options, "maxnreg": config.registers or ring.registers(W, resident)},
     )  # fmt: skip

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config
-from draftwood.kernels.lib import ring_exact, workspace
+from draftwood.kernels.lib import handed, ring_exact, workspace
 from draftwood.lab import gluon, planted
 from draftwood.reference import formats, tiles
 from draftwood.reference.dequant_matmul import dequant_matmul as meaning
 
 module = importlib.import_module("draftwood.kernels.dequant_matmul")
 TILED = tuple(tiles.RECORD)
-SOURCE = Path(str(ring_exact.__file__)).read_text()
+SOURCES = {m.__name__.split(".")[-1]: Path(str(m.__file__)).read_text() for m in (handed, ring_exact)}
 
 
 def ring_of(ring, late=False, order=(0, 1)):
@@ -22,7 +22,7 @@ def ring_of(ring, late=False, order=(0, 1)):
 
     def at(grid):
         def launch(*args, num_warps=0, launch_pdl=False, maxnreg=0, **more):
-            gluon.launch(ring.ring_exact, grid, args, late, order, **more)
+            gluon.launch(ring.ring_exact, grid, args, late, order, waits=True, **more)
 
         return launch
 
@@ -67,7 +67,7 @@ def test_shares_of_programs_lose_and_repeat_no_record(warps, resident, monkeypat
     blocks, x = case("q4_k", 5, 512, 1792)
     y = run(monkeypatch, x, blocks, "q4_k", warps=warps, resident=resident)
     assert torch.equal(y, meaning(x.float(), blocks, "q4_k"))
-    assert not workspace.counters(torch.device("cpu"), 1).any()
+    assert (workspace.parts(torch.device("cpu"), 1) == -1).all()
 
 
 def test_more_programs_than_records_of_a_group_share_it(monkeypatch):
@@ -116,15 +116,16 @@ BUGS = {
     "every eight rows of x are the first": ("[column * 4, 8 * e, 0]", "[column * 4, e, 0]"),
     "x stays at its first columns": ("at + 64 * c", "at"),
     "x is the first record's in the ring": ("at + slot * (256 * E)", "at"),
-    "the first sharer's part is its other one": ("p + cut * SLOT", "p + (1 - cut) * SLOT"),
-    "a sharer is left out": ("_part(p + (2 * k + 2) * SLOT, q + k < others, W, E)", "_part(p, q + k < 0, W, E)"),
-    "a sharer is counted twice": ("q + k < others, W", "q + k <= others, W"),
-    "a part's registers lie on each other": ("gl.store(p_part + 32 * W * r", "gl.store(p_part + 32 * r"),
-    "later sharers are the first ones": ("        p += 2 * AT * SLOT\n", ""),
-    "one group's end is counted as two": ("((o_e == 0) | (g1 != g0))", "(o_e < 2)"),
-    "the second group's end is not told": ("((o_e == 0) | (g1 != g0))", "(o_e == 0)"),
-    "the second group's sum goes to the first": ("gl.where(e == 1, g1, g0)", "g0 + e * 0"),
-    "the counter is left": ("            gl.store(arrived + i_n, 0)\n", ""),
+    "a sharer is left out": ("more) - i_s\n", "more) - i_s - 1\n"),
+    "a sharer is counted twice": ("acc = take(partial + (i_s + 1)", "acc = take(partial + (i_s + 2)"),
+    "shares hand over to one place": ("hand(partial + i_s.to(gl.int64) * SLOT", "hand(partial + i_s.to(gl.int64) * 0"),
+    "the group's first part is handed over, too": ("if begin > i_n * records", "if begin >= i_n * records"),
+    "a part's registers lie on each other": ("[$1+{512 * W * e}]", "[$1+{64 * W * e}]"),
+    "later sharers are the first ones": ("        p += AT * 128 * W * E\n", ""),
+    "later sharers of those on their way are the first": ("{512 * W * (E * k + e)}", "{512 * W * e}"),
+    "one part more is taken than there are": ("setp.gt.s32 p{k}, ${n + 1}, {k};", "setp.ge.s32 p{k}, ${n + 1}, {k};"),
+    "what was taken is left": ("{{t, t, t, t}};\\n\"", "{four};\\n\""),
+    "who waits comes first": ("programs - 1 - gl.program_id(0)", "gl.program_id(0)"),
     "rows g and g + 8 change places": ("return _four(b0, W), _four(b1, W)", "return _four(b1, W), _four(b0, W)"),
     "odd rows take the even rows' d": ("low = (d >> (16 * odd)) & 0xFFFF", "low = d & 0xFFFF"),
     "minimums are added": ("^ -2147450880", ""),
@@ -149,15 +150,15 @@ DRAWN = (
 def differs(monkeypatch, ring, late, programs, name, M, N, K, more):
     monkeypatch.setattr(module, "processors", lambda device: programs)
     blocks, x = case(name, M, N, K)
-    counters = workspace.counters(torch.device("cpu"), 1)
+    parts = workspace.parts(torch.device("cpu"), 1)
     try:
         y = run(monkeypatch, x, blocks, name, ring=ring, late=late, **more)
         want = meaning(x.float(), blocks, name, swiglu=bool(more.get("swiglu")))
-        return not torch.allclose(y, want, rtol=1e-5, atol=1e-5) or bool(counters.any())
+        return not torch.allclose(y, want, rtol=1e-5, atol=1e-5) or bool((parts != -1).any())
     except (IndexError, RuntimeError):
         return True
     finally:
-        counters.zero_()
+        parts.fill_(-1)
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -170,7 +171,7 @@ def test_without_a_bug_none_is_seen(drawn, programs, late, monkeypatch):
 # a sixth of them in every run, all of them with -m "long or not long"
 @pytest.mark.parametrize("bug", [pytest.param(b, marks=[pytest.mark.long] * (i % 6 > 0)) for i, b in enumerate(BUGS)])
 def test_a_planted_bug_is_seen(bug, monkeypatch):
-    broken = planted.modules(monkeypatch, {"ring_exact": SOURCE}, None, *BUGS[bug])["ring_exact"]
+    broken = planted.modules(monkeypatch, SOURCES, None, *BUGS[bug])["ring_exact"]
     assert any(
         differs(monkeypatch, broken, late, programs, *drawn)
         for programs in (7, 2)

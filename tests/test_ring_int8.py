@@ -24,7 +24,7 @@ def ring_of(ring, late=False, order=(0, 1)):
 
     def at(grid):
         def launch(*args, num_warps=0, launch_pdl=False, maxnreg=0, **more):
-            gluon.launch(ring.ring_int8, grid, args, late, order, **more)
+            gluon.launch(ring.ring_int8, grid, args, late, order, waits=True, **more)
 
         return launch
 
@@ -67,7 +67,7 @@ def test_shares_of_programs_lose_and_repeat_no_record(warps, resident, monkeypat
     blocks, x = case("q4_k", 5, 512, 1792)
     y = run(monkeypatch, x, blocks, "q4_k", warps=warps, resident=resident)
     assert means(y, x, blocks, "q4_k")
-    assert not workspace.counters(torch.device("cpu"), 1).any()
+    assert (workspace.parts(torch.device("cpu"), 1) == -1).all()
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
@@ -192,14 +192,14 @@ DRAWN = (
 def differs(monkeypatch, ring, late, programs, name, M, N, K, more):
     monkeypatch.setattr(module, "processors", lambda device: programs)
     blocks, x = case(name, M, N, K)
-    counters = workspace.counters(torch.device("cpu"), 1)
+    parts = workspace.parts(torch.device("cpu"), 1)
     try:
         y = run(monkeypatch, x, blocks, name, ring=ring, late=late, **more)
-        return not means(y, x, blocks, name, swiglu=bool(more.get("swiglu"))) or bool(counters.any())
+        return not means(y, x, blocks, name, swiglu=bool(more.get("swiglu"))) or bool((parts != -1).any())
     except (IndexError, RuntimeError):
         return True
     finally:
-        counters.zero_()
+        parts.fill_(-1)
 
 
 @pytest.mark.parametrize("late", [False, True])

@@ -29,6 +29,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .addresses import address, arrive, begin, tell, wait
 from .eights import lanes, multiplied, waited
+from .handed import hand, take
 from .newer import barrier, fetch, reinterpret
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -60,8 +61,6 @@ ABOVE = {"q5_k": 1, "q6_k": 2}
 FREE = gl.constexpr(16)
 # warps of which one fetches: registers are dealt out to four at a time
 FETCH = 4
-# of f32 parts as many are on their way at once as a warp has room for
-_AT_ONCE = gl.constexpr(128)
 
 
 def eights_of(M: int) -> int:
@@ -272,7 +271,7 @@ def _record(
 
 @gluon.jit
 def _owner(i, share, more):
-    """The program whose share holds record i."""
+    """The share that holds record i."""
     return gl.where(i < more * (share + 1), i // (share + 1), (i - more) // gl.maximum(share, 1))
 
 
@@ -370,12 +369,12 @@ def _fetched(
 
 @gluon.jit
 def _multiplied(
-    codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, arrived, M, N,
-    i_p, first, last, records, share, more,
+    codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, M, N,
+    i_s, first, last, records, share, more,
     FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
     S: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """W warps: the share's products, and the sums of groups that this program is the last of."""
+    """W warps: the share's products, and the sums of groups that begin in it."""
     odd = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :] // 4 % 2
     if EARLY:
         tl.extra.cuda.gdc_wait()
@@ -398,91 +397,23 @@ def _multiplied(
         if OVER:
             acc = waited(acc, 0)
             arrive(barriers + (FREE + before) * 8, begin < end, W)
-        whole, later = end - begin == records, begin != first
-        give(acc, whole, later, residual, s_residual_m, out, partial, M, N, i_p, i_n, SWIGLU, W, E)
-    gather(residual, s_residual_m, out, partial, arrived, M, N, g0, g1, records, share, more, SWIGLU, W, E)
+        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W)
 
 
 @gluon.jit
 def give(
-    acc, whole, later, residual, s_residual_m, out, partial, M, N, i_p, i_n,
-    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
+    acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more,
+    SWIGLU: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
-    """Sums of group i_n to the output, or if a program has not the whole of it to its parts; later: its second part."""
-    if whole:
-        _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+    """Sums of group i_n from record `begin` to `end`, of share i_s: who has the group's first record stores its sums,
+    with what the shares behind hand over."""
+    SLOT: gl.constexpr = 32 * W * len(acc)
+    if begin > i_n * records:
+        hand(partial + i_s.to(gl.int64) * SLOT, acc, W)
     else:
-        # a part: every register of a group's sums
-        p_part = partial + (2 * i_p + later.to(gl.int32)).to(gl.int64) * (128 * W * E) + _lane(W)
-        for r in gl.static_range(4 * E):
-            gl.store(p_part + 32 * W * r, acc[r])
-
-
-@gluon.jit
-def gather(
-    residual, s_residual_m, out, partial, arrived, M, N, g0, g1, records, share, more,
-    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
-):  # fmt: skip
-    """The sums of the groups g0 and g1, the first and last of a share, if this program is the last to give its part."""
-    SLOT: gl.constexpr = 128 * W * E
-    # arrivals come last, both in one: nothing of this program's stream waits for a fence
-    barrier()
-    P: gl.constexpr = gl.BlockedLayout([1], [32], [W], [0])
-    o_e = gl.arange(0, 2, layout=P)
-    i_g = gl.where(o_e == 0, g0, g1)
-    o_begin, o_end = _owner(i_g * records, share, more), _owner((i_g + 1) * records - 1, share, more)
-    shared = (o_begin != o_end) & ((o_e == 0) | (g1 != g0))
-    before = gl.atomic_add(arrived + i_g, gl.full((2,), 1, gl.int32, layout=P), mask=shared, sem="acq_rel")
-    ended = gl.sum((shared & (before == o_end - o_begin)).to(gl.int32) << o_e, 0)
-    for e in range(0, 2):
-        if (ended >> e) & 1:
-            i_n = gl.where(e == 1, g1, g0)
-            begin_p, end_p = _owner(i_n * records, share, more), _owner((i_n + 1) * records - 1, share, more)
-            gl.store(arrived + i_n, 0)
-            # the first of them may have had the end of another group before
-            cut = (begin_p * share + gl.minimum(begin_p, more) < i_n * records).to(gl.int32)
-            acc = _totals(partial + (2 * begin_p).to(gl.int64) * SLOT + _lane(W), cut, end_p - begin_p, W, E)
-            _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
-
-
-@gluon.jit
-def _lane(W: gl.constexpr):
-    """Where a lane's number lies of a register of a part."""
-    warp = gl.arange(0, W, layout=gl.SliceLayout(1, lanes(W)))[:, None]
-    return warp * 32 + gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :]
-
-
-@gluon.jit
-def _part(p, inside, W: gl.constexpr, E: gl.constexpr):
-    acc = ()
-    for r in gl.static_range(4 * E):
-        acc = acc + (gl.load(p + 32 * W * r, mask=inside, other=0.0, cache_modifier=".cg"),)
-    return acc
-
-
-@gluon.jit
-def _added(x, y):
-    acc = ()
-    for r in gl.static_range(len(x)):
-        acc = acc + (x[r] + y[r],)
-    return acc
-
-
-@gluon.jit
-def _totals(p, cut, others, W: gl.constexpr, E: gl.constexpr):
-    """The sums of the parts of a program and the `others` after it, in order."""
-    SLOT: gl.constexpr = 128 * W * E
-    # several at a time: a load takes longer than what it brings
-    AT: gl.constexpr = max(4 if E > 5 else 1, _AT_ONCE // (8 * E))
-    acc = _part(p + cut * SLOT, others >= 0, W, E)
-    for q in range(0, others, AT):
-        ys = ()
-        for k in gl.static_range(AT):
-            ys = ys + (_part(p + (2 * k + 2) * SLOT, q + k < others, W, E),)
-        for k in gl.static_range(AT):
-            acc = _added(acc, ys[k])
-        p += 2 * AT * SLOT
-    return acc
+        others = _owner((i_n + 1) * records - 1, share, more) - i_s
+        acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, others, acc, W)
+        _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
 
 
 @gluon.jit
@@ -491,7 +422,6 @@ def ring_exact(
     residual, s_residual_m,
     out,
     partial,
-    arrived,
     M, N, K,
     FORMAT: gl.constexpr,
     RECORD: gl.constexpr,
@@ -516,12 +446,14 @@ def ring_exact(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    i_p, programs = gl.program_id(0), gl.num_programs(0)
+    programs = gl.num_programs(0)
+    # who waits for a share is the program after that one's
+    i_s = programs - 1 - gl.program_id(0)
     work = N // (TILES * 64) * records
-    # the first `more` programs take a record more than the others
+    # the first `more` shares are a record longer than the others
     share, more = work // programs, work % programs
-    first = i_p * share + gl.minimum(i_p, more)
-    last = first + share + (i_p < more).to(gl.int32)
+    first = i_s * share + gl.minimum(i_s, more)
+    last = first + share + (i_s < more).to(gl.int32)
 
     xs = gl.allocate_shared_memory(TYPE, [S * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
     # of a record that is there, and from FREE on of one that may be overwritten; a KiB, so that it says where it is
@@ -553,8 +485,8 @@ def ring_exact(
     hopper.fence_async_shared()
     gl.warp_specialize(
         [
-            (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial, arrived,
-                           M, N, i_p, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, OVER, EARLY)),
+            (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial,
+                           M, N, i_s, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, OVER, EARLY)),
             (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
                         barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
         ],

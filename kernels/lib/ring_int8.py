@@ -31,7 +31,7 @@ from .eights import lanes, repeated
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
 from .imma import _FIELDS
 from .newer import barrier, reinterpret
-from .ring_exact import FREE, SHARED, TAKEN, eights_of, gather, give, next_record, next_slot
+from .ring_exact import FREE, SHARED, TAKEN, eights_of, give, next_record, next_slot
 from .tiles import HIGH
 
 _HIGH = gl.constexpr(HIGH)
@@ -332,11 +332,11 @@ def _fetched(
 
 @gluon.jit
 def _multiplied(
-    ring, at, at_barriers, residual, s_residual_m, out, partial, arrived, M, N, i_p, first, last, records, share, more,
+    ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, records, share, more,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr,
     SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
-    """W warps: the share's products, and the sums of groups that this program is the last of."""
+    """W warps: the share's products, and the sums of groups that begin in it."""
     CODES: gl.constexpr = W // 4 * RECORD
     warp = gl.arange(0, W, layout=gl.SliceLayout(1, lanes(W)))[:, None]
     lane = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :]
@@ -361,9 +361,7 @@ def _multiplied(
             at_free = at_barriers + (FREE + slot) * 8
             acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
             slot, parity = next_slot(slot, parity, S)
-        whole, later = end - begin == records, begin != first
-        give(acc, whole, later, residual, s_residual_m, out, partial, M, N, i_p, i_n, SWIGLU, W, E)
-    gather(residual, s_residual_m, out, partial, arrived, M, N, g0, g1, records, share, more, SWIGLU, W, E)
+        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W)
 
 
 # M is compared with and no more: a kernel for each kind of number would be the same
@@ -373,7 +371,6 @@ def ring_int8(
     residual, s_residual_m,
     out,
     partial,
-    arrived,
     M, N, K,
     FORMAT: gl.constexpr,
     RECORD: gl.constexpr,
@@ -393,12 +390,14 @@ def ring_int8(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    i_p, programs = gl.program_id(0), gl.num_programs(0)
+    programs = gl.num_programs(0)
+    # who waits for a share is the program after that one's
+    i_s = programs - 1 - gl.program_id(0)
     work = N // (TILES * 64) * records
-    # the first `more` programs take a record more than the others
+    # the first `more` shares are a record longer than the others
     share, more = work // programs, work % programs
-    first = i_p * share + gl.minimum(i_p, more)
-    last = first + share + (i_p < more).to(gl.int32)
+    first = i_s * share + gl.minimum(i_s, more)
+    last = first + share + (i_s < more).to(gl.int32)
 
     KIB: gl.constexpr = (S * (W // 4 * RECORD + E * PIECE) + 1023) // 1024
     ring = gl.allocate_shared_memory(gl.int32, [KIB, 8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
@@ -417,7 +416,7 @@ def ring_int8(
     hopper.fence_async_shared()
     gl.warp_specialize(
         [
-            (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, arrived, M, N, i_p, first, last,
+            (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last,
                            records, share, more, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EARLY)),
             (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, N // 64, RECORD, PIECE,
                         SWIGLU, W, E, S, EARLY)),

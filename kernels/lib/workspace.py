@@ -1,27 +1,41 @@
-"""Counters that are zero between launches: what a kernel counts up it must count down again.
+"""Memory that outlives a call and is between launches what it was at first: a launch needs no memset before it.
 
-They outlive a call, so that a launch needs no memset before it; one set a device and stream, since launches on one
-stream follow each other. The first call on a stream makes them: make it before a graph is captured.
+    counters   zeros: what a kernel counts up it counts down again
+    parts      EMPTY words (`lib/handed.py`): what one program hands over another takes
+
+One set a device and stream, since launches on one stream follow each other. The first call on a stream makes it: make
+it before a graph is captured.
 """
 
 import torch
 
 COUNTERS = 1 << 16
-_held: dict[tuple[torch.device, int], torch.Tensor] = {}
+# of 24 programs' warps a multiprocessor's, 1.5 MiB each eight rows of x: as many as have room
+PARTS = 132 * 192 * 128
+_held: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 
 
 def counters(device: torch.device, wanted: int) -> torch.Tensor:
     """At least `wanted` i32 zeros."""
-    if wanted > COUNTERS:
-        raise ValueError(f"a launch has {COUNTERS} counters, not {wanted}")
+    return _words(device, wanted, COUNTERS, 0)
+
+
+def parts(device: torch.device, wanted: int) -> torch.Tensor:
+    """At least `wanted` i32 words that are EMPTY."""
+    return _words(device, wanted, PARTS, -1)
+
+
+def _words(device: torch.device, wanted: int, most: int, value: int) -> torch.Tensor:
+    if wanted > most:
+        raise ValueError(f"a launch has {most} words that outlive it, not {wanted}")
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    key = (device, stream)
+    key = (device, stream, value)
     if key not in _held:
         if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-            # torch captures on a side stream: any stream's counters do, since a graph's launches follow each other
-            for (other, _), held in _held.items():
-                if other == device:
+            # torch captures on a side stream: any stream's words do, since a graph's launches follow each other
+            for (other, _, its), held in _held.items():
+                if (other, its) == (device, value):
                     return held
             raise ValueError("call the kernel once before capturing it in a graph: its counters must exist")
-        _held[key] = torch.zeros(COUNTERS, dtype=torch.int32, device=device)
+        _held[key] = torch.full((most,), value, dtype=torch.int32, device=device)
     return _held[key]

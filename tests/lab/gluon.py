@@ -363,6 +363,8 @@ class Machine:
         if left := re.search(r"wgmma.wait_group.sync.aligned (\d+)", text):
             self.wait_product(int(left[1]))
             return tuple(args)
+        if "relaxed.gpu" in text:
+            return self.handed(text, *args)
         if "cp.async.bulk" in text:
             self.bulk(*args)
             return Value(np.int32(0))
@@ -461,6 +463,25 @@ class Machine:
                 self.barriers[begin + int(at)].arrive(1)
             self.role.pause(lambda: True)
 
+    def handed(self, text: str, *args: Any) -> tuple[Value, ...] | Value:
+        """Words that are EMPTY where nothing is handed over, four a lane at the offsets that the text names."""
+        fours = [int(at) // 4 + np.arange(4) for at in re.findall(r"^(?:@p\d+ )?st.relaxed\S+ \[\$\d+\+(\d+)\]", text, re.M)]
+        if "ld.relaxed" not in text:
+            (p, *words), offsets = args, np.concatenate(fours)
+            for word, offset in zip(words, offsets, strict=True):
+                (p + offset).write(np.where(word.a == -1, -2, word.a))
+            return Value(np.int32(0))
+        (p, count), each = args, max(map(int, re.findall(r"@p(\d+) ld", text))) + 1
+        values = []
+        for k, offset in enumerate(np.array(fours).reshape(each, -1)):
+            for o in offset:
+                held = (p + o).read(count.a > k, 0)
+                if (held == -1).any():
+                    raise RuntimeError("a program waits for one that has not handed over")
+                (p + o).write(-1, count.a > k)
+                values.append(Value(held))
+        return tuple(values)
+
     def copied(self, barrier: Barrier, threads: int) -> None:
         """Arrivals of so many threads when what the role copies has come."""
         coming, self.role.copies = [arrive for group in self.role.copies for arrive in group], [[]]
@@ -528,16 +549,18 @@ def launch(
     args: tuple[Any, ...],
     late: bool,
     order: tuple[int, ...] = (0, 1, 2),
+    waits: bool = False,
     **more: Any,
 ) -> None:
-    """The programs of a grid, the last one first: whoever shares sums must not count on an order."""
+    """The programs of a grid, the last one first: whoever shares sums must not count on an order. Unless it waits for
+    programs, for those before it: then the first one first."""
     machine = Machine(late, order)
     run = _plain(kernel.fn, machine)
     names = kernel.arg_names
     given = dict(zip(names, args, strict=False)) | {name: v for name, v in more.items() if name in names}
     given = {name: _argument(v) for name, v in given.items()}
     machine.programs = grid
-    for at in reversed(list(np.ndindex(*grid))):
+    for at in sorted(np.ndindex(*grid), reverse=not waits):
         machine.at, machine.role, machine.taken = at, Role(), 0
         # what a bug reads of poisoned memory may be anything
         with np.errstate(all="ignore"):
