@@ -124,7 +124,7 @@ BUGS = {
     "later sharers are the first ones": ("        p += AT * 128 * W * E\n", ""),
     "later sharers of those on their way are the first": ("{512 * W * (E * k + e)}", "{512 * W * e}"),
     "one part more is taken than there are": ("setp.gt.s32 p{k}, ${n + 1}, {k};", "setp.ge.s32 p{k}, ${n + 1}, {k};"),
-    "what was taken is left": ("{{t, t, t, t}};\\n\"", "{four};\\n\""),
+    "what was taken is left": ('{{t, t, t, t}};\\n"', '{four};\\n"'),
     "who waits comes first": ("programs - 1 - gl.program_id(0)", "gl.program_id(0)"),
     "rows g and g + 8 change places": ("return _four(b0, W), _four(b1, W)", "return _four(b1, W), _four(b0, W)"),
     "odd rows take the even rows' d": ("low = (d >> (16 * odd)) & 0xFFFF", "low = d & 0xFFFF"),

@@ -34,6 +34,7 @@ mov.b32 $0, 0;
 _ARRIVE = gl.constexpr("""
 {
 .reg .pred p;
+fence.proxy.async.shared::cta;
 setp.eq.u32 p, $2, 0;
 @p mbarrier.arrive.shared.b64 _, [$1];
 mov.b32 $0, 0;
@@ -126,7 +127,8 @@ def begin_all(at, RINGS: gl.constexpr, W: gl.constexpr):
 
 @gluon.jit
 def arrive(at, when, W: gl.constexpr):
-    """Every warp at the mbarrier there, when it comes to it: `mbarrier.arrive` has all of them wait for each other."""
+    """Every warp at the mbarrier there, when it comes to it: `mbarrier.arrive` has all of them wait for each other.
+    What it has read the TMA may write over: without the fence loads that are under way found what came next."""
     lane = gl.arange(0, 32 * W, layout=_threads(W)) % 32
     _each(_ARRIVE, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.where(when, lane, 1))
 

@@ -84,19 +84,15 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     """Warps a program of the ring's, and programs a multiprocessor: several, so that one unpacks while others wait, but
     what each fetches of x is the more the fewer rows of W it has, and the sum the longer the more share it."""
     if swiglu:
-        warps, resident = (8, 2) if M <= 8 else (16, 1) if M <= 32 else (8, 1)
-    elif N <= 2048:
-        warps, resident = 4, 2
-    elif M > MOST_ROWS or N > 65536:
-        warps, resident = 8, 2 if 8 < M <= 32 else 1
-    elif N * records < 5120 * 32:
-        warps, resident = 4, 3 if (32 if records <= 20 else 24) >= M else 2
-    elif M > 32:
-        warps, resident = (8, 1) if N > 12288 or (M > 40 and records > 60) else (4, 2)
-    elif N > 12288:
-        warps, resident = (4, 4) if M <= 16 else (8, 2 if M <= 24 else 1)
+        warps, resident = (8, 2) if M <= 24 else (16, 1) if M <= 32 else (8, 1)
+    elif N > 65536 or M > MOST_ROWS:
+        warps, resident = 8, 2 if M <= 8 else 1
+    elif M <= 8:
+        warps, resident = 4, 2 if N <= 2048 else 4 if N * records > 5120 * 40 else 3
+    elif M <= 24:
+        warps, resident = 4, 3 if N > 2048 and (M <= 16 or records <= 20) else 2
     else:
-        warps, resident = 4, 4 if M <= 8 else 3 if M <= 24 else 2
+        warps, resident = (4, 2) if M <= 32 or N * records < 5120 * 40 else (8, 1)
     while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
         resident -= 1
     return warps, resident

@@ -15,9 +15,6 @@ from triton.experimental.gluon import language as gl
 
 from .eights import lanes, repeated
 
-# so many of f32 are on their way at once as a warp has room for
-_AT_ONCE = gl.constexpr(64)
-
 
 @gluon.constexpr_function
 def _given(E, W):
@@ -76,7 +73,8 @@ def hand(p, acc, W: gl.constexpr):
 def take(p, count, acc, W: gl.constexpr):
     """acc and the sums of `count` parts from p on, in their order."""
     E: gl.constexpr = len(acc) // 4
-    AT: gl.constexpr = max(1, _AT_ONCE // (4 * E))
+    # so many on their way at once as a warp has room for
+    AT: gl.constexpr = 8 if E <= 2 else 5 if E == 3 else 4 if E == 4 else 2
     for q in range(0, count, AT):
         left = gl.full((W, 32), count - q, gl.int32, layout=lanes(W))
         words = gl.inline_asm_elementwise(

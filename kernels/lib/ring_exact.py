@@ -3,7 +3,9 @@
     groups of 16 W rows of the weight, each K / 256 records long, end to end, in equal shares a program:
 
     |     group 0     |     group 1     |     group 2     | ...
-    |  program 0   |  program 1   |  program 2   |  ...            several programs a multiprocessor
+    |   share 0    |   share 1    |   share 2    |  ...            a program each, several a multiprocessor
+
+    a share hands over what it has of a group that begins in another (`lib/handed.py`), whose share waits for it
 
     a warp   record of W ──TMA──> | stage 0 | stage 1 | ... |     the first ones before the launch before has ended
              x           ──TMA──> |   "     |    "    |     |
@@ -13,7 +15,8 @@
 `lib/wide_exact.py` in Gluon: Triton's compiler has loads wait behind the last product, here several records are on
 their way whatever the program waits for, and the codes of the next 64 columns are unpacked under the product of these.
 Nor does a warp wait for another: it waits for a record and gives its slot back by itself, and only wgmma brings four
-together. What limits it: dequantisation's instructions (three for two weights); the start, and the sum of shares.
+together. What limits it: dequantisation's instructions (three for two weights), which do not hide behind memory where
+a record is first waited for; where many share a group, the sum.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -59,6 +62,8 @@ SHARED, TAKEN = 233472, 1024 + 1024 + 256
 CODES = {"q8_0": 8}
 ABOVE = {"q5_k": 1, "q6_k": 2}
 FREE = gl.constexpr(16)
+# records of W that a program asks for before its first x
+AHEAD = gl.constexpr(2)
 # warps of which one fetches: registers are dealt out to four at a time
 FETCH = 4
 
@@ -151,29 +156,23 @@ def _row_word(memory, W: gl.constexpr, G: gl.constexpr):
 
 
 @gluon.jit
-def _decoded(w, d, odd, C: gl.constexpr, FORMAT: gl.constexpr):
-    """A row's scales of groups 2 C and 2 C + 1 in a pair, and what is added: the codes' middle less the minimum.
+def _decoded(w, d, odd, FORMAT: gl.constexpr):
+    """Of a row's scales those of two groups in a pair, and what is added: the codes' middle less the minimum.
 
     q6_k: scales of the groups' first 16 columns, and of the others. odd: which half of its d is the row's.
     """
-    if FORMAT == "q4_0" or FORMAT == "q8_0":
-        pairs = (w[C], w[C])
+    low = d & 0xFFFF
+    if FORMAT == "q6_k":
+        low = (d >> (16 * odd)) & 0xFFFF
+        TEXT: gl.constexpr = _BIASED
     else:
-        low = d & 0xFFFF
-        if FORMAT == "q6_k":
-            low = (d >> (16 * odd)) & 0xFFFF
-            TEXT: gl.constexpr = _BIASED
-        else:
-            TEXT: gl.constexpr = _BY_16 if FORMAT == "q5_k" else _BY_8
-        low = low | (low << 16)
-        less = low
-        if FORMAT == "q4_k" or FORMAT == "q5_k":
-            up = (d >> 16) & 0xFFFF
-            less = (up | (up << 16)) ^ -2147450880
-        pairs = gl.inline_asm_elementwise(
-            TEXT, "=&r,=&r,r,r,r", [w[C], low, less], (gl.int32, gl.int32), is_pure=True, pack=1
-        )
-    return pairs
+        TEXT: gl.constexpr = _BY_16 if FORMAT == "q5_k" else _BY_8
+    low = low | (low << 16)
+    less = low
+    if FORMAT == "q4_k" or FORMAT == "q5_k":
+        up = (d >> 16) & 0xFFFF
+        less = (up | (up << 16)) ^ -2147450880
+    return gl.inline_asm_elementwise(TEXT, "=&r,=&r,r,r,r", [w, low, less], (gl.int32, gl.int32), is_pure=True, pack=1)
 
 
 @gluon.jit
@@ -220,9 +219,44 @@ def _by_columns(
 
 
 @gluon.jit
-def _operand(v, u, high, words, d, odd, C: gl.constexpr, FORMAT: gl.constexpr, BF16: gl.constexpr):
+def _own_words(memory, W: gl.constexpr):
+    """[W, 2, 8, 4] -> of rows g and g + 8 a lane's word t, each [W, 32]."""
+    P: gl.constexpr = gl.BlockedLayout([1, 2, 1, 1], [1, 1, 8, 4], [W, 1, 1, 1], [3, 2, 1, 0])
+    w0, w1 = gl.split(gl.reshape(gl.permute(memory.load(P), (0, 2, 3, 1)), (W, 32, 2)))
+    return gl.convert_layout(w0, lanes(W)), gl.convert_layout(w1, lanes(W))
+
+
+@gluon.constexpr_function
+def _of_lane(t):
+    """Of the four lanes of a row the word that lane t has."""
+    return f"shfl.sync.idx.b32 $0, $1, {t}, 0x1c1f, 0xffffffff;"
+
+
+@gluon.jit
+def _scales(scales, ds, odd, FORMAT: gl.constexpr, W: gl.constexpr):
+    """Of rows g and g + 8 what `_decoded` leaves of a lane's word t; of formats with nothing to decode all words."""
+    w = _own_words(scales, W) if FORMAT != "q4_0" and FORMAT != "q8_0" else _row_words(scales, W)
+    if FORMAT != "q4_0" and FORMAT != "q8_0":
+        d = _row_word(ds, W, 4 if FORMAT == "q6_k" else 8)
+        w = (_decoded(w[0], d[0], odd, FORMAT), _decoded(w[1], d[1], odd, FORMAT))
+    return w
+
+
+@gluon.jit
+def _scales_of(s, C: gl.constexpr, FORMAT: gl.constexpr):
+    """Of 64 columns C, a pair: from the lane that decoded its word."""
+    if FORMAT == "q4_0" or FORMAT == "q8_0":
+        pair = (s[C], s[C])
+    else:
+        TEXT: gl.constexpr = _of_lane(C)
+        e = gl.inline_asm_elementwise(TEXT, "=r,r", [s[0]], gl.int32, is_pure=True, pack=1)
+        pair = (e, gl.inline_asm_elementwise(TEXT, "=r,r", [s[1]], gl.int32, is_pure=True, pack=1))
+    return pair
+
+
+@gluon.jit
+def _operand(v, u, high, s0, s1, C: gl.constexpr, FORMAT: gl.constexpr, BF16: gl.constexpr):
     """A of 64 columns C, of their words for the first and the second of a byte's nibbles: 16 registers."""
-    s0, s1 = _decoded(words[0], d[0], odd, C, FORMAT), _decoded(words[1], d[1], odd, C, FORMAT)
     h0, h1 = v[0], v[0]
     if FORMAT == "q5_k":
         h0 = high[C]
@@ -242,10 +276,7 @@ def _record(
 ):  # fmt: skip
     """A record of the ring's, x of which lies at `at`, and acc if it is a `later` one of its group. OVER: the last
     products are under way when it ends, and those of the record before end in it, so that its slot is free."""
-    words = _row_words(scales.index(slot), W)
-    d = (words[0][0], words[1][0])
-    if FORMAT != "q4_0" and FORMAT != "q8_0":
-        d = _row_word(ds.index(slot), W, 4 if FORMAT == "q6_k" else 8)
+    s = _scales(scales.index(slot), ds.index(slot), odd, FORMAT, W)
     high = ()
     if FORMAT == "q5_k":
         high = _words(bits.index(slot), 0, W)
@@ -260,7 +291,8 @@ def _record(
             v, u = _words(codes.index(slot), c, W), _words(codes.index(slot), 4 + c, W)
         else:
             v, u = ahead[c], ahead[c]
-        a = _operand(v, u, high, words, d, odd, c, FORMAT, BF16)
+        s0, s1 = _scales_of(s[0], c, FORMAT), _scales_of(s[1], c, FORMAT)
+        a = _operand(v, u, high, s0, s1, c, FORMAT, BF16)
         # the next columns' operand is being made while this product runs
         acc = multiplied(acc, a, at + 64 * c, 1 if c else later.to(gl.int32), W, BF16)
         acc = waited(acc, 0 if c == 3 and not OVER else 1)
@@ -346,15 +378,20 @@ def _fetched(
     """One warp: the share's records into the ring."""
     BYTES: gl.constexpr = W // 4 * RECORD + E * 4096
     column, tile = first % records, first // records * TILES
+    begun = gl.minimum(last - first, S)
     column_x = column
-    # the first records of W do not wait for x
-    for e in range(0, gl.minimum(last - first, S)):
+    # the first records of W do not wait for x; who had more of them would wait for its first x behind all of them
+    for e in range(0, gl.minimum(begun, AHEAD)):
         mbarrier.expect(barriers.index(e), BYTES)
         _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
         column, tile = next_record(column, tile, records, TILES)
     if EARLY:
         tl.extra.cuda.gdc_wait()
-    for e in range(0, gl.minimum(last - first, S)):
+    for e in range(0, begun):
+        if e >= AHEAD:
+            mbarrier.expect(barriers.index(e), BYTES)
+            _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
+            column, tile = next_record(column, tile, records, TILES)
         _fetch_x(rows, xs, barriers, column_x, e, E)
         column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
     slot, parity = 0, 0

@@ -465,20 +465,22 @@ class Machine:
 
     def handed(self, text: str, *args: Any) -> tuple[Value, ...] | Value:
         """Words that are EMPTY where nothing is handed over, four a lane at the offsets that the text names."""
-        fours = [int(at) // 4 + np.arange(4) for at in re.findall(r"^(?:@p\d+ )?st.relaxed\S+ \[\$\d+\+(\d+)\]", text, re.M)]
+        found = re.findall(r"^(?:@p\d+ )?st.relaxed\S+ \[\$\d+\+(\d+)\]", text, re.M)
+        fours = [int(at) // 4 + np.arange(4) for at in found]
         if "ld.relaxed" not in text:
             (p, *words), offsets = args, np.concatenate(fours)
             for word, offset in zip(words, offsets, strict=True):
                 (p + offset).write(np.where(word.a == -1, -2, word.a))
             return Value(np.int32(0))
         (p, count), each = args, max(map(int, re.findall(r"@p(\d+) ld", text))) + 1
+        more = operator.ge if "setp.ge" in text else operator.gt
         values = []
         for k, offset in enumerate(np.array(fours).reshape(each, -1)):
             for o in offset:
-                held = (p + o).read(count.a > k, 0)
+                held = (p + o).read(more(count.a, k), 0)
                 if (held == -1).any():
                     raise RuntimeError("a program waits for one that has not handed over")
-                (p + o).write(-1, count.a > k)
+                (p + o).write(-1 if "{t, t, t, t}" in text else held, more(count.a, k))
                 values.append(Value(held))
         return tuple(values)
 

@@ -248,6 +248,8 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             far = int(y[1])
             # or lanes 4 g on are one row: the distance is a multiple of four
             result = y[0][:, np.arange(32) ^ far] if y[0].ndim == 2 else y[0][..., np.arange(8) ^ far // 4, :]
+        case "shfl.sync.idx.b32" if int(y[2]) == 0x1C1F:
+            result = y[0].reshape(-1, 8, 4)[..., [int(y[1])] * 4].reshape(y[0].shape)
         case "ex2.approx.ftz.f32":
             with np.errstate(over="ignore", under="ignore"):
                 result = np.exp2(y[0].view(np.float32)).view(np.uint32)
