@@ -2,9 +2,9 @@
 
     a word    EMPTY ──> a sum, by who hands it over ──> EMPTY again, by who reads until it is no more and takes it
 
-Neither a fence nor a counter, and nothing is waited for but the sum. EMPTY is all ones, a NaN that no arithmetic makes, and
-between launches all words are. The one that takes waits, so the one that hands over is to have begun by then: a program
-takes from those before it.
+Neither a fence nor a counter, and nothing is waited for but the sum. EMPTY is all ones, a NaN that no arithmetic
+makes, and between launches all words are. Who takes waits, so who hands over is to have begun by then: a program takes
+from those before it.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
