@@ -455,7 +455,7 @@ def _exact_ring(
     (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
     groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
     stages = _has_room(ring.stages(format, M, W, resident, swiglu), W, M, resident)
-    P = ring_shares(groups, K // COLUMNS, resident * processors(x.device))
+    P = ring_shares(groups, K // COLUMNS, processors(x.device), resident)
     # products of one record beside codes of the next: with few warps, if they have the registers
     over = W == 8 and resident == 1 and E > 3 and not swiglu
     early, options = _early(config, x.device)
@@ -528,7 +528,7 @@ def _int8_ring(
     (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
     groups, resident, E, piece = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M), ring_8.PIECE[format]
     stages = _has_room(ring_8.stages(format, M, W, resident, swiglu), W, M, resident)
-    P = ring_shares(groups, K // COLUMNS, resident * processors(x.device))
+    P = ring_shares(groups, K // COLUMNS, processors(x.device), resident)
     pieces = torch.empty(K // COLUMNS * E * piece // 4, dtype=torch.int32, device=x.device)
     early, options = _early(config, x.device)
     quantise_pieces[(K // COLUMNS, E)](

@@ -87,8 +87,6 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
         warps, resident = (8, 2) if M <= 24 else (16, 1) if M <= 32 else (8, 1)
     elif N > 65536 or M > MOST_ROWS:
         warps, resident = 8, 2 if M <= 8 else 1
-    elif M <= 8:
-        warps, resident = 4, 2 if N <= 2048 else 4 if N * records > 5120 * 40 else 3
     elif M <= 24:
         warps, resident = 4, 3 if N > 2048 and (M <= 16 or records <= 20) else 2
     else:
@@ -100,12 +98,11 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
 
 def _ring_program_int8(M: int, N: int, records: int, format: str, swiglu: bool) -> tuple[int, int, int]:
     """The same of int8, and registers a thread at the start: 0 are all there are, fewer leave room for the launch that
-    quantises the next x."""
-    warps, resident, registers = 4, 2, 0
+    quantises the next x: one microsecond of seventeen."""
     if swiglu:
-        warps, resident = 8, 2 if M <= 16 else 1
-    elif N * records > 5120 * 32 and (16 if N > 8192 else 8) >= M:
-        resident, registers = 4, 56
+        warps, resident, registers = (8, 2, 72) if M <= 24 else (8, 2, 0) if M <= 32 else (8, 1, 144)
+    else:
+        warps, resident, registers = (4, 3, 64) if M <= 16 and N * records > 5120 * 32 else (4, 2, 104)
     while resident > 1 and ring_8.stages(format, M, warps, resident, swiglu) < 2:
         resident, registers = resident - 1, 0
     return warps, resident, registers
@@ -121,9 +118,11 @@ def ring_stages(precision: str, format: str, M: int, W: int, resident: int, swig
     return (ring_8 if precision == "int8" else ring).stages(format, M, W, resident, swiglu)
 
 
-def ring_shares(groups: int, records: int, most: int) -> int:
-    """Programs: as many as find room, or, where shares are short and no more than a fifth longer for it, so many that
-    shares end with a group: then each has one sum to give."""
+def ring_shares(groups: int, records: int, processors: int, resident: int) -> int:
+    """Programs: as many as find room, one a multiprocessor where shares are short. Or, if shares are no more than a
+    fifth longer for it, so many that they end with a group: then each has one sum to give."""
+    short = groups * records <= 3 * resident * processors
+    most = processors * (1 if short else resident)
     longest = triton.cdiv(groups * records, most)
     whole = next((n for n in range(longest, records) if records % n == 0), records)
     return groups * records // whole if longest <= 8 and 5 * whole <= 6 * longest else min(groups * records, most)

@@ -62,8 +62,6 @@ SHARED, TAKEN = 233472, 1024 + 1024 + 256
 CODES = {"q8_0": 8}
 ABOVE = {"q5_k": 1, "q6_k": 2}
 FREE = gl.constexpr(16)
-# records of W that a program asks for before its first x
-AHEAD = gl.constexpr(2)
 # warps of which one fetches: registers are dealt out to four at a time
 FETCH = 4
 
@@ -380,7 +378,8 @@ def _fetched(
     column, tile = first % records, first // records * TILES
     begun = gl.minimum(last - first, S)
     column_x = column
-    # the first records of W do not wait for x; who had more of them would wait for its first x behind all of them
+    # the first records of W do not wait for x; with more of them its first rows would come behind all of them
+    AHEAD: gl.constexpr = 2 if E <= 3 else 3
     for e in range(0, gl.minimum(begun, AHEAD)):
         mbarrier.expect(barriers.index(e), BYTES)
         _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
