@@ -277,6 +277,7 @@ SPEC = Spec(
                 for K, N, f in (*_TIMED, _HEAD)
                 for one in _cases((1, 23), K, N, f, "int8", dtype="f16", layout="tiles")
             ),
+            *_cases((32, 64), 17408, 5120, "q4_k", "int8", dtype="f16", layout="tiles"),
             *_cases((1, 23), 5120, 2 * 17408, "q4_k", dtype="f16", epilogue="swiglu", layout="tiles"),
             *_cases((1, 4), 5120, 2 * 17408, "q4_k", "int8", dtype="f16", epilogue="swiglu", layout="tiles"),
         ),

@@ -130,6 +130,23 @@ def test_repeat_sees_what_a_first_call_left_behind():
     assert "repeat" in judge(remembers)
 
 
+def test_repeat_sees_on_a_gpu_what_one_call_in_ten_does():
+    """There calls follow each other without guards; here as many are asked for."""
+    calls = 0
+
+    def races(x, s):
+        nonlocal calls
+        out, calls = sound(x, s), calls + 1
+        if calls % 10 == 0:
+            out.view(-1)[-1] += 1
+        return out
+
+    subject, case = Subject(lambda _, **inputs: races(**inputs), CPU), OP.spec.cases["smoke"][0]
+    few, many = (Trial(OP, case, 0, subject, in_a_row=n).verdicts(("repeat",))[0] for n in (0, 24))
+    assert (few.status, many.status) == ("pass", "fail")
+    assert "of 24 calls in a row gave other bits" in many.detail
+
+
 def test_repeat_sees_a_result_that_a_second_call_writes_over():
     kept: dict[torch.Size, torch.Tensor] = {}
 

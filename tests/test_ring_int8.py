@@ -2,6 +2,10 @@
 its text."""
 
 import importlib
+import os
+import re
+import subprocess
+import sys
 import types
 from pathlib import Path
 
@@ -266,6 +270,36 @@ def test_the_ring_and_rows_of_their_own_give_the_same_numbers(name, M, dtype):
         for config in (Config(warps=4), Config(algorithm="ring", warps=4 if M < 9 else 8, resident=1))
     )
     assert torch.allclose(y, rows, rtol=1e-5, atol=1e-5 * float(rows.abs().max()))
+
+
+COMPILED = """
+from draftwood.autotune import elsewhere
+from draftwood.reference.ops import find
+from draftwood.reference.spec import case
+from triton.backends.compiler import GPUTarget
+
+elsewhere.claim(GPUTarget("cuda", 90, 32))
+op = find("dequant_matmul")
+for precision in ("exact", "int8"):
+    drawn = elsewhere.drawn(op.spec, case(
+        M=9, N=5120, K=1024, format="q4_k", precision=precision, dtype="f16", epilogue="none", scales="usual",
+        layout="tiles",
+    ))
+    kernels = elsewhere.launches(lambda: op.function("kernels")(**elsewhere.hollow(drawn)))
+    print(*(kernel.asm["ptx"] for kernel in kernels if "ring" in kernel.name))
+"""
+
+
+def test_a_slot_is_given_back_behind_a_fence_of_the_proxies(tmp_path):
+    """Loads that are under way do not hold an arrival up, and the TMA's copies overtake them."""
+    env = {**os.environ, "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[1] / ".typings")}
+    env.pop("TRITON_INTERPRET", None)
+    run = subprocess.run([sys.executable, "-c", COMPILED], capture_output=True, text=True, env=env, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr[-2000:]
+    # what expects bytes arrives, too, and reads nothing
+    arrivals = re.findall(r"\{([^{}]*)mbarrier\.arrive\.shared", run.stdout)
+    assert len(arrivals) >= 2
+    assert all("fence.proxy.async.shared::cta" in before for before in arrivals)
 
 
 @pytest.mark.gpu
