@@ -4,13 +4,13 @@
     parts      EMPTY words (`lib/handed.py`): what one program hands over another takes
 
 One set a device and stream, since launches on one stream follow each other. The first call on a stream makes it: make
-it before a graph is captured.
+it before a graph is captured. Graphs share one set: two of them are not to run at the same time.
 """
 
 import torch
 
 COUNTERS = 1 << 16
-# of 24 programs' warps a multiprocessor's, 1.5 MiB each eight rows of x: as many as have room
+# of 132 multiprocessors: warps of their programs times eights of rows of x are at most 192, for more there is no room
 PARTS = 132 * 192 * 128
 _held: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 

@@ -131,7 +131,7 @@ class Trial:
         self.spec = self.op.spec
         self.device = self.subject.device
         if self.in_a_row is None:
-            self.in_a_row = IN_A_ROW if self.device.type == "cuda" else 0
+            self.in_a_row = IN_A_ROW if torch.device(self.device).type == "cuda" else 0
         self.inputs = draw(self.spec, self.case, self.seed, self.device)
 
     # -- runs ----------------------------------------------------------------------------------------------------------
@@ -271,7 +271,7 @@ class Trial:
         if self.spec.updates or not self.in_a_row:
             return None
         inputs, calls = self._placed(self.inputs), self.in_a_row
-        others = torch.empty(L2 if self.device.type == "cuda" else 1, dtype=torch.uint8, device=self.device)
+        others = torch.empty(L2 if torch.device(self.device).type == "cuda" else 1, dtype=torch.uint8, device=self.device)
         differ = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in outputs}
         for i in range(calls):
             others.fill_(i)
