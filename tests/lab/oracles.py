@@ -271,7 +271,8 @@ class Trial:
         if self.spec.updates or not self.in_a_row:
             return None
         inputs, calls = self._placed(self.inputs), self.in_a_row
-        others = torch.empty(L2 if torch.device(self.device).type == "cuda" else 1, dtype=torch.uint8, device=self.device)
+        size = L2 if torch.device(self.device).type == "cuda" else 1
+        others = torch.empty(size, dtype=torch.uint8, device=self.device)
         differ = {name: torch.zeros((), dtype=torch.int64, device=self.device) for name in outputs}
         for i in range(calls):
             others.fill_(i)
