@@ -148,7 +148,7 @@ def test_sums_of_the_largest_codes_are_exact(monkeypatch):
 BUGS = {
     "the ring's slot is refilled while it is read": ("mbarrier.wait(barriers.index(FREE + slot), parity)", "pass"),
     "a record is read before it is there": ("(at_barriers + slot * 8, parity, W)", "(at_barriers + slot * 8, 1, W)"),
-    "a slot is not given back": ("    arrive(at_free, True, W)", "    arrive(at_free, False, W)"),
+    "a slot is not given back": ("    give_back(at_free, True, W)", "    give_back(at_free, False, W)"),
     "another slot is given back": ("at_free = at_barriers + (FREE + slot) * 8", "at_free = at_barriers + FREE * 8"),
     "x is not waited for": ("BYTES: gl.constexpr = CODES + E * PIECE", "BYTES: gl.constexpr = CODES"),
     "the second tile of a group is the first": ("first = tile + i\n", "first = tile + i * 0\n"),

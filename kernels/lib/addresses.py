@@ -34,6 +34,14 @@ mov.b32 $0, 0;
 _ARRIVE = gl.constexpr("""
 {
 .reg .pred p;
+setp.eq.u32 p, $2, 0;
+@p mbarrier.arrive.shared.b64 _, [$1];
+mov.b32 $0, 0;
+}
+""")
+_GIVE_BACK = gl.constexpr("""
+{
+.reg .pred p;
 fence.proxy.async.shared::cta;
 setp.eq.u32 p, $2, 0;
 @p mbarrier.arrive.shared.b64 _, [$1];
@@ -127,17 +135,20 @@ def begin_all(at, RINGS: gl.constexpr, W: gl.constexpr):
 
 @gluon.jit
 def arrive(at, when, W: gl.constexpr):
-    """Every warp at the mbarrier there, when it comes to it: `mbarrier.arrive` has all of them wait for each other.
-    What it has read the TMA may write over: without the fence loads that are under way found what came next."""
-    lane = gl.arange(0, 32 * W, layout=_threads(W)) % 32
-    _each(_ARRIVE, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.where(when, lane, 1))
+    """Every warp at the mbarrier there, when it comes to it: `mbarrier.arrive` has all of them wait for each other."""
+    _by_lane_0(_ARRIVE, at, when, W)
+
+
+@gluon.jit
+def give_back(at, when, W: gl.constexpr):
+    """As `arrive`, of memory that the TMA may write over then: its copies overtake loads that are under way."""
+    _by_lane_0(_GIVE_BACK, at, when, W)
 
 
 @gluon.jit
 def came(at, W: gl.constexpr, when=True):
     """As `arrive`, when all that the warp's lanes have read and written is."""
-    lane = gl.arange(0, 32 * W, layout=_threads(W)) % 32
-    _each(_CAME, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.where(when, lane, 1))
+    _by_lane_0(_CAME, at, when, W)
 
 
 @gluon.jit
@@ -162,6 +173,12 @@ def bulk(p, to, BYTES: gl.constexpr, barrier):
     to, barrier = gl.full((32,), to, gl.int32, layout=P), gl.full((32,), barrier, gl.int32, layout=P)
     size = gl.full((32,), BYTES, gl.int32, layout=P)
     gl.inline_asm_elementwise(_BULK, "=r,r,l,r,r,r", [to, p + o * 0, size, barrier, o], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def _by_lane_0(TEXT: gl.constexpr, at, when, W: gl.constexpr):
+    lane = gl.arange(0, 32 * W, layout=_threads(W)) % 32
+    _each(TEXT, gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.where(when, lane, 1))
 
 
 @gluon.jit

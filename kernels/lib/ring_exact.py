@@ -30,7 +30,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .addresses import address, arrive, begin, tell, wait
+from .addresses import address, begin, give_back, tell, wait
 from .eights import lanes, multiplied, waited
 from .handed import hand, take
 from .newer import barrier, fetch, reinterpret
@@ -297,7 +297,7 @@ def _record(
         acc = multiplied(acc, a, at + 64 * c, 1 if c else later.to(gl.int32), W, BF16)
         acc = waited(acc, 0 if c == 3 and not OVER else 1)
         if OVER and c == 0:
-            arrive(at_free, later, W)
+            give_back(at_free, later, W)
     return acc
 
 
@@ -442,12 +442,12 @@ def _multiplied(
             at_x, later = at + slot * (256 * E * T), i > begin
             acc = _record(acc, codes, bits, scales, ds, at_x, odd, slot, at_free, later, FORMAT, BF16, W, OVER)
             if not OVER:
-                arrive(at_free, True, W)
+                give_back(at_free, True, W)
             before = slot
             slot, parity = next_slot(slot, parity, S)
         if OVER:
             acc = waited(acc, 0)
-            arrive(barriers + (FREE + before) * 8, begin < end, W)
+            give_back(barriers + (FREE + before) * 8, begin < end, W)
         if T == 2:
             acc = _folded(acc, W)
         give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W, T)

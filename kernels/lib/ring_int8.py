@@ -25,7 +25,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ...reference.tiles import RECORD
-from .addresses import address, arrive, begin, bulk, kept, tell, wait
+from .addresses import address, begin, bulk, give_back, kept, tell, wait
 from .eights import lanes, repeated
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -258,7 +258,7 @@ def _record(
             d = _words(at_d_x, PIECE * e + PIECE - 32, 2)
             total = total + _add_record(acc[4 * e : 4 * e + 4], s[4 * e : 4 * e + 4], g, h, least, d, sums, FORMAT)
         s = total
-    arrive(at_free, True, W)
+    give_back(at_free, True, W)
     return s
 
 
