@@ -13,7 +13,7 @@ from draftwood.reference import formats, tiles
 from draftwood.reference.dequant_matmul import dequant_matmul as meaning
 
 module = importlib.import_module("draftwood.kernels.dequant_matmul")
-TILED = tuple(tiles.RECORD)
+TILED, LONG = tuple(tiles.RECORD), pytest.mark.long
 SOURCES = {m.__name__.split(".")[-1]: Path(str(m.__file__)).read_text() for m in (handed, ring_exact)}
 
 
@@ -56,7 +56,7 @@ def run(
 
 
 @pytest.mark.parametrize("late", [False, True])
-@pytest.mark.parametrize("M", [1, 9, 17, 33, 40, 50, 64, 72, 96])
+@pytest.mark.parametrize("M", [1, 9, 17, 33, pytest.param(40, marks=LONG), 50, 64, pytest.param(72, marks=LONG), 96])
 @pytest.mark.parametrize("name", TILED)
 def test_it_means_what_the_reference_means_to_the_bit_where_sums_are_exact(name, M, late, monkeypatch):
     blocks, x = case(name, M, 128, 1280, M)
@@ -64,9 +64,9 @@ def test_it_means_what_the_reference_means_to_the_bit_where_sums_are_exact(name,
     assert torch.equal(y, meaning(x.float(), blocks, name))
 
 
-@pytest.mark.parametrize("programs", [2, 7])
-@pytest.mark.parametrize("M, warps", [(3, 8), (20, 8), (50, 8), (20, 16)])
-@pytest.mark.parametrize("name", TILED)
+@pytest.mark.parametrize("programs", [pytest.param(2, marks=LONG), 7])
+@pytest.mark.parametrize("M, warps", [(3, 8), (20, 8), pytest.param(50, 8, marks=LONG), (20, 16)])
+@pytest.mark.parametrize("name", ["q4_k", *(pytest.param(n, marks=LONG) for n in TILED if n != "q4_k")])
 def test_two_records_side_by_side_are_both_counted(name, M, warps, programs, monkeypatch):
     monkeypatch.setattr(module, "processors", lambda device: programs)
     blocks, x = case(name, M, 128 if warps == 8 else 256, 2560, M)

@@ -282,7 +282,7 @@ elsewhere.claim(GPUTarget("cuda", 90, 32))
 op = find("dequant_matmul")
 for precision in ("exact", "int8"):
     drawn = elsewhere.drawn(op.spec, case(
-        M=9, N=5120, K=1024, format="q4_k", precision=precision, dtype="f16", epilogue="none", scales="usual",
+        M=2, N=5120, K=1024, format="q4_k", precision=precision, dtype="f16", epilogue="none", scales="usual",
         layout="tiles",
     ))
     kernels = elsewhere.launches(lambda: op.function("kernels")(**elsewhere.hollow(drawn)))
