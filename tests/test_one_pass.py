@@ -159,7 +159,7 @@ SHAPES = (
 @some(
     ("shape", "queries", "format"),
     list(itertools.product(range(len(SHAPES)), (48, 144), FORMATS)),
-    lambda shape, queries, format: shape % 2 == (queries == 48) and (shape // 2 + FORMATS.index(format)) % 2 == 0,
+    lambda shape, queries, format: shape % 2 == (queries == 48) and (shape // 2 + FORMATS.index(format)) % 4 == 0,
 )
 def test_shares_a_remainder_a_window_and_padding(shape, queries, format, monkeypatch):
     values = SHAPES[shape]
@@ -170,7 +170,9 @@ def test_shares_a_remainder_a_window_and_padding(shape, queries, format, monkeyp
 @some(
     ("queries", "order", "format"),
     list(itertools.product(one_pass.QUERIES, ORDERS, FORMATS)),
-    lambda queries, order, format: queries != 80 and order == ORDERS[(queries // 16 + FORMATS.index(format)) % 3],
+    lambda queries, order, format: (
+        queries == (48 if format in ("q8_0", "tq3_0") else 144) and order == ORDERS[FORMATS.index(format) % 3]
+    ),
 )
 def test_a_share_that_passes_its_first_tile_is_walked_again(queries, format, order, monkeypatch):
     right(monkeypatch, of(format, scores="sharp", context=500), late=True, order=order, queries=queries)
@@ -456,8 +458,8 @@ def test_without_a_bug_none_is_seen(case, order, late, monkeypatch):
     right(monkeypatch, DRAWN[case], broken(monkeypatch, "feed", "", ""), late, order)
 
 
-# a ninth of them in every run, all of them with -m "long or not long"
-@pytest.mark.parametrize("bug", [pytest.param(b, marks=[pytest.mark.long] * (i % 9 > 0)) for i, b in enumerate(BUGS)])
+# a twelfth of them in every run, all of them with -m "long or not long"
+@pytest.mark.parametrize("bug", [pytest.param(b, marks=[pytest.mark.long] * (i % 12 > 0)) for i, b in enumerate(BUGS)])
 def test_a_planted_bug_is_seen(bug, monkeypatch):
     part = BUGS[bug][0]
     kernels = broken(monkeypatch, *BUGS[bug])
@@ -492,7 +494,7 @@ for name, format, T, context, registers in json.loads(sys.argv[2]):
 """
 
 
-WATCHED = (("q8_0", 23, 131072), ("tq3_0", 12, 131072))
+WATCHED = (("tq3_0", 12, 131072),)
 ALL = [
     (f, T, S) for f in FORMATS for T, S in ((23, 131072), (12, 131072), (8, 131072), (8, 4096)) if f != "f16" or T != 12
 ]
