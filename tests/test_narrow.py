@@ -56,7 +56,12 @@ def case_of(op: str, changes: dict) -> Case:
     return near.but(**changes)
 
 
-@pytest.mark.parametrize(("op", "changes"), CASES, ids=[f"{op}-{number}" for number, (op, _) in enumerate(CASES)])
+# the slowest of them on demand
+@pytest.mark.parametrize(
+    ("op", "changes"),
+    [pytest.param(*case, marks=[pytest.mark.long] * (2 <= number <= 4)) for number, case in enumerate(CASES)],
+    ids=[f"{op}-{number}" for number, (op, _) in enumerate(CASES)],
+)
 def test_what_runs_there_is_right_and_stays_in_its_memory(op, changes, narrow):
     interpreter.install()
     known = registered()
