@@ -1,13 +1,12 @@
 """Gluon kernels without a GPU: a program at a time, in numpy. Triton's own interpreter does not know Gluon.
 
-Layouts say where numbers lie, not what they are: they are ignored. What is asynchronous, copies and products, happens
-at once, or only when it is waited for (`late`): a kernel that reads too early, or overwrites what it still needs, gives
-other numbers in one of the two. Parts of a program that run side by side take turns, at their barriers: of those that
-can go on it is the first in `order`. Inline PTX is executed from its text.
+What is asynchronous, copies and products, happens at once, or only when it is waited for (`late`): a kernel that reads
+too early, or overwrites what it still needs, gives other numbers in one of the two. Parts of a program that run side by
+side take turns, at their barriers: of those that can go on it is the first in `order`. Inline PTX is executed from its
+text.
 """
 
 import functools
-import math
 import operator
 import re
 import threading
@@ -16,11 +15,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from triton.experimental.gluon._runtime import GluonJITFunction
 from triton.language import constexpr
 
 from . import ptx
+from .tensors import Descriptor, Layout, Pointer, PointerType, Shared, Value, argument, of, poison
 
 _KINDS = {
     "int16": np.int16,
@@ -29,156 +28,6 @@ _KINDS = {
     "float16": np.float16,
     "float32": np.float32,
 }
-
-
-class Value:
-    """A tensor of numbers, or one."""
-
-    def __init__(self, a: Any) -> None:
-        self.a = np.asarray(a)
-        self.shape, self.dtype = self.a.shape, self.a.dtype.type
-        self.type = types.SimpleNamespace(layout=None)
-
-    def to(self, kind: type, bitcast: bool = False) -> "Value":
-        return Value(self.a.view(kind) if bitcast else self.a.astype(kind))
-
-    def broadcast_to(self, shape: tuple[int, ...]) -> "Value":
-        return Value(np.broadcast_to(self.a, shape))
-
-    def __getitem__(self, at: Any) -> "Value":
-        return Value(self.a[at])
-
-    def __index__(self) -> int:
-        return int(self.a)
-
-    def __bool__(self) -> bool:
-        return bool(self.a)
-
-    def __str__(self) -> str:
-        return str(self.a)
-
-    def __neg__(self) -> "Value":
-        return Value(-self.a)
-
-
-def _of(x: Any) -> Any:
-    return x.a if isinstance(x, Value) else x
-
-
-def _forward(op: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, other: NotImplemented if isinstance(other, Pointer) else Value(op(self.a, _of(other)))
-
-
-def _reflected(op: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda self, other: Value(op(_of(other), self.a))
-
-
-for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "and", "or", "xor", "lshift", "rshift"):
-    _op = getattr(operator, {"and": "and_", "or": "or_"}.get(_name, _name))
-    setattr(Value, f"__{_name}__", _forward(_op))
-    setattr(Value, f"__r{_name}__", _reflected(_op))
-for _name in ("lt", "le", "gt", "ge", "eq", "ne"):
-    setattr(Value, f"__{_name}__", _forward(getattr(operator, _name)))
-
-
-class Layout:
-    """Of a layout, how many dimensions it is of."""
-
-    def __init__(self, rank: int) -> None:
-        self.rank = rank
-
-
-class PointerType:
-    """A pointer to numbers of a kind."""
-
-    def __init__(self, kind: type) -> None:
-        self.kind = kind
-
-
-class Pointer:
-    """Addresses in a tensor's memory."""
-
-    def __init__(self, memory: np.ndarray, at: Any = 0) -> None:
-        self.memory, self.at = memory, np.asarray(at, dtype=np.int64)
-        self.dtype = types.SimpleNamespace(element_ty=memory.dtype.type)
-
-    def __add__(self, other: Any) -> "Pointer":
-        return Pointer(self.memory, self.at + _of(other))
-
-    def __getitem__(self, at: Any) -> "Pointer":
-        return Pointer(self.memory, self.at[at])
-
-    def to(self, kind: Any) -> Any:
-        before = self.memory.itemsize
-        if not isinstance(kind, PointerType):
-            return Value((self.at * before).astype(kind))
-        kind, size = kind.kind, np.dtype(kind.kind).itemsize
-        if (self.at * before % size).any():
-            raise ValueError(f"a pointer to {size} bytes begins at a multiple of them")
-        whole = self.memory[: len(self.memory) * before // size * size // before]
-        return Pointer(whole.view(kind), self.at * before // size)
-
-    def read(self, mask: Any = None, other: Any = None) -> np.ndarray:
-        """Where nothing is read and nothing said, what lay there before."""
-        m = np.broadcast_to(True if mask is None else _of(mask), self.at.shape)
-        if not ((self.at[m] >= 0) & (self.at[m] < len(self.memory))).all():
-            raise IndexError(f"a read outside the tensor: {self.at[m].min()} to {self.at[m].max()}")
-        kind = self.memory.dtype
-        left = _poison(kind, self.at.shape) if other is None else np.asarray(other, kind)
-        return np.where(m, self.memory[np.where(m, self.at, 0)], left)
-
-    def write(self, value: Any, mask: Any = None) -> None:
-        m = np.broadcast_to(True if mask is None else _of(mask), self.at.shape)
-        if not ((self.at[m] >= 0) & (self.at[m] < len(self.memory))).all():
-            raise IndexError(f"a write outside the tensor: {self.at[m].min()} to {self.at[m].max()}")
-        self.memory[self.at[m]] = np.broadcast_to(_of(value), self.at.shape)[m]
-
-
-class Shared:
-    """A piece of shared memory."""
-
-    def __init__(self, a: np.ndarray) -> None:
-        self.a, self.shape = a, a.shape
-
-    def index(self, i: Any) -> "Shared":
-        return Shared(self.a[int(i)])
-
-    def slice(self, start: int, length: int, dim: int = 0) -> "Shared":
-        return Shared(self.a[(slice(None),) * dim + (slice(start, start + length),)])
-
-    def permute(self, order: tuple[int, ...]) -> "Shared":
-        return Shared(self.a.transpose(order))
-
-    def load(self, _layout: Any) -> Value:
-        return Value(self.a.copy())
-
-    def reinterpret(self, kind: Any, shape: tuple[int, ...], _layout: Any) -> "Shared":
-        return Shared(self.a.view(kind).reshape(shape))
-
-    _reinterpret = reinterpret
-
-    def store(self, value: Value) -> None:
-        if self.a.shape != value.shape:
-            raise ValueError(f"{value.shape} stored to {self.a.shape}")
-        self.a[...] = value.a
-
-
-class Descriptor:
-    """A tensor that the TMA copies boxes of."""
-
-    def __init__(self, of: Any) -> None:
-        self.memory: np.ndarray = _argument(of.base).memory
-        self.shape, self.strides, self.box = of.shape, of.strides, tuple(of.block_shape)
-        self.dtype, self.bytes = self.memory.dtype.type, math.prod(self.box) * of.base.element_size()
-
-    def read(self, at: Sequence[Any]) -> np.ndarray:
-        """The box there; zeros outside the tensor."""
-        where: Any = np.int64(0)
-        inside: Any = True
-        for dim, size in enumerate(self.box):
-            o = (int(at[dim]) + np.arange(size)).reshape(-1, *[1] * (len(self.box) - 1 - dim))
-            where, inside = where + o * self.strides[dim], inside & (o >= 0) & (o < self.shape[dim])
-        return np.where(inside, self.memory[np.where(inside, where, 0)], 0).astype(self.memory.dtype)
 
 
 class Barrier:
@@ -256,7 +105,7 @@ class Machine:
     def language(self) -> types.SimpleNamespace:
         each = {name: _elementwise(getattr(np, name)) for name in ("exp", "exp2", "ravel")}
         each["where"] = lambda m, *args: Value(
-            np.where(_of(m), *(np.int32(x) if type(x) is int else _of(x) for x in args))
+            np.where(of(m), *(np.int32(x) if type(x) is int else of(x) for x in args))
         )
         # of a number and none, the number
         each |= {"minimum": _elementwise(np.fmin), "maximum": _elementwise(np.fmax)}
@@ -277,7 +126,7 @@ class Machine:
             num_programs=lambda axis: Value(np.int32(self.programs[axis])),
             static_range=range,
             arange=lambda start, end, layout=None: Value(np.arange(start, end, dtype=np.int32)),
-            full=lambda shape, value, kind, layout=None: Value(np.full(shape, _of(value), kind)),
+            full=lambda shape, value, kind, layout=None: Value(np.full(shape, of(value), kind)),
             zeros=lambda shape, kind, layout=None: Value(np.zeros(shape, kind)),
             sum=lambda v, axis: Value(v.a.sum(axis, dtype=v.a.dtype)),
             max=lambda v, axis: Value(np.fmax.reduce(v.a, axis)),
@@ -301,7 +150,7 @@ class Machine:
 
     def atomic_add(self, p: Pointer, value: Any, sem: str, mask: Any = None) -> Value:
         before = np.zeros(p.at.shape, p.memory.dtype)
-        m, value = (np.broadcast_to(_of(a), p.at.shape) for a in (True if mask is None else mask, value))
+        m, value = (np.broadcast_to(of(a), p.at.shape) for a in (True if mask is None else mask, value))
         # one after the other: they may be to one address
         for i in np.ndindex(*p.at.shape):
             one = Pointer(p.memory, p.at[i])
@@ -347,13 +196,13 @@ class Machine:
         return deps[0] if len(deps) == 1 else tuple(deps)
 
     def allocate(self, kind: Any, shape: Any, _layout: Any, value: Value | None = None) -> Shared:
-        poison = _poison(kind, shape)
+        fresh = poison(kind, shape)
         begin = -(-self.taken // 1024) * 1024
-        self.taken = begin + poison.nbytes
+        self.taken = begin + fresh.nbytes
         if self.taken > len(self.shared):
             raise MemoryError(f"{self.taken} bytes of shared memory")
-        held = Shared(self.shared[begin : self.taken].view(poison.dtype).reshape(poison.shape))
-        held.a[...] = poison
+        held = Shared(self.shared[begin : self.taken].view(fresh.dtype).reshape(fresh.shape))
+        held.a[...] = fresh
         if value is not None:
             held.store(value)
         return held
@@ -373,7 +222,7 @@ class Machine:
             return Value(np.int32(0))
         if "wgmma.mma_async" in text:
             return self.group(text, args, len(kinds), sum(part.isdigit() for part in constraints.split(",")))
-        given = [np.asarray(np.int32(v) if isinstance(v, int) else _of(v)) for v in args]
+        given = [np.asarray(np.int32(v) if isinstance(v, int) else of(v)) for v in args]
         made = tuple(map(Value, ptx.run(text, given, kinds, pack, self.shared)))
         return made if isinstance(dtype, tuple) else made[0]
 
@@ -411,7 +260,7 @@ class Machine:
     def fetch(self, descriptor: Descriptor, at: list[Any], memory: Shared, to: Shared) -> None:
         if to.a.shape != descriptor.box:
             raise ValueError(f"a box of {descriptor.box} to {to.a.shape}")
-        barrier, at = self.barriers[memory.a.ctypes.data], [int(_of(o)) for o in at]
+        barrier, at = self.barriers[memory.a.ctypes.data], [int(of(o)) for o in at]
 
         def arrive() -> int:
             to.a[...] = descriptor.read(at)
@@ -535,15 +384,7 @@ def _nothing(*_args: Any, **_more: Any) -> None:
 
 
 def _elementwise(function: Callable[..., Any]) -> Callable[..., Value]:
-    return lambda *args: Value(function(*map(_of, args)))
-
-
-def _poison(kind: Any, shape: Any) -> np.ndarray:
-    size = int(np.prod(shape)) * np.dtype(kind).itemsize
-    return np.random.default_rng(0).integers(1, 255, size, dtype=np.uint8).view(kind).reshape(shape)
-
-
-# -- a launch ----------------------------------------------------------------------------------------------------------
+    return lambda *args: Value(function(*map(of, args)))
 
 
 def launch(
@@ -561,27 +402,13 @@ def launch(
     run = _plain(kernel.fn, machine)
     names = kernel.arg_names
     given = dict(zip(names, args, strict=False)) | {name: v for name, v in more.items() if name in names}
-    given = {name: _argument(v) for name, v in given.items()}
+    given = {name: argument(v) for name, v in given.items()}
     machine.programs = grid
     for at in sorted(np.ndindex(*grid), reverse=not waits):
         machine.at, machine.role, machine.taken = at, Role(), 0
         # what a bug reads of poisoned memory may be anything
         with np.errstate(all="ignore"):
             run(**given)
-
-
-def _argument(v: Any) -> Any:
-    if hasattr(v, "block_shape"):
-        return Descriptor(v)
-    if isinstance(v, torch.Tensor):
-        whole = torch.as_strided(v, (v.untyped_storage().size() // v.element_size() - v.storage_offset(),), (1,))
-        if v.dtype != torch.bfloat16:
-            return Pointer(whole.numpy())
-        # numpy has none: what it holds is the same in f32, to read
-        wide = whole.float().numpy()
-        wide.flags.writeable = False
-        return Pointer(wide)
-    return v
 
 
 def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]:
