@@ -67,7 +67,7 @@ class Config:
     # tensor cores; "" chooses it and all of its knobs by the shape
     algorithm: str = ""
     # of "split" and "wide" rows of x a program; programs that share a tile's columns, or (of "ring" too) programs a
-    # multiprocessor; tiles side by side, of exact "ring" records (8 or 16 warps; not with SwiGLU)
+    # multiprocessor; tiles side by side
     tile_m: int = 64
     split: int = 2
     resident: int = 1
@@ -453,18 +453,15 @@ def _exact_ring(
     config: Config,
 ) -> None:
     (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
-    resident, E = config.resident, ring.eights_of(M)
-    # two records side by side, of a weight that has as many
-    T = 2 if config.together == 2 and W > 4 and not swiglu and K % (2 * COLUMNS) == 0 else 1
-    groups = weight.shape[0] * T // (W // 4)
-    stages = _has_room(ring.stages(format, M, W, resident, swiglu, T), W, M, resident)
-    P = ring_shares(groups, K // COLUMNS // T, processors(x.device), resident)
+    groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
+    stages = _has_room(ring.stages(format, M, W, resident, swiglu), W, M, resident)
+    P = ring_shares(groups, K // COLUMNS, processors(x.device), resident)
     # products of one record beside codes of the next: with few warps, if they have the registers
-    over = W == 8 and resident == 1 and E > 3 and not swiglu and T == 1
+    over = W == 8 and resident == 1 and E > 3 and not swiglu
     early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
-        *ring.described(x, weight, format, swiglu, W, T), residual, _stride(residual), out,
-        parts(x.device, P * 128 * W * E), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages, T=T, OVER=over,
+        *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out,
+        parts(x.device, P * 128 * W * E), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages, OVER=over,
         CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": ring.registers(W, resident)},
     )  # fmt: skip

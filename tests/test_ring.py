@@ -45,12 +45,10 @@ def case(name, M, N, K, seed=0):
     return blocks, torch.randint(-4, 5, (M, K), generator=generator).half()
 
 
-def run(
-    monkeypatch, x, blocks, name, ring=ring_exact, late=False, order=(0, 1), warps=4, resident=1, together=1, **more
-):
+def run(monkeypatch, x, blocks, name, ring=ring_exact, late=False, order=(0, 1), warps=4, resident=1, **more):
     monkeypatch.setattr(module, "ring", ring_of(ring, late, order))
     monkeypatch.setattr(module, "has_wgmma", lambda device: True)
-    config = Config(algorithm="ring", warps=warps, resident=resident, together=together)
+    config = Config(algorithm="ring", warps=warps, resident=resident)
     held = tiles.to_tiles(blocks, name)
     return module.dequant_matmul(x, held, name, layout="tiles", out_dtype=torch.float32, config=config, **more)
 
@@ -62,17 +60,6 @@ def test_it_means_what_the_reference_means_to_the_bit_where_sums_are_exact(name,
     blocks, x = case(name, M, 128, 1280, M)
     y = run(monkeypatch, x, blocks, name, late=late, warps=4 if 16 < M < 50 else 8)
     assert torch.equal(y, meaning(x.float(), blocks, name))
-
-
-@pytest.mark.parametrize("programs", [pytest.param(2, marks=LONG), 7])
-@pytest.mark.parametrize("M, warps", [(3, 8), (20, 8), pytest.param(50, 8, marks=LONG), (20, 16)])
-@pytest.mark.parametrize("name", ["q4_k", *(pytest.param(n, marks=LONG) for n in TILED if n != "q4_k")])
-def test_two_records_side_by_side_are_both_counted(name, M, warps, programs, monkeypatch):
-    monkeypatch.setattr(module, "processors", lambda device: programs)
-    blocks, x = case(name, M, 128 if warps == 8 else 256, 2560, M)
-    y = run(monkeypatch, x, blocks, name, late=M == 20, warps=warps, together=2)
-    assert torch.equal(y, meaning(x.float(), blocks, name))
-    assert (workspace.parts(torch.device("cpu"), 1) == -1).all()
 
 
 @pytest.mark.parametrize("warps, resident", [(4, 1), (4, 4), (8, 2), (8, 3), (16, 1), (16, 2)])
@@ -122,13 +109,13 @@ BUGS = {
     "a group begins with the sums of the one before": ("1 if c else later.to(gl.int32)", "1"),
     "a slot is not given back": ("give_back(at_free, True, W)", "give_back(at_free, False, W)"),
     "rounds of the ring are not told apart": ("gl.where(slot == S - 1, parity ^ 1, parity)", "parity * 1"),
-    "the last eight rows of x are not waited for": ("RECORD + T * E * 4096", "RECORD + T * (E - 1) * 4096"),
+    "the last eight rows of x are not waited for": ("RECORD + E * 4096", "RECORD + (E - 1) * 4096"),
     "the next group's tiles are this one's": ("gl.where(column == records, TILES, 0)", "column * 0"),
     "x does not begin again with a group": ("gl.where(column_x + 1 == records, 0, column_x + 1)", "column_x + 1"),
     "x of a share's first record": ("    column_x = column\n", "    column_x = column * 0\n"),
-    "every eight rows of x are the first": ("* 4, 8 * e, 0]", "* 4, e, 0]"),
+    "every eight rows of x are the first": ("[column * 4, 8 * e, 0]", "[column * 4, e, 0]"),
     "x stays at its first columns": ("at + 64 * c", "at"),
-    "x is the first record's in the ring": ("at + slot * (256 * E * T)", "at"),
+    "x is the first record's in the ring": ("at + slot * (256 * E)", "at"),
     "a sharer is left out": ("more) - i_s\n", "more) - i_s - 1\n"),
     "a sharer is counted twice": ("acc = take(partial + (i_s + 1)", "acc = take(partial + (i_s + 2)"),
     "shares hand over to one place": ("hand(partial + i_s.to(gl.int64) * SLOT", "hand(partial + i_s.to(gl.int64) * 0"),
@@ -138,11 +125,6 @@ BUGS = {
     "later sharers of those on their way are the first": ("{512 * W * (E * k + e)}", "{512 * W * e}"),
     "one part more is taken than there are": ("setp.gt.s32 p{k}, ${n + 1}, {k};", "setp.ge.s32 p{k}, ${n + 1}, {k};"),
     "what was taken is left": ('{{t, t, t, t}};\\n"', '{four};\\n"'),
-    "both records side by side are the first": ("(column * T + k) * (RECORD", "(column * T) * (RECORD"),
-    "both records' x is the first's": ("(column * T + k) * 4", "(column * T) * 4"),
-    "both halves multiply the first's x": ("half * (256 * E)", "half * 0"),
-    "halves are not added": ("            acc = _folded(acc, W)\n", "            pass\n"),
-    "both halves store": ("inside & (o_r < ROWS // 2)", "inside"),
     "who waits comes first": ("programs - 1 - gl.program_id(0)", "gl.program_id(0)"),
     "rows g and g + 8 change places": ("return _four(b0, W), _four(b1, W)", "return _four(b1, W), _four(b0, W)"),
     "odd rows take the even rows' d": ("low = (d >> (16 * odd)) & 0xFFFF", "low = d & 0xFFFF"),
@@ -162,7 +144,6 @@ DRAWN = (
     ("q4_0", 50, 64, 1792, {}),
     ("q4_k", 3, 256, 768, {"swiglu": True, "warps": 8}),
     ("q4_k", 50, 384, 2816, {"warps": 8}),
-    ("q4_k", 20, 128, 2560, {"warps": 8, "together": 2}),
 )
 
 

@@ -74,7 +74,7 @@ def multiplied(
 ):  # fmt: skip
     """A · Bᵀ of a's columns, under way, and acc if there is `more`; at: where B's columns lie, by 16 bytes."""
     E: gl.constexpr = len(acc) // 4
-    at = at + gl.full((W, 32), 0, gl.int32, layout=lanes(W))
+    at = gl.full((W, 32), at, gl.int32, layout=lanes(W))
     more = gl.full((W, 32), more, gl.int32, layout=lanes(W))
     return gl.inline_asm_elementwise(
         _product(E, "bf16" if BF16 else "f16", len(a) // 4, HIGH, TURNED), _registers(E, len(a) + 2),

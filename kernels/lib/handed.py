@@ -17,15 +17,13 @@ from .eights import lanes, repeated
 
 
 @gluon.constexpr_function
-def _given(E, W, T):
-    """$0: nothing; $1: where a lane's first four lie; the sums; with T > 1 whether its warp is one of the first."""
+def _given(E, W):
+    """$0: nothing; $1: where a lane's first four lie; then the sums."""
     text = "{\n.reg .b32 a, b, c, d;\n"
-    if T > 1:
-        text += f".reg .pred p0;\nsetp.ne.u32 p0, ${2 + 4 * E}, 0;\n"
     for e in range(E):
         for r, name in enumerate("abcd"):
             text += f"min.u32 {name}, ${2 + 4 * e + r}, 0xfffffffe;\n"
-        text += f"{'@p0 ' if T > 1 else ''}st.relaxed.gpu.global.v4.b32 [$1+{512 * W * e}], {{a, b, c, d}};\n"
+        text += f"st.relaxed.gpu.global.v4.b32 [$1+{512 * W * e}], {{a, b, c, d}};\n"
     return text + "mov.b32 $0, 0;\n}"
 
 
@@ -60,34 +58,25 @@ def _place(p, W: gl.constexpr):
 
 
 @gluon.jit
-def _first(W: gl.constexpr, T: gl.constexpr):
-    """1 in the first W / T warps."""
-    warp = gl.arange(0, W, layout=gl.SliceLayout(1, lanes(W)))[:, None]
-    return (warp + gl.full((W, 32), 0, gl.int32, layout=lanes(W)) < W // T).to(gl.int32)
-
-
-@gluon.jit
-def hand(p, acc, W: gl.constexpr, T: gl.constexpr):
-    """The sums of the first W / T warps, of registers [W, 32] as `eights` has them, to the part at p."""
+def hand(p, acc, W: gl.constexpr):
+    """W warps' sums, of registers [W, 32] as `eights` has them, to the part at p."""
     E: gl.constexpr = len(acc) // 4
     words = ()
     for r in gl.static_range(len(acc)):
         words = words + (acc[r].to(gl.int32, bitcast=True),)
-    told = (_first(W, T),) if T > 1 else ()
     gl.inline_asm_elementwise(
-        _given(E, W, T), _registers(1, len(words) + len(told)), (_place(p, W),) + words + told, gl.int32,
-        is_pure=False, pack=1,
-    )  # fmt: skip
+        _given(E, W), _registers(1, 4 * E), (_place(p, W),) + words, gl.int32, is_pure=False, pack=1
+    )
 
 
 @gluon.jit
-def take(p, count, acc, W: gl.constexpr, T: gl.constexpr):
-    """acc and, in those warps, the sums of `count` parts from p on, in their order."""
+def take(p, count, acc, W: gl.constexpr):
+    """acc and the sums of `count` parts from p on, in their order."""
     E: gl.constexpr = len(acc) // 4
     # so many on their way at once as a warp has room for
     AT: gl.constexpr = 8 if E <= 2 else 5 if E == 3 else 4 if E == 4 else 2
     for q in range(0, count, AT):
-        left = (count - q) * _first(W, T) if T > 1 else gl.full((W, 32), count - q, gl.int32, layout=lanes(W))
+        left = gl.full((W, 32), count - q, gl.int32, layout=lanes(W))
         words = gl.inline_asm_elementwise(
             _taken(E, W, AT), _registers(4 * E * AT, 1), (_place(p, W), left), repeated(gl.int32, 4 * E * AT),
             is_pure=False, pack=1,

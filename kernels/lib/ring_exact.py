@@ -70,10 +70,10 @@ def eights_of(M: int) -> int:
     return -(-M // 8)
 
 
-def stages(format: str, M: int, W: int, resident: int, swiglu: bool, T: int = 1) -> int:
-    """Steps of T records in flight, of `resident` programs a multiprocessor."""
+def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
+    """Records in flight, of `resident` programs a multiprocessor."""
     d = {"q4_k": 64, "q5_k": 64, "q6_k": 32}.get(format, 0)
-    record = W * (512 * (CODES.get(format, 4) + ABOVE.get(format, 0)) + 256 + d) + T * eights_of(M) * 4096
+    record = W * (512 * (CODES.get(format, 4) + ABOVE.get(format, 0)) + 256 + d) + eights_of(M) * 4096
     # gate and up pass through shared memory at the end
     return min(8, (SHARED // resident - TAKEN - (1024 * W if swiglu else 0)) // record)
 
@@ -83,12 +83,10 @@ def registers(W: int, resident: int) -> int:
     return min(255, 65536 // (32 * (W + FETCH)) // resident // 8 * 8)
 
 
-def described(
-    x: torch.Tensor, weight: torch.Tensor, format: str, swiglu: bool, W: int, T: int = 1
-) -> tuple[TensorDescriptor, ...]:
+def described(x: torch.Tensor, weight: torch.Tensor, format: str, swiglu: bool, W: int) -> tuple[TensorDescriptor, ...]:
     """How the TMA finds eight rows of a record's piece of x (beyond the last they are zeros), and its planes in a
     group's tiles, of gate and of up: codes, the bits above, scales and d."""
-    (M, K), words, (two, side) = x.shape, weight.view(torch.int32), (2, W // 8) if swiglu else (1, W // 4 // T)
+    (M, K), words, (two, side) = x.shape, weight.view(torch.int32), (2, W // 8) if swiglu else (1, W // 4)
     step, rows = words.shape[1] * words.shape[2], words.shape[1] * words.shape[2] // 32
     sides = words.shape[0] // two
     in_eights = gl.NVMMASharedLayout(128, 16, rank=3)
@@ -308,21 +306,17 @@ def _owner(i, share, more):
 
 
 @gluon.jit
-def _finish(
-    acc, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr, T: gl.constexpr
-):  # fmt: skip
-    """The sums of 16 W / T rows of W; with SWIGLU rows of gate, then of up."""
+def _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
+    """The sums of 16 W rows of W; with SWIGLU rows of gate, then of up."""
     for e in gl.static_range(len(acc) // 4):
         # W g t h, and rows g and g + 8
         y = gl.join(gl.join(acc[4 * e], acc[4 * e + 1]), gl.join(acc[4 * e + 2], acc[4 * e + 3]))
         y = gl.reshape(gl.permute(gl.reshape(y, (W, 8, 4, 2, 2)), (0, 4, 1, 2, 3)), (16 * W, 8))
-        _finish_eight(y, 8 * e, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, T)
+        _finish_eight(y, 8 * e, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
 
 
 @gluon.jit
-def _finish_eight(
-    y, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr, T: gl.constexpr
-):  # fmt: skip
+def _finish_eight(y, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
     """y [16 W rows of W, 8], rows of x from `first` on."""
     ROWS: gl.constexpr = 8 * W if SWIGLU else 16 * W
     if SWIGLU:
@@ -330,12 +324,9 @@ def _finish_eight(
         gate, up = gl.split(gl.convert_layout(gl.permute(gl.reshape(y, (2, ROWS, 8)), (1, 2, 0)), P))
         y = gate / (1.0 + gl.exp(-gate)) * up
     L: gl.constexpr = y.type.layout
-    o_r = gl.arange(0, ROWS, layout=gl.SliceLayout(1, L))[:, None]
-    o_n = i_n * (ROWS // T) + o_r
+    o_n = i_n * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, L))[:, None]
     o_m = first + gl.arange(0, 8, layout=gl.SliceLayout(0, L))[None, :]
     inside = (o_m < M) & (o_n < N)
-    if T == 2:
-        inside = inside & (o_r < ROWS // 2)
     if residual is not None:
         y += gl.load(residual + o_m.to(gl.int64) * s_residual_m + o_n, mask=inside, other=0.0).to(gl.float32)
     gl.store(out + o_m.to(gl.int64) * N + o_n, y.to(out.dtype.element_ty), mask=inside)
@@ -358,34 +349,32 @@ def next_record(column, tile, records, TILES: gl.constexpr):
 
 @gluon.jit
 def _fetch_w(
-    planes, held, barrier, column, tile, slot, FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr,
-    D: gl.constexpr, T: gl.constexpr,
+    planes, held, barriers, column, tile, slot, FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr,
+    D: gl.constexpr,
 ):  # fmt: skip
-    for k in gl.static_range(T):
-        row, at = (column * T + k) * (RECORD // 128), slot * T + k
-        fetch(planes[0], [0, tile, row, 0], barrier, held[0].index(at))
-        if FORMAT == "q5_k" or FORMAT == "q6_k":
-            fetch(planes[1], [0, tile, row + _HIGH // 128, 0], barrier, held[1].index(at))
-        fetch(planes[2], [0, tile, row + SCALES // 128, 0], barrier, held[2].index(at))
-        if FORMAT != "q4_0" and FORMAT != "q8_0":
-            fetch(planes[3], [0, tile, row + D // 128, 0], barrier, held[3].index(at))
+    row = column * (RECORD // 128)
+    fetch(planes[0], [0, tile, row, 0], barriers.index(slot), held[0].index(slot))
+    if FORMAT == "q5_k" or FORMAT == "q6_k":
+        fetch(planes[1], [0, tile, row + _HIGH // 128, 0], barriers.index(slot), held[1].index(slot))
+    fetch(planes[2], [0, tile, row + SCALES // 128, 0], barriers.index(slot), held[2].index(slot))
+    if FORMAT != "q4_0" and FORMAT != "q8_0":
+        fetch(planes[3], [0, tile, row + D // 128, 0], barriers.index(slot), held[3].index(slot))
 
 
 @gluon.jit
-def _fetch_x(rows, xs, barrier, column, slot, E: gl.constexpr, T: gl.constexpr):
-    for k in gl.static_range(T):
-        for e in gl.static_range(E):
-            fetch(rows, [(column * T + k) * 4, 8 * e, 0], barrier, xs.index((slot * T + k) * E + e))
+def _fetch_x(rows, xs, barriers, column, slot, E: gl.constexpr):
+    for e in gl.static_range(E):
+        fetch(rows, [column * 4, 8 * e, 0], barriers.index(slot), xs.index(slot * E + e))
 
 
 @gluon.jit
 def _fetched(
     rows, planes, held, xs, barriers, first, last, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, W: gl.constexpr,
-    E: gl.constexpr, S: gl.constexpr, TILES: gl.constexpr, T: gl.constexpr, EARLY: gl.constexpr,
+    E: gl.constexpr, S: gl.constexpr, TILES: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """One warp: the share's records into the ring."""
-    BYTES: gl.constexpr = W // 4 * RECORD + T * E * 4096
+    BYTES: gl.constexpr = W // 4 * RECORD + E * 4096
     column, tile = first % records, first // records * TILES
     begun = gl.minimum(last - first, S)
     column_x = column
@@ -393,23 +382,23 @@ def _fetched(
     AHEAD: gl.constexpr = 2 if E <= 3 else 3
     for e in range(0, gl.minimum(begun, AHEAD)):
         mbarrier.expect(barriers.index(e), BYTES)
-        _fetch_w(planes, held, barriers.index(e), column, tile, e, FORMAT, RECORD, SCALES, D, T)
+        _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
         column, tile = next_record(column, tile, records, TILES)
     if EARLY:
         tl.extra.cuda.gdc_wait()
     for e in range(0, begun):
         if e >= AHEAD:
             mbarrier.expect(barriers.index(e), BYTES)
-            _fetch_w(planes, held, barriers.index(e), column, tile, e, FORMAT, RECORD, SCALES, D, T)
+            _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
             column, tile = next_record(column, tile, records, TILES)
-        _fetch_x(rows, xs, barriers.index(e), column_x, e, E, T)
+        _fetch_x(rows, xs, barriers, column_x, e, E)
         column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
     slot, parity = 0, 0
     for _ in range(first + S, last):
         mbarrier.wait(barriers.index(FREE + slot), parity)
         mbarrier.expect(barriers.index(slot), BYTES)
-        _fetch_w(planes, held, barriers.index(slot), column, tile, slot, FORMAT, RECORD, SCALES, D, T)
-        _fetch_x(rows, xs, barriers.index(slot), column, slot, E, T)
+        _fetch_w(planes, held, barriers, column, tile, slot, FORMAT, RECORD, SCALES, D)
+        _fetch_x(rows, xs, barriers, column, slot, E)
         column, tile = next_record(column, tile, records, TILES)
         slot, parity = next_slot(slot, parity, S)
 
@@ -419,14 +408,10 @@ def _multiplied(
     codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, M, N,
     i_s, first, last, records, share, more,
     FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
-    S: gl.constexpr, T: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
+    S: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     odd = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :] // 4 % 2
-    # with two records side by side each half of the warps has one
-    half = gl.arange(0, W, layout=gl.SliceLayout(1, lanes(W)))[:, None] // (W // T)
-    if T == 2:
-        at = at + half * (256 * E)
     if EARLY:
         tl.extra.cuda.gdc_wait()
     g0, g1 = first // records, (last - 1) // records
@@ -439,7 +424,7 @@ def _multiplied(
         for i in range(begin, end):
             wait(barriers + slot * 8, parity, W)
             at_free = barriers + (FREE + (before if OVER else slot)) * 8
-            at_x, later = at + slot * (256 * E * T), i > begin
+            at_x, later = at + slot * (256 * E), i > begin
             acc = _record(acc, codes, bits, scales, ds, at_x, odd, slot, at_free, later, FORMAT, BF16, W, OVER)
             if not OVER:
                 give_back(at_free, True, W)
@@ -448,38 +433,23 @@ def _multiplied(
         if OVER:
             acc = waited(acc, 0)
             give_back(barriers + (FREE + before) * 8, begin < end, W)
-        if T == 2:
-            acc = _folded(acc, W)
-        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W, T)
-
-
-@gluon.jit
-def _folded(acc, W: gl.constexpr):
-    """The sums of both halves of the warps, in both."""
-    both = ()
-    for e in gl.static_range(len(acc) // 4):
-        y = gl.join(gl.join(acc[4 * e], acc[4 * e + 1]), gl.join(acc[4 * e + 2], acc[4 * e + 3]))
-        y = gl.expand_dims(gl.sum(gl.reshape(y, (2, W // 2, 32, 4)), 0), 0).broadcast_to((2, W // 2, 32, 4))
-        # w32 e1 e0
-        a, b, c, d = _four(gl.reshape(y, (W, 32, 4)), W)
-        both = both + (a, c, b, d)
-    return both
+        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W)
 
 
 @gluon.jit
 def give(
     acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more,
-    SWIGLU: gl.constexpr, W: gl.constexpr, T: gl.constexpr = 1,
+    SWIGLU: gl.constexpr, W: gl.constexpr,
 ):  # fmt: skip
     """Sums of group i_n from record `begin` to `end`, of share i_s: who has the group's first record stores its sums,
     with what the shares behind hand over."""
     SLOT: gl.constexpr = 32 * W * len(acc)
     if begin > i_n * records:
-        hand(partial + i_s.to(gl.int64) * SLOT, acc, W, T)
+        hand(partial + i_s.to(gl.int64) * SLOT, acc, W)
     else:
         others = _owner((i_n + 1) * records - 1, share, more) - i_s
-        acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, others, acc, W, T)
-        _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W, T)
+        acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, others, acc, W)
+        _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
 
 
 @gluon.jit
@@ -497,23 +467,21 @@ def ring_exact(
     W: gl.constexpr,
     E: gl.constexpr,
     S: gl.constexpr,
-    T: gl.constexpr,
     OVER: gl.constexpr,
     CODES: gl.constexpr,
     ABOVE: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
     """Up to 8 E rows of x. With SWIGLU half of a group are rows of gate, and half the same rows of up. Descriptors of
-    x's rows and of the weight's planes: see `described`. T = 2: two records of half as many rows of W are side by side,
-    one for each half of the warps, whose sums meet at a group's end."""
+    x's rows and of the weight's planes: see `described`."""
     TYPE: gl.constexpr = rows.dtype
     BF16: gl.constexpr = rows.dtype == gl.bfloat16
     # a group's tiles side by side; with SWIGLU of gate, and as many of up
-    TILES: gl.constexpr = W // 8 if SWIGLU else W // 4 // T
+    TILES: gl.constexpr = W // 8 if SWIGLU else W // 4
     TWO: gl.constexpr = 2 if SWIGLU else 1
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
-    records = K // (256 * T)
+    records = K // 256
     programs = gl.num_programs(0)
     # who waits for a share is the program after that one's
     i_s = programs - 1 - gl.program_id(0)
@@ -523,7 +491,7 @@ def ring_exact(
     first = i_s * share + gl.minimum(i_s, more)
     last = first + share + (i_s < more).to(gl.int32)
 
-    xs = gl.allocate_shared_memory(TYPE, [S * T * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
+    xs = gl.allocate_shared_memory(TYPE, [S * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
     # of a record that is there, and from FREE on of one that may be overwritten; a KiB, so that it says where it is
     told = gl.allocate_shared_memory(gl.int32, [8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
     tell(W)
@@ -531,18 +499,18 @@ def ring_exact(
     at_barriers = address(reinterpret(told, gl.int32, (256,), _plain(1)), W)
     # what is copied in one shape is read in another
     P_W: gl.constexpr = gl.NVMMASharedLayout(0, 32, rank=4)
-    codes_in = gl.allocate_shared_memory(gl.int32, [S * T, TWO, TILES, CODES * 16, 32], P_W)
+    codes_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, CODES * 16, 32], P_W)
     codes = reinterpret(codes_in, gl.int32, (S, W // 4, CODES, 4, 32, 4), _plain(5))
     bits_in, bits = codes_in, codes
     if ABOVE:
-        bits_in = gl.allocate_shared_memory(gl.int32, [S * T, TWO, TILES, ABOVE * 16, 32], P_W)
+        bits_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, ABOVE * 16, 32], P_W)
         bits = reinterpret(bits_in, gl.int32, (S, W // 4, ABOVE, 4, 32, 4), _plain(5))
-    scales_in = gl.allocate_shared_memory(gl.int32, [S * T, TWO, TILES, 8, 32], P_W)
+    scales_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, 8, 32], P_W)
     scales = reinterpret(scales_in, gl.int32, (S, W, 2, 8, 4), _plain(4))
     ds_in, ds = scales_in, scales
     G: gl.constexpr = 4 if FORMAT == "q6_k" else 8
     if FORMAT != "q4_0" and FORMAT != "q8_0":
-        ds_in = gl.allocate_shared_memory(gl.int32, [S * T, TWO, TILES, G // 4, 32], P_W)
+        ds_in = gl.allocate_shared_memory(gl.int32, [S, TWO, TILES, G // 4, 32], P_W)
         ds = reinterpret(ds_in, gl.int32, (S, W, 2, G), _plain(3))
     barriers = reinterpret(told, gl.int64, (128, 1), mbarrier.MBarrierLayout())
     # the first lies on the word that says where: all have read it
@@ -553,10 +521,10 @@ def ring_exact(
     hopper.fence_async_shared()
     gl.warp_specialize(
         [
-            (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial, M, N,
-                           i_s, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, T, OVER, EARLY)),
+            (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial,
+                           M, N, i_s, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, OVER, EARLY)),
             (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
-                        barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, T, EARLY)),
+                        barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
         ],
         [1], [24],
     )  # fmt: skip

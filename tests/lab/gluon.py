@@ -318,9 +318,8 @@ class Machine:
         fours = [int(at) // 4 + np.arange(4) for at in found]
         if "ld.relaxed" not in text:
             (p, *words), offsets = args, np.concatenate(fours)
-            told = words.pop().a != 0 if len(words) > len(offsets) else None
             for word, offset in zip(words, offsets, strict=True):
-                (p + offset).write(np.where(word.a == -1, -2, word.a), told)
+                (p + offset).write(np.where(word.a == -1, -2, word.a))
             return Value(np.int32(0))
         (p, count), each = args, max(map(int, re.findall(r"@p(\d+) ld", text))) + 1
         more = operator.ge if "setp.ge" in text else operator.gt

@@ -69,7 +69,7 @@ def _stored(tiles: list[np.ndarray], rows: np.ndarray, shared: np.ndarray) -> No
             shared.view(np.uint32)[rows[:, 8 * i : 8 * i + 8] // 4 + t] = tile[:, t::4]
 
 
-Product = tuple[Any, int, tuple[Any, int], tuple[int, ...], bool]
+Product = tuple[Any, int, tuple[int, int], tuple[int, ...], bool]
 
 
 def products(text: str, registers: dict[str, Any]) -> list[Product]:
@@ -90,7 +90,7 @@ def products(text: str, registers: dict[str, Any]) -> list[Product]:
             turned = tuple(map(int, more[2:]))
             left: Any = [registers[name] for name in a.strip("{}").split(", ")] if a[0] == "{" else described[a]
             low, high = described[at]
-            found.append((left, n, (low, high), turned, bool(np.unique(registers[adds]).item())))
+            found.append((left, n, (int(np.unique(low).item()), high), turned, bool(np.unique(registers[adds]).item())))
         elif not instruction.startswith("wgmma"):
             _execute(instruction, registers)
     return found
@@ -114,7 +114,7 @@ def _operand(shared: np.ndarray, n: int, descriptor: tuple[int, int], turned: in
 
 
 def product(
-    a: Any, shared: np.ndarray, n: int, descriptor: tuple[Any, int], turned: tuple[int, ...]
+    a: Any, shared: np.ndarray, n: int, descriptor: tuple[int, int], turned: tuple[int, ...]
 ) -> list[np.ndarray]:
     """Of m64 n k16 a lane's sums: A of four registers [W, 32] a lane, or in shared memory, 64 rows a warp group."""
     if isinstance(a, list):
@@ -126,11 +126,8 @@ def product(
         W, high = len(a[0]), a[1]
         groups = [int(np.unique(a[0][w : w + 4]).item()) for w in range(0, W, 4)]
         left = np.concatenate([_operand(shared, 64, (low, high), turned[0]) for low in groups])
-    # each warp group has a B of its own
-    lows = np.broadcast_to(descriptor[0], (W, 32)).reshape(W // 4, -1)
-    rights = [_operand(shared, n, (int(np.unique(low).item()), descriptor[1]), turned[-1]) for low in lows]
-    y = np.concatenate([part @ right.T for part, right in zip(np.split(left, W // 4), rights, strict=True)])
-    y = y.reshape(W, 2, 8, n // 8, 4, 2)
+    right = _operand(shared, n, descriptor, turned[-1])
+    y = (left @ right.T).reshape(W, 2, 8, n // 8, 4, 2)
     # eight r0 h
     return list(y.transpose(3, 1, 5, 0, 2, 4).reshape(n // 2, W, 32))
 
