@@ -46,6 +46,7 @@ from .lib.device import (
     lacks_imma,
     processors,
 )
+from .lib.handed import at_once
 from .lib.parts import in_parts, parts_of
 from .lib.row_int8 import row_int8
 from .lib.rows_exact import arrange, rows_exact
@@ -458,12 +459,12 @@ def _exact_ring(
     P = ring_shares(groups, K // COLUMNS, processors(x.device), resident)
     # products of one record beside codes of the next: with few warps, if they have the registers
     over = W == 8 and resident == 1 and E > 3 and not swiglu
-    early, options = _early(config, x.device)
+    registers, (early, options) = ring.registers(W, resident), _early(config, x.device)
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out,
-        parts(x.device, P * 128 * W * E), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages, OVER=over,
-        CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
-        **{**options, "maxnreg": ring.registers(W, resident)},
+        parts(x.device, P * 128 * W * E), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages,
+        AT=at_once(E, registers), OVER=over, CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0),
+        EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
     )  # fmt: skip
 
 
@@ -530,6 +531,7 @@ def _int8_ring(
     stages = _has_room(ring_8.stages(format, M, W, resident, swiglu), W, M, resident)
     P = ring_shares(groups, K // COLUMNS, processors(x.device), resident)
     pieces = torch.empty(K // COLUMNS * E * piece // 4, dtype=torch.int32, device=x.device)
+    registers = config.registers or ring.registers(W, resident)
     early, options = _early(config, x.device)
     quantise_pieces[(K // COLUMNS, E)](
         x, x.stride(0), pieces, M, BY_32=group_of(format) == GROUP, MINIMUMS=format in ("q4_k", "q5_k"), PIECE=piece,
@@ -538,7 +540,7 @@ def _int8_ring(
     ring_8.ring_int8[(P,)](
         pieces, weight.view(torch.int32), residual, _stride(residual), out, parts(x.device, P * 128 * W * E),
         M, N, K, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
-        EARLY=early != "no", num_warps=W, **{**options, "maxnreg": config.registers or ring.registers(W, resident)},
+        AT=at_once(E, registers), EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
     )  # fmt: skip
 
 

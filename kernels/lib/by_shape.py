@@ -85,10 +85,16 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     what each fetches of x is the more the fewer rows of W it has, and the sum the longer the more share it."""
     if swiglu:
         warps, resident = (8, 2) if M <= 24 else (16, 1) if M <= 32 else (8, 1)
+    elif N > 65536 and M <= 32:
+        warps, resident = 16, 1
     elif N > 65536 or M > MOST_ROWS:
-        warps, resident = 8, 2 if M <= 8 else 1
+        warps, resident = 8, 1
+    elif M <= 8 and format in ("q4_k", "q6_k"):
+        warps, resident = 4, 4 if N > 2048 else 2
     elif M <= 24:
-        warps, resident = 4, 3 if N > 2048 and (M <= 16 or records <= 20) else 2
+        # three where a group has few shares, or each many records
+        three = M <= 16 or records <= 20 or (N * records > 5120 * 40 and format != "q6_k")
+        warps, resident = 4, 3 if N > 2048 and three and (M <= 16 or format != "q8_0") else 2
     else:
         warps, resident = (4, 2) if M <= 32 or N * records < 5120 * 40 else (8, 1)
     while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:

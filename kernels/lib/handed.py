@@ -16,6 +16,12 @@ from triton.experimental.gluon import language as gl
 from .eights import lanes, repeated
 
 
+def at_once(E: int, registers: int) -> int:
+    """Parts of E eights of columns that `take` is to have on their way, for which a thread has registers."""
+    few = registers < 104
+    return 8 if E <= 2 else 2 if few or E > 4 else 5 if E == 3 else 4
+
+
 @gluon.constexpr_function
 def _given(E, W):
     """$0: nothing; $1: where a lane's first four lie; then the sums."""
@@ -70,11 +76,9 @@ def hand(p, acc, W: gl.constexpr):
 
 
 @gluon.jit
-def take(p, count, acc, W: gl.constexpr):
-    """acc and the sums of `count` parts from p on, in their order."""
+def take(p, count, acc, W: gl.constexpr, AT: gl.constexpr):
+    """acc and the sums of `count` parts from p on, in their order, AT of them on their way at once."""
     E: gl.constexpr = len(acc) // 4
-    # so many on their way at once as a warp has room for
-    AT: gl.constexpr = 8 if E <= 2 else 5 if E == 3 else 4 if E == 4 else 2
     for q in range(0, count, AT):
         left = gl.full((W, 32), count - q, gl.int32, layout=lanes(W))
         words = gl.inline_asm_elementwise(

@@ -408,7 +408,7 @@ def _multiplied(
     codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, M, N,
     i_s, first, last, records, share, more,
     FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
-    S: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
+    S: gl.constexpr, AT: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     odd = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :] // 4 % 2
@@ -433,13 +433,13 @@ def _multiplied(
         if OVER:
             acc = waited(acc, 0)
             give_back(barriers + (FREE + before) * 8, begin < end, W)
-        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W)
+        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W, AT)
 
 
 @gluon.jit
 def give(
     acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more,
-    SWIGLU: gl.constexpr, W: gl.constexpr,
+    SWIGLU: gl.constexpr, W: gl.constexpr, AT: gl.constexpr,
 ):  # fmt: skip
     """Sums of group i_n from record `begin` to `end`, of share i_s: who has the group's first record stores its sums,
     with what the shares behind hand over."""
@@ -448,7 +448,7 @@ def give(
         hand(partial + i_s.to(gl.int64) * SLOT, acc, W)
     else:
         others = _owner((i_n + 1) * records - 1, share, more) - i_s
-        acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, others, acc, W)
+        acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, others, acc, W, AT)
         _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
 
 
@@ -467,6 +467,7 @@ def ring_exact(
     W: gl.constexpr,
     E: gl.constexpr,
     S: gl.constexpr,
+    AT: gl.constexpr,
     OVER: gl.constexpr,
     CODES: gl.constexpr,
     ABOVE: gl.constexpr,
@@ -522,7 +523,8 @@ def ring_exact(
     gl.warp_specialize(
         [
             (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial,
-                           M, N, i_s, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, OVER, EARLY)),
+                           M, N, i_s, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, AT, OVER,
+                           EARLY)),
             (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
                         barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
         ],

@@ -334,7 +334,8 @@ def _fetched(
 def _multiplied(
     ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, records, share, more,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr,
-    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, EARLY: gl.constexpr,
+    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, AT: gl.constexpr,
+    EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     CODES: gl.constexpr = W // 4 * RECORD
@@ -361,7 +362,7 @@ def _multiplied(
             at_free = at_barriers + (FREE + slot) * 8
             acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
             slot, parity = next_slot(slot, parity, S)
-        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W)
+        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W, AT)
 
 
 # M is compared with and no more: a kernel for each kind of number would be the same
@@ -381,6 +382,7 @@ def ring_int8(
     W: gl.constexpr,
     E: gl.constexpr,
     S: gl.constexpr,
+    AT: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
     """Up to 8 E rows of x, pieces of it as `quantise_pieces` makes them. With SWIGLU half of a group are rows of gate,
@@ -417,7 +419,7 @@ def ring_int8(
     gl.warp_specialize(
         [
             (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last,
-                           records, share, more, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EARLY)),
+                           records, share, more, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, AT, EARLY)),
             (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, N // 64, RECORD, PIECE,
                         SWIGLU, W, E, S, EARLY)),
         ],
