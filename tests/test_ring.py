@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config
-from draftwood.kernels.lib import handed, ring_exact, workspace
+from draftwood.kernels.lib import by_shape, handed, ring_exact, workspace
 from draftwood.lab import gluon, planted
 from draftwood.reference import formats, tiles
 from draftwood.reference.dequant_matmul import dequant_matmul as meaning
@@ -60,6 +60,22 @@ def test_it_means_what_the_reference_means_to_the_bit_where_sums_are_exact(name,
     blocks, x = case(name, M, 128, 1280, M)
     y = run(monkeypatch, x, blocks, name, late=late, warps=4 if 16 < M < 50 else 8)
     assert torch.equal(y, meaning(x.float(), blocks, name))
+
+
+@pytest.mark.parametrize("name", TILED)
+def test_whatever_the_shape_chooses_has_room(name):
+    shapes = ((64, 256, False), (1024, 5120, False), (5120, 17408, False), (34816, 5120, True), (248320, 5120, False))
+    for M in range(1, by_shape.RING_ROWS + 1):
+        for N, K, swiglu in shapes:
+            config = by_shape.by_shape(Config(), M, N, K, name, "exact", swiglu, True, True, True, True)
+            warps = max(8 if swiglu else 4, config.warps)
+            assert config.algorithm == "ring"
+            assert ring_exact.stages(name, M, warps, config.resident, swiglu) >= 2
+            registers, E = ring_exact.registers(warps, config.resident), ring_exact.eights_of(M)
+            assert registers >= 64
+            # of its sums, a part's and what a lane needs besides
+            assert 4 * E * (1 + handed.at_once(E, registers)) <= registers
+            assert 132 * config.resident * warps * E * 128 <= workspace.PARTS
 
 
 @pytest.mark.parametrize("warps, resident", [(4, 1), (4, 4), (8, 2), (8, 3), (16, 1), (16, 2)])

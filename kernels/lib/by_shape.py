@@ -89,12 +89,14 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
         warps, resident = 16, 1
     elif N > 65536 or M > MOST_ROWS:
         warps, resident = 8, 1
-    elif M <= 8 and format in ("q4_k", "q6_k"):
-        warps, resident = 4, 4 if N > 2048 else 2
+    elif N <= 2048:
+        warps, resident = 4, 2
+    elif M <= 16:
+        warps, resident = 4, 4 if M <= 8 and format in ("q4_k", "q6_k") else 3
     elif M <= 24:
-        # three where a group has few shares, or each many records
-        three = M <= 16 or records <= 20 or (N * records > 5120 * 40 and format != "q6_k")
-        warps, resident = 4, 3 if N > 2048 and three and (M <= 16 or format != "q8_0") else 2
+        # three where a group has few shares, or each of them many records
+        three = records <= 20 or (N * records > 5120 * 40 and format != "q6_k")
+        warps, resident = 4, 3 if three and format != "q8_0" else 2
     else:
         warps, resident = (4, 2) if M <= 32 or N * records < 5120 * 40 else (8, 1)
     while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
