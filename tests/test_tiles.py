@@ -62,11 +62,12 @@ def test_a_word_holds_the_row_and_columns_of_the_drawing():
         assert codes == [int(q[16 * w + 8 * r0 + lhi, column]) for column in columns]
 
 
+@pytest.mark.parametrize("N", [64, pytest.param(128, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", TILED)
-def test_both_layouts_give_the_same_bits_where_arithmetic_is_exact(name):
-    blocks, x = exact_blocks(128, 512, name), whole_numbers(16, 512)
+def test_both_layouts_give_the_same_bits_where_arithmetic_is_exact(name, N):
+    blocks, x = exact_blocks(N, 512, name), whole_numbers(16, 512)
     held = tiles.to_tiles(blocks, name).to(DEVICE)
-    want = dequant_matmul(x, blocks.to(DEVICE), name, out_dtype=torch.float32, config=Config(block_n=128, block_m=16))
+    want = dequant_matmul(x, blocks.to(DEVICE), name, out_dtype=torch.float32, config=Config(block_n=N, block_m=16))
     for algorithm in ("rows", "wide"):
         y = dequant_matmul(
             x, held, name, out_dtype=torch.float32, layout="tiles", config=Config(algorithm=algorithm, num_stages=1)
@@ -92,10 +93,10 @@ SHARES = ((4, 1, False, 1), (4, 2, True, 2), (4, 4, False, 1), (2, 1, True, 1))
 
 
 @pytest.mark.parametrize("precision", ["exact", "int8"])
-@pytest.mark.parametrize("M", [2, pytest.param(9, marks=pytest.mark.long)])
-def test_shares_of_warps_lose_and_repeat_no_record(M, precision):
+@pytest.mark.parametrize("M, N", [(2, 64), pytest.param(9, 128, marks=pytest.mark.long)])
+def test_shares_of_warps_lose_and_repeat_no_record(M, N, precision):
     # every sum is exact: whatever the shares, the bits are the same
-    held = tiles.to_tiles(exact_blocks(128, 768, "q4_k"), "q4_k").to(DEVICE)
+    held = tiles.to_tiles(exact_blocks(N, 768, "q4_k"), "q4_k").to(DEVICE)
     x = whole_numbers(M, 768)
     x[:, 0] = 127 if precision == "int8" else 4
     x[:, 256::256] = x[:, :1]
