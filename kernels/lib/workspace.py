@@ -4,7 +4,8 @@
     parts      EMPTY words (`lib/handed.py`): what one program hands over another takes
 
 One set a device and stream, since launches on one stream follow each other. The first call on a stream makes it: make
-it before a graph is captured. Graphs share one set: two of them are not to run at the same time.
+it on the stream of a graph before that is captured. Graphs of one stream, or of streams without such a call, share a
+set: two of them are not to run at the same time.
 """
 
 import torch
