@@ -459,7 +459,8 @@ def _exact_ring(
     P = ring_shares(groups, K // COLUMNS, processors(x.device), resident)
     # products of one record beside codes of the next: with few warps, if they have the registers
     over = W == 8 and resident == 1 and E > 3 and not swiglu
-    registers, (early, options) = ring.registers(W, resident), _early(config, x.device)
+    registers = ring.registers(W, resident)
+    early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out,
         parts(x.device, P * 128 * W * E), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages,

@@ -93,7 +93,7 @@ SHARES = ((4, 1, False, 1), (4, 2, True, 2), (4, 4, False, 1), (2, 1, True, 1))
 
 
 @pytest.mark.parametrize("precision", ["exact", "int8"])
-@pytest.mark.parametrize("M, N", [(2, 64), pytest.param(9, 128, marks=pytest.mark.long)])
+@pytest.mark.parametrize("M, N", [(2, 64), *(pytest.param(M, 128, marks=pytest.mark.long) for M in (2, 9))])
 def test_shares_of_warps_lose_and_repeat_no_record(M, N, precision):
     # every sum is exact: whatever the shares, the bits are the same
     held = tiles.to_tiles(exact_blocks(N, 768, "q4_k"), "q4_k").to(DEVICE)

@@ -386,6 +386,9 @@ def _elementwise(function: Callable[..., Any]) -> Callable[..., Value]:
     return lambda *args: Value(function(*map(of, args)))
 
 
+# -- a launch ----------------------------------------------------------------------------------------------------------
+
+
 def launch(
     kernel: GluonJITFunction,
     grid: tuple[int, ...],

@@ -146,10 +146,10 @@ class Shared:
 class Descriptor:
     """A tensor that the TMA copies boxes of."""
 
-    def __init__(self, of: Any) -> None:
-        self.memory: np.ndarray = argument(of.base).memory
-        self.shape, self.strides, self.box = of.shape, of.strides, tuple(of.block_shape)
-        self.dtype, self.bytes = self.memory.dtype.type, math.prod(self.box) * of.base.element_size()
+    def __init__(self, made: Any) -> None:
+        self.memory: np.ndarray = argument(made.base).memory
+        self.shape, self.strides, self.box = made.shape, made.strides, tuple(made.block_shape)
+        self.dtype, self.bytes = self.memory.dtype.type, math.prod(self.box) * made.base.element_size()
 
     def read(self, at: Sequence[Any]) -> np.ndarray:
         """The box there; zeros outside the tensor."""
@@ -164,9 +164,6 @@ class Descriptor:
 def poison(kind: Any, shape: Any) -> np.ndarray:
     size = int(np.prod(shape)) * np.dtype(kind).itemsize
     return np.random.default_rng(0).integers(1, 255, size, dtype=np.uint8).view(kind).reshape(shape)
-
-
-# -- a launch ----------------------------------------------------------------------------------------------------------
 
 
 def argument(v: Any) -> Any:
