@@ -456,16 +456,18 @@ def _exact_ring(
     (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
     groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
     stages = _has_room(ring.stages(format, M, W, resident, swiglu), W, M, resident)
-    P = ring_shares(groups, K // COLUMNS, processors(x.device), resident)
+    records = K // COLUMNS
+    P = ring_shares(groups, records, processors(x.device), resident)
+    least, more = divmod(groups * records, P)
     # products of one record beside codes of the next: with few warps, if they have the registers
     over = W == 8 and resident == 1 and E > 3 and not swiglu
     registers = ring.registers(W, resident)
     early, options = _early(config, x.device)
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out,
-        parts(x.device, P * 128 * W * E), M, N, K, **_meta(format, swiglu), W=W, E=E, S=stages,
-        AT=at_once(E, registers), OVER=over, CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0),
-        EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
+        parts(x.device, P * 128 * W * E), M, N, K, least, more, **_meta(format, swiglu), W=W, E=E, S=stages,
+        AT=at_once(E, registers, least, records), OVER=over, CODES=ring.CODES.get(format, 4),
+        ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
     )  # fmt: skip
 
 
@@ -530,7 +532,9 @@ def _int8_ring(
     (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
     groups, resident, E, piece = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M), ring_8.PIECE[format]
     stages = _has_room(ring_8.stages(format, M, W, resident, swiglu), W, M, resident)
-    P = ring_shares(groups, K // COLUMNS, processors(x.device), resident)
+    records = K // COLUMNS
+    P = ring_shares(groups, records, processors(x.device), resident)
+    least, more = divmod(groups * records, P)
     pieces = torch.empty(K // COLUMNS * E * piece // 4, dtype=torch.int32, device=x.device)
     registers = config.registers or ring.registers(W, resident)
     early, options = _early(config, x.device)
@@ -540,8 +544,9 @@ def _int8_ring(
     )  # fmt: skip
     ring_8.ring_int8[(P,)](
         pieces, weight.view(torch.int32), residual, _stride(residual), out, parts(x.device, P * 128 * W * E),
-        M, N, K, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
-        AT=at_once(E, registers), EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
+        M, N, K, least, more, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
+        AT=at_once(E, registers, least, records), EARLY=early != "no", num_warps=W,
+        **{**options, "maxnreg": registers},
     )  # fmt: skip
 
 

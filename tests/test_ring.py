@@ -74,7 +74,7 @@ def test_whatever_the_shape_chooses_has_room(name):
             registers, E = ring_exact.registers(warps, config.resident), ring_exact.eights_of(M)
             assert registers >= 64
             # of its sums, a part's and what a lane needs besides
-            assert 4 * E * (1 + handed.at_once(E, registers)) <= registers
+            assert 4 * E * (1 + handed.at_once(E, registers, 1, 9)) <= registers
             assert 132 * config.resident * warps * E * 128 <= workspace.PARTS
 
 
@@ -120,10 +120,10 @@ BUGS = {
     "the ring's slot is refilled while it is read": ("mbarrier.wait(barriers.index(FREE + slot), parity)", "pass"),
     "a record is read before it is there": ("(barriers + slot * 8, parity, W)", "(barriers + slot * 8, parity ^ 1, W)"),
     "with products over two records a slot is given back at once": ("(before if OVER else slot)", "slot"),
-    "and the last of a group is not": ("            give_back(barriers + (FREE + before) * 8, begin < end, W)\n", ""),
+    "and the last of a group is not": ("            arrive(barriers + (FREE + before) * 8, begin < end, W)\n", ""),
     "the last products are not waited for": ("            acc = waited(acc, 0)\n", ""),
     "a group begins with the sums of the one before": ("1 if c else later.to(gl.int32)", "1"),
-    "a slot is not given back": ("give_back(at_free, True, W)", "give_back(at_free, False, W)"),
+    "a slot is not given back": ("arrive(at_free, True, W)", "arrive(at_free, False, W)"),
     "rounds of the ring are not told apart": ("gl.where(slot == S - 1, parity ^ 1, parity)", "parity * 1"),
     "the last eight rows of x are not waited for": ("RECORD + E * 4096", "RECORD + (E - 1) * 4096"),
     "the next group's tiles are this one's": ("gl.where(column == records, TILES, 0)", "column * 0"),
@@ -132,16 +132,19 @@ BUGS = {
     "every eight rows of x are the first": ("[column * 4, 8 * e, 0]", "[column * 4, e, 0]"),
     "x stays at its first columns": ("at + 64 * c", "at"),
     "x is the first record's in the ring": ("at + slot * (256 * E)", "at"),
-    "a sharer is left out": ("more) - i_s\n", "more) - i_s - 1\n"),
+    "a sharer is left out": ("least, more) - i_s\n    if", "least, more) - i_s - 1\n    if"),
     "a sharer is counted twice": ("acc = take(partial + (i_s + 1)", "acc = take(partial + (i_s + 2)"),
     "shares hand over to one place": ("hand(partial + i_s.to(gl.int64) * SLOT", "hand(partial + i_s.to(gl.int64) * 0"),
-    "the group's first part is handed over, too": ("if begin > i_n * records", "if begin >= i_n * records"),
+    "the group's first part is handed over, too": ("i_n, begin > i_n * records", "i_n, begin >= i_n * records"),
     "a part's registers lie on each other": ("[$1+{512 * W * e}]", "[$1+{64 * W * e}]"),
     "later sharers are the first ones": ("        p += AT * 128 * W * E\n", ""),
     "later sharers of those on their way are the first": ("{512 * W * (E * k + e)}", "{512 * W * e}"),
-    "one part more is taken than there are": ("setp.gt.s32 p{k}, ${n + 1}, {k};", "setp.ge.s32 p{k}, ${n + 1}, {k};"),
-    "what was taken is left": ('{{t, t, t, t}};\\n"', '{four};\\n"'),
+    "one part more is taken than there are": ("setp.le.s32 p{k}", "setp.lt.s32 p{k}"),
+    "what was taken is left": ("{at}, empty;", "{at}, other;"),
     "who waits comes first": ("programs - 1 - gl.program_id(0)", "gl.program_id(0)"),
+    "a share with nothing to take is another": ("behind = i_s - groups + 1", "behind = i_s - groups + 2"),
+    "none of the longer shares has nothing to take": ("if behind <= alone:", "if behind < 0:"),
+    "the longer shares come last": ("(i_s < more).to(gl.int32)", "(i_s >= more).to(gl.int32)"),
     "rows g and g + 8 change places": ("return _four(b0, W), _four(b1, W)", "return _four(b1, W), _four(b0, W)"),
     "odd rows take the even rows' d": ("low = (d >> (16 * odd)) & 0xFFFF", "low = d & 0xFFFF"),
     "minimums are added": ("^ -2147450880", ""),

@@ -23,14 +23,6 @@ setp.lt.u32 p, n, s;
 @p st.shared.b32 [$0], $0;
 }
 """)
-_BEGIN = gl.constexpr("""
-{
-.reg .pred p;
-setp.ne.u32 p, $2, 0;
-@p mbarrier.init.shared.b64 [$1], $2;
-mov.b32 $0, 0;
-}
-""")
 _ARRIVE = gl.constexpr("""
 {
 .reg .pred p;
@@ -48,6 +40,7 @@ setp.eq.u32 p, $2, 0;
 mov.b32 $0, 0;
 }
 """)
+_READ = gl.constexpr("fence.proxy.async.shared::cta;\nmov.b32 $0, $1;")
 _CAME = gl.constexpr("""
 {
 .reg .pred p;
@@ -105,31 +98,24 @@ def kept(memory, W: gl.constexpr):
 
 @gluon.constexpr_function
 def _begun(rings):
-    """mbarriers from $1 on, by thread $2 alone; rings: how far on one begins, its one or four mbarriers and their
-    arrivals. The fours in a loop: code that runs once is waited for."""
-    text = (
-        "{\n.reg .pred p;\n.reg .b32 a, e;\nsetp.ne.u32 p, $2, 0;\n@p bra done;\nmov.b32 a, $1;\nadd.u32 e, $1, 32;\n"
-    )
+    """mbarriers from $1 on, by thread $2 alone; rings: how far on one begins, its mbarriers, one or as many as others',
+    and their arrivals. In a loop: code that runs once is waited for."""
+    turns = max(many for _, many, _ in rings)
+    text = "{\n.reg .pred p;\n.reg .b32 a, e;\nsetp.ne.u32 p, $2, 0;\n@p bra done;\nmov.b32 a, $1;\n"
+    text += f"add.u32 e, $1, {8 * turns};\n"
     for at, many, count in rings:
         if many == 1:
             text += f"mbarrier.init.shared.b64 [a+{at}], {count};\n"
     text += "again:\n"
     for at, many, count in rings:
-        if many == 4:
+        if many > 1:
             text += f"mbarrier.init.shared.b64 [a+{at}], {count};\n"
     return text + "add.u32 a, a, 8;\nsetp.lt.u32 p, a, e;\n@p bra again;\ndone:\nmov.b32 $0, 0;\n}"
 
 
 @gluon.jit
-def begin(at, count, S: gl.constexpr, W: gl.constexpr):
-    """S mbarriers, that many arrivals each."""
-    o = gl.arange(0, 32 * W, layout=_threads(W))
-    _each(_BEGIN, at + o * 8, gl.where(o < S, count, 0))
-
-
-@gluon.jit
-def begin_all(at, RINGS: gl.constexpr, W: gl.constexpr):
-    """All of a program's mbarriers by one thread: by one a lane, they come one after the other, too."""
+def begin(at, RINGS: gl.constexpr, W: gl.constexpr):
+    """A program's mbarriers by one thread: by one a lane, they come one after the other, too."""
     _each(_begun(RINGS), gl.full((32 * W,), at, gl.int32, layout=_threads(W)), gl.arange(0, 32 * W, layout=_threads(W)))
 
 
@@ -143,6 +129,13 @@ def arrive(at, when, W: gl.constexpr):
 def give_back(at, when, W: gl.constexpr):
     """As `arrive`, of memory that the TMA may write over then: its copies overtake loads that are under way."""
     _by_lane_0(_GIVE_BACK, at, when, W)
+
+
+@gluon.jit
+def read(W: gl.constexpr):
+    """What the threads have read of shared memory the TMA may write over once they have arrived."""
+    P: gl.constexpr = _threads(W)
+    gl.inline_asm_elementwise(_READ, "=r,r", [gl.arange(0, 32 * W, layout=P)], gl.int32, is_pure=False, pack=1)
 
 
 @gluon.jit

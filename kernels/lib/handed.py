@@ -1,10 +1,13 @@
-"""Sums that one program hands over to another: memory says by itself whether they are there.
+"""Equal shares of groups' records, a program each, and sums of groups that begin in one share and end in another.
 
-    a word    EMPTY ──> a sum, by who hands it over ──> EMPTY again, by who reads until it is no more and takes it
+    groups   |     0     |     1     |     2     |     as many records each
+    shares   |   0   |   1   |   2   |   3   | 4 ..    of group 0 share 1 hands over to share 0, of group 1 2 to 1
+    a word   EMPTY ──> a sum, by who hands it over ──> EMPTY again, by who reads until it is no more and takes it
 
-Neither a fence nor a counter, and nothing is waited for but the sum. EMPTY is all ones, a NaN that no arithmetic
-makes, and between launches all words are. Who takes waits, so who hands over is to have begun by then: a program takes
-from those before it.
+Memory says by itself whether a sum is there: neither a fence nor a counter, and nothing is waited for but the sum.
+EMPTY is all ones, a NaN that no arithmetic makes, and between launches all words are. Who takes waits, so who hands
+over is to have begun by then: a program takes from those before it. Shares with nothing to take come before all that
+take: of a multiprocessor's programs those that begin first end first, and the last ones find sums that are there.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -16,10 +19,38 @@ from triton.experimental.gluon import language as gl
 from .eights import lanes, repeated
 
 
-def at_once(E: int, registers: int) -> int:
-    """Parts of E eights of columns that `take` is to have on their way, for which a thread has registers."""
+def at_once(E: int, registers: int, least: int, records: int) -> int:
+    """Parts of E eights of columns that `take` is to have on their way: as many as there are of a group, of shares of
+    at least so many records, if a thread has registers for them."""
     few = registers < 104
-    return 8 if E <= 2 else 2 if few or E > 4 else 5 if E == 3 else 4
+    room = 8 if E <= 2 else 2 if few or E > 4 else 5 if E == 3 else 4
+    return min(room, 1 + max(0, records - 2) // least)
+
+
+@gluon.jit
+def owner(i, least, more):
+    """The share that holds record i of all: `more` are a record longer than the `least`, and come first."""
+    return gl.where(i < more * (least + 1), i // (least + 1), (i - more) // least)
+
+
+@gluon.jit
+def share(least, more, groups, records):
+    """The program's, its first record and the one after its last."""
+    programs = gl.num_programs(0)
+    i_s = programs - 1 - gl.program_id(0)
+    if programs > groups:
+        # no share is longer than a group: as many as there are groups have a group's first record
+        behind = i_s - groups + 1
+        if behind > 0:
+            alone = more - (more * (least + 1) + records - 1) // records
+            if behind <= alone:
+                i_s = behind + (behind * (least + 1) - 1) // (records - least - 1)
+            else:
+                i_s = behind + (behind * least + more - 1) // (records - least)
+        else:
+            i_s = owner(i_s * records, least, more)
+    first = i_s * least + gl.minimum(i_s, more)
+    return i_s, first, first + least + (i_s < more).to(gl.int32)
 
 
 @gluon.constexpr_function
@@ -35,25 +66,34 @@ def _given(E, W):
 
 @gluon.constexpr_function
 def _taken(E, W, parts):
-    """Of parts as many as the last says; where a lane's first four lie is before it. Those that are none are zeros."""
-    n = 4 * E * parts
-    text = "{\n.reg .b32 t;\n" + "".join(f".reg .pred p{k};\n" for k in range(parts + 1))
-    loads, empties = "", ""
+    """To the sums those of parts, as many as the last says; where a lane's first four lie is before it. What is passed
+    once costs by its instructions, so parts that are not there are jumped over."""
+    n = 4 * E
+    text = "{\n.reg .pred p;\n.reg .b32 t;\n.reg .b64 e;\n.reg .b128 empty;\n"
+    loads, seen, taken = "again:\n", "loaded:\nmov.b32 t, 0;\n", "mov.b64 e, 0xffffffffffffffff;\nmov.b128 empty, {e, e};\n"
     for k in range(parts):
-        text += f"setp.gt.s32 p{k}, ${n + 1}, {k};\n"
+        if k:
+            text += f".reg .pred p{k};\nsetp.le.s32 p{k}, ${2 * n + 1}, {k};\n"
+            loads, seen, taken = (f"{code}@p{k} bra {end};\n" for code, end in ((loads, "loaded"), (seen, "seen"), (taken, "taken")))
         for e in range(E):
-            four = "{" + ", ".join(f"${4 * (E * k + e) + r}" for r in range(4)) + "}"
-            at = f"[${n}+{512 * W * (E * k + e)}]"
-            loads += f"@p{k} ld.relaxed.gpu.global.v4.b32 {four}, {at};\n"
-            empties += f"@p{k} st.relaxed.gpu.global.v4.b32 {at}, {{t, t, t, t}};\n"
-    text += "".join(f"mov.b32 ${i}, 0;\n" for i in range(n)) + "again:\n" + loads + "mov.b32 t, 0;\n"
-    text += "".join(f"max.u32 t, t, ${i};\n" for i in range(n)) + f"setp.eq.u32 p{parts}, t, 0xffffffff;\n"
-    return text + f"@p{parts} bra again;\nbar.warp.sync 0xffffffff;\nmov.b32 t, 0xffffffff;\n" + empties + "}"
+            at, four = f"[${2 * n}+{512 * W * (E * k + e)}]", [f"w{n * k + 4 * e + r}" for r in range(4)]
+            text += f".reg .b32 {', '.join(four)};\n"
+            loads += f"ld.relaxed.gpu.global.v4.b32 {{{', '.join(four)}}}, {at};\n"
+            seen += "".join(f"max.u32 t, t, {w};\n" for w in four)
+            taken += f"st.relaxed.gpu.global.b128 {at}, empty;\n"
+            taken += "".join(f"add.f32 ${4 * e + r}, ${4 * e + r}, {w};\n" for r, w in enumerate(four))
+    return text + loads + seen + "seen:\nsetp.eq.u32 p, t, 0xffffffff;\n@p bra again;\nbar.warp.sync 0xffffffff;\n" + taken + "taken:\n}"
 
 
 @gluon.constexpr_function
-def _registers(into, values):
-    return ",".join(["=&r"] * into + ["l"] + ["r"] * values)
+def _registers(first, kind, count):
+    return first + f",{kind}" * count
+
+
+@gluon.constexpr_function
+def _sums(E):
+    """Those before are those after, and where to take from and how many."""
+    return ",".join(["=&r"] * (4 * E) + [str(i) for i in range(4 * E)]) + ",l,r"
 
 
 @gluon.jit
@@ -64,14 +104,19 @@ def _place(p, W: gl.constexpr):
 
 
 @gluon.jit
+def _as(values, KIND: gl.constexpr):
+    same = ()
+    for r in gl.static_range(len(values)):
+        same = same + (values[r].to(KIND, bitcast=True),)
+    return same
+
+
+@gluon.jit
 def hand(p, acc, W: gl.constexpr):
     """W warps' sums, of registers [W, 32] as `eights` has them, to the part at p."""
     E: gl.constexpr = len(acc) // 4
-    words = ()
-    for r in gl.static_range(len(acc)):
-        words = words + (acc[r].to(gl.int32, bitcast=True),)
     gl.inline_asm_elementwise(
-        _given(E, W), _registers(1, 4 * E), (_place(p, W),) + words, gl.int32, is_pure=False, pack=1
+        _given(E, W), _registers("=r,l", "r", 4 * E), (_place(p, W),) + _as(acc, gl.int32), gl.int32, is_pure=False, pack=1
     )
 
 
@@ -79,16 +124,11 @@ def hand(p, acc, W: gl.constexpr):
 def take(p, count, acc, W: gl.constexpr, AT: gl.constexpr):
     """acc and the sums of `count` parts from p on, in their order, AT of them on their way at once."""
     E: gl.constexpr = len(acc) // 4
+    words = _as(acc, gl.int32)
     for q in range(0, count, AT):
         left = gl.full((W, 32), count - q, gl.int32, layout=lanes(W))
         words = gl.inline_asm_elementwise(
-            _taken(E, W, AT), _registers(4 * E * AT, 1), (_place(p, W), left), repeated(gl.int32, 4 * E * AT),
-            is_pure=False, pack=1,
-        )  # fmt: skip
-        for k in gl.static_range(AT):
-            added = ()
-            for r in gl.static_range(4 * E):
-                added = added + (acc[r] + words[4 * E * k + r].to(gl.float32, bitcast=True),)
-            acc = added
+            _taken(E, W, AT), _sums(E), words + (_place(p, W), left), repeated(gl.int32, 4 * E), is_pure=False, pack=1
+        )
         p += AT * 128 * W * E
-    return acc
+    return _as(words, gl.float32)

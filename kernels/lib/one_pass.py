@@ -32,7 +32,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier
 
-from .addresses import address, begin_all, came, kept, tell, wait
+from .addresses import address, begin, came, kept, tell, wait
 from .early import ASK_SOME
 from .eights import SWIZZLED_32, gathered, lanes, multiplied, waited
 from .feed import fed, told, turn
@@ -129,7 +129,7 @@ def share(end, T, window, i_split, splits):
 @gluon.jit
 def begun_at(at, ARRIVALS: gl.constexpr):
     """All of them, by a program of eight warps: four warps take K and give P, eight take V and P."""
-    begin_all(at, ARRIVALS, 8)
+    begin(at, ARRIVALS, 8)
     # and the TMA sees them
     fence_async_shared()
 

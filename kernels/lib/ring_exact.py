@@ -30,9 +30,9 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from .addresses import address, begin, give_back, tell, wait
+from .addresses import address, arrive, begin, read, tell, wait
 from .eights import lanes, multiplied, waited
-from .handed import hand, take
+from .handed import hand, owner, share, take
 from .newer import barrier, fetch, reinterpret
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -291,18 +291,15 @@ def _record(
             v, u = ahead[c], ahead[c]
         s0, s1 = _scales_of(s[0], c, FORMAT), _scales_of(s[1], c, FORMAT)
         a = _operand(v, u, high, s0, s1, c, FORMAT, BF16)
+        if c == 3:
+            # all of the slot that warps read themselves, while a product runs
+            read(W)
         # the next columns' operand is being made while this product runs
         acc = multiplied(acc, a, at + 64 * c, 1 if c else later.to(gl.int32), W, BF16)
         acc = waited(acc, 0 if c == 3 and not OVER else 1)
         if OVER and c == 0:
-            give_back(at_free, later, W)
+            arrive(at_free, later, W)
     return acc
-
-
-@gluon.jit
-def _owner(i, share, more):
-    """The share that holds record i."""
-    return gl.where(i < more * (share + 1), i // (share + 1), (i - more) // gl.maximum(share, 1))
 
 
 @gluon.jit
@@ -406,15 +403,16 @@ def _fetched(
 @gluon.jit
 def _multiplied(
     codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, M, N,
-    i_s, first, last, records, share, more,
+    i_s, first, last, least, more, records,
     FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
     S: gl.constexpr, AT: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     odd = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :] // 4 % 2
+    g0, g1 = first // records, (last - 1) // records
+    others = owner((g1 + 1) * records - 1, least, more) - i_s
     if EARLY:
         tl.extra.cuda.gdc_wait()
-    g0, g1 = first // records, (last - 1) // records
     slot, parity, before = 0, 0, 0
     acc = ()
     for _ in gl.static_range(4 * E):
@@ -427,38 +425,40 @@ def _multiplied(
             at_x, later = at + slot * (256 * E), i > begin
             acc = _record(acc, codes, bits, scales, ds, at_x, odd, slot, at_free, later, FORMAT, BF16, W, OVER)
             if not OVER:
-                give_back(at_free, True, W)
+                arrive(at_free, True, W)
             before = slot
             slot, parity = next_slot(slot, parity, S)
         if OVER:
             acc = waited(acc, 0)
-            give_back(barriers + (FREE + before) * 8, begin < end, W)
-        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W, AT)
+            arrive(barriers + (FREE + before) * 8, begin < end, W)
+        acc = give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin > i_n * records,
+                   gl.where(i_n < g1, 0, others), SWIGLU, W, AT)  # fmt: skip
 
 
 @gluon.jit
 def give(
-    acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more,
+    acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, behind, others,
     SWIGLU: gl.constexpr, W: gl.constexpr, AT: gl.constexpr,
 ):  # fmt: skip
-    """Sums of group i_n from record `begin` to `end`, of share i_s: who has the group's first record stores its sums,
-    with what the shares behind hand over."""
+    """Sums of group i_n, of share i_s: who has the group's first record stores its sums, with what the `others` that
+    are `behind` hand over."""
     SLOT: gl.constexpr = 32 * W * len(acc)
-    if begin > i_n * records:
+    if behind:
         hand(partial + i_s.to(gl.int64) * SLOT, acc, W)
     else:
-        others = _owner((i_n + 1) * records - 1, share, more) - i_s
         acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, others, acc, W, AT)
         _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+    return acc
 
 
-@gluon.jit
+# numbers that are compared with and no more: a kernel for each kind of them would be the same
+@gluon.jit(do_not_specialize=["M", "least", "more"])
 def ring_exact(
     rows, codes_of, bits_of, scales_of, d_of,
     residual, s_residual_m,
     out,
     partial,
-    M, N, K,
+    M, N, K, least, more,
     FORMAT: gl.constexpr,
     RECORD: gl.constexpr,
     SCALES: gl.constexpr,
@@ -483,14 +483,7 @@ def ring_exact(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    programs = gl.num_programs(0)
-    # who waits for a share is the program after that one's
-    i_s = programs - 1 - gl.program_id(0)
-    work = N // (TILES * 64) * records
-    # the first `more` shares are a record longer than the others
-    share, more = work // programs, work % programs
-    first = i_s * share + gl.minimum(i_s, more)
-    last = first + share + (i_s < more).to(gl.int32)
+    i_s, first, last = share(least, more, N // (TILES * 64), records)
 
     xs = gl.allocate_shared_memory(TYPE, [S * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
     # of a record that is there, and from FREE on of one that may be overwritten; a KiB, so that it says where it is
@@ -516,15 +509,13 @@ def ring_exact(
     barriers = reinterpret(told, gl.int64, (128, 1), mbarrier.MBarrierLayout())
     # the first lies on the word that says where: all have read it
     barrier()
-    begin(at_barriers, 1, S, W)
-    begin(at_barriers + FREE * 8, W, S, W)
+    begin(at_barriers, ((0, S, 1), (FREE * 8, S, W)), W)
     # the TMA's own way to memory is to find them
     hopper.fence_async_shared()
     gl.warp_specialize(
         [
             (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial,
-                           M, N, i_s, first, last, records, share, more, FORMAT, BF16, SWIGLU, W, E, S, AT, OVER,
-                           EARLY)),
+                           M, N, i_s, first, last, least, more, records, FORMAT, BF16, SWIGLU, W, E, S, AT, OVER, EARLY)),
             (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
                         barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
         ],

@@ -27,6 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from ...reference.tiles import RECORD
 from .addresses import address, begin, bulk, give_back, kept, tell, wait
 from .eights import lanes, repeated
+from .handed import owner, share
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
 from .imma import _FIELDS
@@ -332,7 +333,7 @@ def _fetched(
 
 @gluon.jit
 def _multiplied(
-    ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, records, share, more,
+    ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, least, more, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr,
     SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, AT: gl.constexpr,
     EARLY: gl.constexpr,
@@ -347,9 +348,10 @@ def _multiplied(
         tile + w * 512 + lane * 16, tile + w * 256 + lane // 4 * 16, tile + w * (16 * d) + lane // 4 * d,
         warp * 0 + lane, warp * 0 + lane % 4,
     )  # fmt: skip
+    g0, g1 = first // records, (last - 1) // records
+    others = owner((g1 + 1) * records - 1, least, more) - i_s
     if EARLY:
         tl.extra.cuda.gdc_wait()
-    g0, g1 = first // records, (last - 1) // records
     slot, parity = 0, 0
     for i_n in range(g0, g1 + 1):
         begin, end = gl.maximum(first, i_n * records), gl.minimum(last, (i_n + 1) * records)
@@ -362,17 +364,18 @@ def _multiplied(
             at_free = at_barriers + (FREE + slot) * 8
             acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
             slot, parity = next_slot(slot, parity, S)
-        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin, end, records, share, more, SWIGLU, W, AT)
+        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin > i_n * records,
+             gl.where(i_n < g1, 0, others), SWIGLU, W, AT)  # fmt: skip
 
 
-# M is compared with and no more: a kernel for each kind of number would be the same
-@gluon.jit(do_not_specialize=["M"])
+# numbers that are compared with and no more: a kernel for each kind of them would be the same
+@gluon.jit(do_not_specialize=["M", "least", "more"])
 def ring_int8(
     pieces, weight,
     residual, s_residual_m,
     out,
     partial,
-    M, N, K,
+    M, N, K, least, more,
     FORMAT: gl.constexpr,
     RECORD: gl.constexpr,
     SCALES: gl.constexpr,
@@ -392,14 +395,7 @@ def ring_int8(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    programs = gl.num_programs(0)
-    # who waits for a share is the program after that one's
-    i_s = programs - 1 - gl.program_id(0)
-    work = N // (TILES * 64) * records
-    # the first `more` shares are a record longer than the others
-    share, more = work // programs, work % programs
-    first = i_s * share + gl.minimum(i_s, more)
-    last = first + share + (i_s < more).to(gl.int32)
+    i_s, first, last = share(least, more, N // (TILES * 64), records)
 
     KIB: gl.constexpr = (S * (W // 4 * RECORD + E * PIECE) + 1023) // 1024
     ring = gl.allocate_shared_memory(gl.int32, [KIB, 8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
@@ -412,14 +408,13 @@ def ring_int8(
     barriers = reinterpret(told, gl.int64, (128, 1), mbarrier.MBarrierLayout())
     # the first lies on the word that says where: all have read it
     barrier()
-    begin(at_barriers, 1, S, W)
-    begin(at_barriers + FREE * 8, W, S, W)
+    begin(at_barriers, ((0, S, 1), (FREE * 8, S, W)), W)
     # the copies' own way to memory is to find them
     hopper.fence_async_shared()
     gl.warp_specialize(
         [
             (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last,
-                           records, share, more, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, AT, EARLY)),
+                           least, more, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, AT, EARLY)),
             (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, N // 64, RECORD, PIECE,
                         SWIGLU, W, E, S, EARLY)),
         ],

@@ -296,17 +296,14 @@ class Machine:
         if "mbarrier.try_wait" in text:
             self.until(self.barriers[begin + int(addresses[0])], given[0])
         elif all_of_them := re.findall(r"mbarrier.init\S+ \[a\+(\d+)\], (\d+)|again:", text):
-            turns = 1
+            turns, more = 1, re.findall(r"add.u32 e, \$1, (\d+)", text)
             for on, count in all_of_them:
-                # what follows the label is done for four in turn
-                turns = turns if on else 4
+                # what follows the label is done in turn
+                turns = turns if on else int(more[0]) // 8
                 for i in range(turns if on else 0):
                     self.barriers[begin + int(addresses[0]) + int(on) + 8 * i] = Barrier(int(count))
         elif "cp.async.mbarrier" in text:
             self.copied(self.barriers[begin + int(addresses[0])], len(addresses))
-        elif "mbarrier.init" in text:
-            for at, count in zip(addresses[given > 0], given[given > 0], strict=True):
-                self.barriers[begin + int(at)] = Barrier(int(count))
         else:
             for at in addresses[given == 0]:
                 self.barriers[begin + int(at)].arrive(1)
@@ -314,24 +311,25 @@ class Machine:
 
     def handed(self, text: str, *args: Any) -> tuple[Value, ...] | Value:
         """Words that are EMPTY where nothing is handed over, four a lane at the offsets that the text names."""
-        found = re.findall(r"^(?:@p\d+ )?st.relaxed\S+ \[\$\d+\+(\d+)\]", text, re.M)
-        fours = [int(at) // 4 + np.arange(4) for at in found]
+        offsets = [int(at) // 4 for at in re.findall(r"^st.relaxed\S+ \[\$\d+\+(\d+)\]", text, re.M)]
         if "ld.relaxed" not in text:
-            (p, *words), offsets = args, np.concatenate(fours)
-            for word, offset in zip(words, offsets, strict=True):
-                (p + offset).write(np.where(word.a == -1, -2, word.a))
+            p, *words = args
+            for i, word in enumerate(words):
+                (p + (offsets[i // 4] + i % 4)).write(np.where(word.a == -1, -2, word.a))
             return Value(np.int32(0))
-        (p, count), each = args, max(map(int, re.findall(r"@p(\d+) ld", text))) + 1
-        more = operator.ge if "setp.ge" in text else operator.gt
-        values = []
-        for k, offset in enumerate(np.array(fours).reshape(each, -1)):
-            for o in offset:
-                held = (p + o).read(more(count.a, k), 0)
+        *sums, p, count = args
+        fewer = operator.lt if "setp.lt" in text else operator.le
+        for i, offset in enumerate(offsets):
+            k = i * 4 // len(sums)
+            there = ~fewer(count.a, k) if k else np.ones_like(count.a, bool)
+            for r in range(4):
+                q, at = p + (offset + r), (4 * i + r) % len(sums)
+                held = q.read(there, 0)
                 if (held == -1).any():
                     raise RuntimeError("a program waits for one that has not handed over")
-                (p + o).write(-1 if "{t, t, t, t}" in text else held, more(count.a, k))
-                values.append(Value(held))
-        return tuple(values)
+                q.write(-1 if "], empty;" in text else held, there)
+                sums[at] = Value((sums[at].a.view(np.float32) + held.view(np.float32)).view(np.int32))
+        return tuple(sums)
 
     def copied(self, barrier: Barrier, threads: int) -> None:
         """Arrivals of so many threads when what the role copies has come."""
