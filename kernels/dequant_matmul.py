@@ -466,8 +466,8 @@ def _exact_ring(
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out,
         parts(x.device, P * 128 * W * E), M, N, K, least, more, **_meta(format, swiglu), W=W, E=E, S=stages,
-        AT=at_once(E, registers, least, records), OVER=over, CODES=ring.CODES.get(format, 4),
-        ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
+        AT=at_once(E, registers, least, records), LAST=P > processors(x.device), OVER=over,
+        CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
     )  # fmt: skip
 
 
@@ -545,7 +545,7 @@ def _int8_ring(
     ring_8.ring_int8[(P,)](
         pieces, weight.view(torch.int32), residual, _stride(residual), out, parts(x.device, P * 128 * W * E),
         M, N, K, least, more, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
-        AT=at_once(E, registers, least, records), EARLY=early != "no", num_warps=W,
+        AT=at_once(E, registers, least, records), LAST=P > processors(x.device), EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": registers},
     )  # fmt: skip
 

@@ -92,7 +92,11 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     elif N <= 2048:
         warps, resident = 4, 2
     elif M <= 16:
-        warps, resident = 4, 4 if M <= 8 and format in ("q4_k", "q6_k") else 3
+        # four where each has more than a few records
+        warps, resident = 4, 4 if M <= 8 and format != "q8_0" and N * records > 5120 * 32 else 3
+    elif M <= 32 and format == "q4_k" and N >= 128 * 132 and records <= 24:
+        # a group has few shares, so its sum is short
+        warps, resident = 8, 2
     elif M <= 24:
         # three where a group has few shares, or each of them many records
         three = records <= 20 or (N * records > 5120 * 40 and format != "q6_k")
@@ -108,7 +112,7 @@ def _ring_program_int8(M: int, N: int, records: int, format: str, swiglu: bool) 
     """The same of int8, and registers a thread at the start: 0 are all there are, fewer leave room for the launch that
     quantises the next x: one microsecond of seventeen."""
     if swiglu:
-        warps, resident, registers = (8, 2, 72) if M <= 24 else (8, 2, 0) if M <= 32 else (8, 1, 144)
+        warps, resident, registers = (8, 2, 72) if M <= 32 else (8, 1, 144)
     else:
         warps, resident, registers = (4, 3, 64) if M <= 16 and N * records > 5120 * 32 else (4, 2, 104)
     while resident > 1 and ring_8.stages(format, M, warps, resident, swiglu) < 2:

@@ -6,8 +6,8 @@
 
 Memory says by itself whether a sum is there: neither a fence nor a counter, and nothing is waited for but the sum.
 EMPTY is all ones, a NaN that no arithmetic makes, and between launches all words are. Who takes waits, so who hands
-over is to have begun by then: a program takes from those before it. Shares with nothing to take come before all that
-take: of a multiprocessor's programs those that begin first end first, and the last ones find sums that are there.
+over is to have begun by then: a program takes from those before it. Where a multiprocessor has several programs, those
+that begin first end first: shares that take come last there, and find sums that are there.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -21,10 +21,9 @@ from .eights import lanes, repeated
 
 def at_once(E: int, registers: int, least: int, records: int) -> int:
     """Parts of E eights of columns that `take` is to have on their way: as many as there are of a group, of shares of
-    at least so many records, if a thread has registers for them."""
-    few = registers < 104
-    room = 8 if E <= 2 else 2 if few or E > 4 else 5 if E == 3 else 4
-    return min(room, 1 + max(0, records - 2) // least)
+    at least so many records, and at least two, if a thread has registers for them beside the sums."""
+    most = 8 if E == 1 else 4 if E <= 4 else 1
+    return max(1, min(most, (registers - 20) // (4 * E) - 1, max(2, 1 + (records - 2) // least)))
 
 
 @gluon.jit
@@ -34,11 +33,11 @@ def owner(i, least, more):
 
 
 @gluon.jit
-def share(least, more, groups, records):
-    """The program's, its first record and the one after its last."""
+def share(least, more, groups, records, LAST: gl.constexpr):
+    """The program's, its first record and the one after its last. LAST: those that take come last."""
     programs = gl.num_programs(0)
     i_s = programs - 1 - gl.program_id(0)
-    if programs > groups:
+    if LAST and programs > groups:
         # no share is longer than a group: as many as there are groups have a group's first record
         behind = i_s - groups + 1
         if behind > 0:
@@ -66,23 +65,25 @@ def _given(E, W):
 
 @gluon.constexpr_function
 def _taken(E, W, parts):
-    """To the sums those of parts, as many as the last says; where a lane's first four lie is before it. What is passed
-    once costs by its instructions, so parts that are not there are jumped over."""
+    """To the sums those of parts, as many as the last says, of at least one; where a lane's first four lie is before
+    it. Those that are none are zeros."""
     n = 4 * E
-    text = "{\n.reg .pred p;\n.reg .b32 t;\n.reg .b64 e;\n.reg .b128 empty;\n"
-    loads, seen, taken = "again:\n", "loaded:\nmov.b32 t, 0;\n", "mov.b64 e, 0xffffffffffffffff;\nmov.b128 empty, {e, e};\n"
+    text = "{\n.reg .pred p0;\n.reg .b32 t;\n.reg .b64 e;\n.reg .b128 empty;\n"
+    loads, empties = "", ""
     for k in range(parts):
+        # what is passed once costs by its instructions: nothing tells whether the first is there
+        there = f"@p{k} " if k else ""
         if k:
-            text += f".reg .pred p{k};\nsetp.le.s32 p{k}, ${2 * n + 1}, {k};\n"
-            loads, seen, taken = (f"{code}@p{k} bra {end};\n" for code, end in ((loads, "loaded"), (seen, "seen"), (taken, "taken")))
+            text += f".reg .pred p{k};\nsetp.gt.s32 p{k}, ${2 * n + 1}, {k};\n"
         for e in range(E):
             at, four = f"[${2 * n}+{512 * W * (E * k + e)}]", [f"w{n * k + 4 * e + r}" for r in range(4)]
-            text += f".reg .b32 {', '.join(four)};\n"
-            loads += f"ld.relaxed.gpu.global.v4.b32 {{{', '.join(four)}}}, {at};\n"
-            seen += "".join(f"max.u32 t, t, {w};\n" for w in four)
-            taken += f"st.relaxed.gpu.global.b128 {at}, empty;\n"
-            taken += "".join(f"add.f32 ${4 * e + r}, ${4 * e + r}, {w};\n" for r, w in enumerate(four))
-    return text + loads + seen + "seen:\nsetp.eq.u32 p, t, 0xffffffff;\n@p bra again;\nbar.warp.sync 0xffffffff;\n" + taken + "taken:\n}"
+            text += f".reg .b32 {', '.join(four)};\n" + "".join(f"mov.b32 {w}, 0;\n" for w in four if k)
+            loads += f"{there}ld.relaxed.gpu.global.v4.b32 {{{', '.join(four)}}}, {at};\n"
+            empties += f"{there}st.relaxed.gpu.global.b128 {at}, empty;\n"
+    text += "again:\n" + loads + "mov.b32 t, 0;\n" + "".join(f"max.u32 t, t, w{i};\n" for i in range(n * parts))
+    text += "setp.eq.u32 p0, t, 0xffffffff;\n@p0 bra again;\nbar.warp.sync 0xffffffff;\n"
+    text += "mov.b64 e, 0xffffffffffffffff;\nmov.b128 empty, {e, e};\n" + empties
+    return text + "".join(f"add.f32 ${i % n}, ${i % n}, w{i};\n" for i in range(n * parts)) + "}"
 
 
 @gluon.constexpr_function

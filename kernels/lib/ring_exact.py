@@ -468,6 +468,7 @@ def ring_exact(
     E: gl.constexpr,
     S: gl.constexpr,
     AT: gl.constexpr,
+    LAST: gl.constexpr,
     OVER: gl.constexpr,
     CODES: gl.constexpr,
     ABOVE: gl.constexpr,
@@ -483,7 +484,7 @@ def ring_exact(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    i_s, first, last = share(least, more, N // (TILES * 64), records)
+    i_s, first, last = share(least, more, N // (TILES * 64), records, LAST)
 
     xs = gl.allocate_shared_memory(TYPE, [S * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
     # of a record that is there, and from FREE on of one that may be overwritten; a KiB, so that it says where it is

@@ -386,6 +386,7 @@ def ring_int8(
     E: gl.constexpr,
     S: gl.constexpr,
     AT: gl.constexpr,
+    LAST: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
     """Up to 8 E rows of x, pieces of it as `quantise_pieces` makes them. With SWIGLU half of a group are rows of gate,
@@ -395,7 +396,7 @@ def ring_int8(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    i_s, first, last = share(least, more, N // (TILES * 64), records)
+    i_s, first, last = share(least, more, N // (TILES * 64), records, LAST)
 
     KIB: gl.constexpr = (S * (W // 4 * RECORD + E * PIECE) + 1023) // 1024
     ring = gl.allocate_shared_memory(gl.int32, [KIB, 8, 32], gl.NVMMASharedLayout(128, 32, rank=2))

@@ -311,17 +311,17 @@ class Machine:
 
     def handed(self, text: str, *args: Any) -> tuple[Value, ...] | Value:
         """Words that are EMPTY where nothing is handed over, four a lane at the offsets that the text names."""
-        offsets = [int(at) // 4 for at in re.findall(r"^st.relaxed\S+ \[\$\d+\+(\d+)\]", text, re.M)]
+        offsets = [int(at) // 4 for at in re.findall(r"^(?:@p\d+ )?st.relaxed\S+ \[\$\d+\+(\d+)\]", text, re.M)]
         if "ld.relaxed" not in text:
             p, *words = args
             for i, word in enumerate(words):
                 (p + (offsets[i // 4] + i % 4)).write(np.where(word.a == -1, -2, word.a))
             return Value(np.int32(0))
         *sums, p, count = args
-        fewer = operator.lt if "setp.lt" in text else operator.le
+        more = operator.ge if "setp.ge" in text else operator.gt
         for i, offset in enumerate(offsets):
             k = i * 4 // len(sums)
-            there = ~fewer(count.a, k) if k else np.ones_like(count.a, bool)
+            there = more(count.a, k) if k else np.ones_like(count.a, bool)
             for r in range(4):
                 q, at = p + (offset + r), (4 * i + r) % len(sums)
                 held = q.read(there, 0)
