@@ -466,8 +466,9 @@ def _exact_ring(
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out,
         parts(x.device, P * 128 * W * E), M, N, K, least, more, **_meta(format, swiglu), W=W, E=E, S=stages,
-        AT=at_once(E, registers, least, records), LAST=P > processors(x.device), OVER=over,
-        CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
+        AT=at_once(E, registers, least, records), LAST=processors(x.device) < P, OVER=over,
+        CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
+        **{**options, "maxnreg": registers},
     )  # fmt: skip
 
 
@@ -535,17 +536,17 @@ def _int8_ring(
     records = K // COLUMNS
     P = ring_shares(groups, records, processors(x.device), resident)
     least, more = divmod(groups * records, P)
-    pieces = torch.empty(K // COLUMNS * E * piece // 4, dtype=torch.int32, device=x.device)
+    pieces = torch.empty(records * E * piece // 4, dtype=torch.int32, device=x.device)
     registers = config.registers or ring.registers(W, resident)
     early, options = _early(config, x.device)
-    quantise_pieces[(K // COLUMNS, E)](
+    quantise_pieces[(records, E)](
         x, x.stride(0), pieces, M, BY_32=group_of(format) == GROUP, MINIMUMS=format in ("q4_k", "q5_k"), PIECE=piece,
         SMALLEST=SMALLEST, EARLY=early, num_warps=4, enable_fp_fusion=False, **options,
     )  # fmt: skip
     ring_8.ring_int8[(P,)](
         pieces, weight.view(torch.int32), residual, _stride(residual), out, parts(x.device, P * 128 * W * E),
         M, N, K, least, more, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
-        AT=at_once(E, registers, least, records), LAST=P > processors(x.device), EARLY=early != "no", num_warps=W,
+        AT=at_once(E, registers, least, records), LAST=processors(x.device) < P, EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": registers},
     )  # fmt: skip
 

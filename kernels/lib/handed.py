@@ -71,7 +71,6 @@ def _taken(E, W, parts):
     text = "{\n.reg .pred p0;\n.reg .b32 t;\n.reg .b64 e;\n.reg .b128 empty;\n"
     loads, empties = "", ""
     for k in range(parts):
-        # what is passed once costs by its instructions: nothing tells whether the first is there
         there = f"@p{k} " if k else ""
         if k:
             text += f".reg .pred p{k};\nsetp.gt.s32 p{k}, ${2 * n + 1}, {k};\n"
@@ -87,13 +86,13 @@ def _taken(E, W, parts):
 
 
 @gluon.constexpr_function
-def _registers(first, kind, count):
-    return first + f",{kind}" * count
+def _sums_given(E):
+    return "=r,l" + ",r" * (4 * E)
 
 
 @gluon.constexpr_function
-def _sums(E):
-    """Those before are those after, and where to take from and how many."""
+def _sums_taken(E):
+    """Those before are those after."""
     return ",".join(["=&r"] * (4 * E) + [str(i) for i in range(4 * E)]) + ",l,r"
 
 
@@ -117,7 +116,7 @@ def hand(p, acc, W: gl.constexpr):
     """W warps' sums, of registers [W, 32] as `eights` has them, to the part at p."""
     E: gl.constexpr = len(acc) // 4
     gl.inline_asm_elementwise(
-        _given(E, W), _registers("=r,l", "r", 4 * E), (_place(p, W),) + _as(acc, gl.int32), gl.int32, is_pure=False, pack=1
+        _given(E, W), _sums_given(E), (_place(p, W),) + _as(acc, gl.int32), gl.int32, is_pure=False, pack=1
     )
 
 
@@ -129,7 +128,8 @@ def take(p, count, acc, W: gl.constexpr, AT: gl.constexpr):
     for q in range(0, count, AT):
         left = gl.full((W, 32), count - q, gl.int32, layout=lanes(W))
         words = gl.inline_asm_elementwise(
-            _taken(E, W, AT), _sums(E), words + (_place(p, W), left), repeated(gl.int32, 4 * E), is_pure=False, pack=1
-        )
+            _taken(E, W, AT), _sums_taken(E), words + (_place(p, W), left), repeated(gl.int32, 4 * E),
+            is_pure=False, pack=1,
+        )  # fmt: skip
         p += AT * 128 * W * E
     return _as(words, gl.float32)

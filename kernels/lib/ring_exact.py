@@ -516,7 +516,8 @@ def ring_exact(
     gl.warp_specialize(
         [
             (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial,
-                           M, N, i_s, first, last, least, more, records, FORMAT, BF16, SWIGLU, W, E, S, AT, OVER, EARLY)),
+                           M, N, i_s, first, last, least, more, records, FORMAT, BF16, SWIGLU, W, E, S, AT, OVER,
+                           EARLY)),
             (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
                         barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
         ],
