@@ -8,9 +8,14 @@ import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config
 from draftwood.kernels.lib import by_shape, handed, ring_exact, workspace
+from draftwood.kernels.lib.handed import owner, share
 from draftwood.lab import gluon, planted
 from draftwood.reference import formats, tiles
 from draftwood.reference.dequant_matmul import dequant_matmul as meaning
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from triton.experimental import gluon as gluon_language
+from triton.experimental.gluon import language as gl
 
 module = importlib.import_module("draftwood.kernels.dequant_matmul")
 TILED, LONG = tuple(tiles.RECORD), pytest.mark.long
@@ -84,6 +89,37 @@ def test_shares_of_programs_lose_and_repeat_no_record(warps, resident, monkeypat
     y = run(monkeypatch, x, blocks, "q4_k", warps=warps, resident=resident)
     assert torch.equal(y, meaning(x.float(), blocks, "q4_k"))
     assert (workspace.parts(torch.device("cpu"), 1) == -1).all()
+
+
+@gluon_language.jit
+def _shares(out, least, more, groups, records, LAST):
+    i_s, first, last = share(least, more, groups, records, LAST)
+    p = out + gl.program_id(0) * 4
+    gl.store(p, i_s)
+    gl.store(p + 1, first)
+    gl.store(p + 2, last)
+    gl.store(p + 3, owner(last - 1, least, more))
+
+
+@given(st.integers(1, 12), st.integers(1, 24), st.integers(1, 60), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_shares_are_every_record_once_and_who_takes_comes_behind(groups, records, programs, last):
+    programs = min(programs, groups * records)
+    least, more = divmod(groups * records, programs)
+    out = torch.zeros(programs, 4, dtype=torch.int32)
+    gluon.launch(_shares, (programs,), (out, least, more, groups, records, last), late=False)
+    place = {i_s: i for i, (i_s, *_) in enumerate(out.tolist())}
+    held = sorted(out.tolist())
+    assert [i_s for i_s, *_ in held] == list(range(programs)) == [whose for *_, whose in held]
+    assert [begin for _, begin, _, _ in held] == [0, *(end for _, _, end, _ in held[:-1])]
+    assert held[-1][2] == groups * records
+    for i_s, begin, end, _ in held:
+        group = (end - 1) // records
+        behind = [other for other, at, _, _ in held if other > i_s and at < (group + 1) * records]
+        assert begin > group * records or all(place[other] < place[i_s] for other in behind)
+    if last and programs > groups:
+        begun = [i_s for i_s, begin, end, _ in held if -(-begin // records) * records < end]
+        assert sorted(place[i_s] for i_s in begun) == list(range(programs - groups, programs))
 
 
 def test_more_programs_than_records_of_a_group_share_it(monkeypatch):
