@@ -22,6 +22,7 @@ from .eights import lanes, repeated
 def at_once(E: int, registers: int, least: int, records: int) -> int:
     """Parts of E eights of columns that `take` is to have on their way: as many as there are of a group, of shares of
     at least so many records, and at least two, if a thread has registers for them beside the sums."""
+    # measured
     most = 8 if E == 1 else 4 if E <= 4 else 1
     return max(1, min(most, (registers - 20) // (4 * E) - 1, max(2, 1 + (records - 2) // least)))
 

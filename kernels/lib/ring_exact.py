@@ -440,8 +440,8 @@ def give(
     acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, behind, others,
     SWIGLU: gl.constexpr, W: gl.constexpr, AT: gl.constexpr,
 ):  # fmt: skip
-    """Sums of group i_n, of share i_s: who has the group's first record stores its sums, with what the `others` that
-    are `behind` hand over."""
+    """Sums of group i_n, of share i_s: handed over to the share that has the group's first record if that one is before
+    this one (`behind`), or stored, with what `others` after this one hand over."""
     SLOT: gl.constexpr = 32 * W * len(acc)
     if behind:
         hand(partial + i_s.to(gl.int64) * SLOT, acc, W)
