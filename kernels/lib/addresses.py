@@ -31,15 +31,6 @@ setp.eq.u32 p, $2, 0;
 mov.b32 $0, 0;
 }
 """)
-_GIVE_BACK = gl.constexpr("""
-{
-.reg .pred p;
-fence.proxy.async.shared::cta;
-setp.eq.u32 p, $2, 0;
-@p mbarrier.arrive.shared.b64 _, [$1];
-mov.b32 $0, 0;
-}
-""")
 _READ = gl.constexpr("fence.proxy.async.shared::cta;\nmov.b32 $0, $1;")
 _CAME = gl.constexpr("""
 {
@@ -126,16 +117,17 @@ def arrive(at, when, W: gl.constexpr):
 
 
 @gluon.jit
-def give_back(at, when, W: gl.constexpr):
-    """As `arrive`, of memory that the TMA may write over then: its copies overtake loads that are under way."""
-    _by_lane_0(_GIVE_BACK, at, when, W)
-
-
-@gluon.jit
 def read(W: gl.constexpr):
     """What the threads have read of shared memory the TMA may write over once they have arrived."""
     P: gl.constexpr = _threads(W)
     gl.inline_asm_elementwise(_READ, "=r,r", [gl.arange(0, 32 * W, layout=P)], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def give_back(at, when, W: gl.constexpr):
+    """As `arrive`, of memory that the TMA may write over then: its copies overtake loads that are under way."""
+    read(W)
+    arrive(at, when, W)
 
 
 @gluon.jit
