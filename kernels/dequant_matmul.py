@@ -46,7 +46,7 @@ from .lib.device import (
     lacks_imma,
     processors,
 )
-from .lib.handed import at_once
+from .lib.handed import at_once, each
 from .lib.parts import in_parts, parts_of
 from .lib.row_int8 import row_int8
 from .lib.rows_exact import arrange, rows_exact
@@ -444,6 +444,20 @@ def _has_room(stages: int, W: int, M: int, resident: int) -> int:
     return stages
 
 
+def _shares(
+    device: torch.device, groups: int, records: int, W: int, E: int, resident: int, registers: int
+) -> tuple[int, torch.Tensor, tuple[int, int], dict[str, int]]:
+    """A ring's programs, where they hand sums over, how long their shares are, and who takes what."""
+    P = ring_shares(groups, records, processors(device), resident)
+    least, more = divmod(groups * records, P)
+    alone = processors(device) >= P
+    eights = each(E, least, records, alone)
+    # where several take, a share has a place for each of two groups
+    partial = parts(device, (P + groups if eights < E else P) * 128 * W * E)
+    at = at_once(eights, registers, least, records)
+    return P, partial, (least, more), {"EACH": eights, "AT": at, "LAST": not alone}
+
+
 def _exact_ring(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -455,18 +469,16 @@ def _exact_ring(
 ) -> None:
     (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
     groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
-    stages = _has_room(ring.stages(format, M, W, resident, swiglu), W, M, resident)
-    records = K // COLUMNS
-    P = ring_shares(groups, records, processors(x.device), resident)
-    least, more = divmod(groups * records, P)
+    stages, stages_x = ring.stages(format, M, W, resident, swiglu)
+    _has_room(stages, W, M, resident)
     # products of one record beside codes of the next: with few warps, if they have the registers
     over = W == 8 and resident == 1 and E > 3 and not swiglu
     registers = ring.registers(W, resident)
     early, options = _early(config, x.device)
+    P, partial, shares, handing = _shares(x.device, groups, K // COLUMNS, W, E, resident, registers)
     ring.ring_exact[(P,)](
-        *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out,
-        parts(x.device, P * 128 * W * E), M, N, K, least, more, **_meta(format, swiglu), W=W, E=E, S=stages,
-        AT=at_once(E, registers, least, records), LAST=processors(x.device) < P, OVER=over,
+        *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial, M, N, K, *shares,
+        **_meta(format, swiglu), W=W, E=E, S=stages, SX=stages_x, **handing, OVER=over,
         CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": registers},
     )  # fmt: skip
@@ -534,8 +546,6 @@ def _int8_ring(
     groups, resident, E, piece = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M), ring_8.PIECE[format]
     stages = _has_room(ring_8.stages(format, M, W, resident, swiglu), W, M, resident)
     records = K // COLUMNS
-    P = ring_shares(groups, records, processors(x.device), resident)
-    least, more = divmod(groups * records, P)
     pieces = torch.empty(records * E * piece // 4, dtype=torch.int32, device=x.device)
     registers = config.registers or ring.registers(W, resident)
     early, options = _early(config, x.device)
@@ -543,10 +553,10 @@ def _int8_ring(
         x, x.stride(0), pieces, M, BY_32=group_of(format) == GROUP, MINIMUMS=format in ("q4_k", "q5_k"), PIECE=piece,
         SMALLEST=SMALLEST, EARLY=early, num_warps=4, enable_fp_fusion=False, **options,
     )  # fmt: skip
+    P, partial, shares, handing = _shares(x.device, groups, records, W, E, resident, registers)
     ring_8.ring_int8[(P,)](
-        pieces, weight.view(torch.int32), residual, _stride(residual), out, parts(x.device, P * 128 * W * E),
-        M, N, K, least, more, **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages,
-        AT=at_once(E, registers, least, records), LAST=processors(x.device) < P, EARLY=early != "no", num_warps=W,
+        pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, M, N, K, *shares,
+        **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages, **handing, EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": registers},
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config
-from draftwood.kernels.lib import by_shape, ring_exact, ring_int8, rows_int8, workspace
+from draftwood.kernels.lib import by_shape, handed, ring_exact, ring_int8, rows_int8, workspace
 from draftwood.lab import gluon, planted
 from draftwood.reference import formats, tiles
 from draftwood.reference.dequant_matmul import SMALLEST, group_of, quantise_activations
@@ -28,7 +28,10 @@ def ring_of(ring, late=False, order=(0, 1)):
 
     def at(grid):
         def launch(*args, num_warps=0, launch_pdl=False, maxnreg=0, **more):
-            gluon.launch(ring.ring_int8, grid, args, late, order, waits=True, **more)
+            # where one share of a group takes, it waits for shares before it alone
+            *_, K, least, _ = args
+            together = 1 if more["EACH"] == more["E"] else handed.sharers(least, K // 256)
+            gluon.launch(ring.ring_int8, grid, args, late, order, together, **more)
 
         return launch
 

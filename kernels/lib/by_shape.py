@@ -102,8 +102,10 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
         three = records <= 20 or (N * records > 5120 * 40 and format != "q6_k")
         warps, resident = 4, 3 if three and format != "q8_0" else 2
     else:
-        warps, resident = (4, 2) if M <= 32 or N * records < 5120 * 40 else (8, 1)
-    while resident > 1 and ring.stages(format, M, warps, resident, swiglu) < 2:
+        # one where each has many records, and many a group to sum
+        one = M > 48 or (N * records >= 5120 * 40 and (M > 32 or records > 24))
+        warps, resident = (8, 1) if one else (4, 2)
+    while resident > 1 and ring.stages(format, M, warps, resident, swiglu)[0] < 2:
         resident -= 1
     return warps, resident
 
@@ -127,7 +129,9 @@ def ring_rows(precision: str) -> int:
 
 def ring_stages(precision: str, format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
     """Records in flight a program."""
-    return (ring_8 if precision == "int8" else ring).stages(format, M, W, resident, swiglu)
+    if precision == "int8":
+        return ring_8.stages(format, M, W, resident, swiglu)
+    return ring.stages(format, M, W, resident, swiglu)[0]
 
 
 def ring_shares(groups: int, records: int, processors: int, resident: int) -> int:

@@ -5,9 +5,14 @@
     a word   EMPTY ──> a sum, by who hands it over ──> EMPTY again, by who reads until it is no more and takes it
 
 Memory says by itself whether a sum is there: neither a fence nor a counter, and nothing is waited for but the sum.
-EMPTY is all ones, a NaN that no arithmetic makes, and between launches all words are. Who takes waits, so who hands
+EMPTY is all ones, a NaN that no arithmetic makes, and between launches all words are. Four words come and go at once,
+so the first of them says whether they are there. Who takes waits, so who hands
 over is to have begun by then: a program takes from those before it. Where a multiprocessor has several programs, those
 that begin first end first: shares that take come last there, and find sums that are there.
+
+Where it has one program, all that share a group end at about the same time. There as many of them as there are eights
+of columns take one each, or some: of all but the group's last share, which has its part at first and other groups to
+go on with. They wait for each other, so as many programs as share a group are to find room on the GPU at once.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -19,12 +24,23 @@ from triton.experimental.gluon import language as gl
 from .eights import lanes, repeated
 
 
+def sharers(least: int, records: int) -> int:
+    """Shares of a group at most, of at least so many records each."""
+    return max(2, 2 + (records - 2) // least)
+
+
+def each(E: int, least: int, records: int, alone: bool) -> int:
+    """Of E eights of columns those that one share takes: all, if its program is not `alone` on a multiprocessor."""
+    takers = max(1, -(-records // (least + 1)) - 1) if alone else 1
+    return -(-E // min(E, takers))
+
+
 def at_once(E: int, registers: int, least: int, records: int) -> int:
     """Parts of E eights of columns that `take` is to have on their way: as many as there are of a group, of shares of
     at least so many records, and at least two, if a thread has registers for them beside the sums."""
     # measured
-    most = 8 if E == 1 else 4 if E <= 4 else 1
-    return max(1, min(most, (registers - 20) // (4 * E) - 1, max(2, 1 + (records - 2) // least)))
+    most = 8 if E == 1 else 6 if E == 2 else 5 if E == 3 else 4 if E == 4 else 1
+    return max(1, min(most, (registers - 8) // (4 * E) - 1, max(2, sharers(least, records) - 1)))
 
 
 @gluon.jit
@@ -53,48 +69,73 @@ def share(least, more, groups, records, LAST: gl.constexpr):
     return i_s, first, first + least + (i_s < more).to(gl.int32)
 
 
+@gluon.jit
+def between(i_s, g0, g1, first, least, more, records, E: gl.constexpr, EACH: gl.constexpr):
+    """Of a share's first group the first share, or if only that one takes, whether it is another one; of its last
+    group the last share."""
+    a = owner(g0 * records, least, more) if EACH < E else i_s - (first > g0 * records).to(gl.int32)
+    return a, owner((g1 + 1) * records - 1, least, more)
+
+
 @gluon.constexpr_function
-def _given(E, W):
-    """$0: nothing; $1: where a lane's first four lie; then the sums."""
-    text = "{\n.reg .b32 a, b, c, d;\n"
+def _given(E, W, each):
+    """$0: nothing; $1: where a lane's first four lie; then the sums, and which `each` eights of them are not given."""
+    text = "{\n.reg .b32 a;\n.reg .b64 l, h;\n.reg .b128 four;\n"
+    if each < E:
+        text += "".join(f".reg .pred p{i};\nsetp.ne.s32 p{i}, ${2 + 4 * E}, {i};\n" for i in range(-(-E // each)))
     for e in range(E):
-        for r, name in enumerate("abcd"):
-            text += f"min.u32 {name}, ${2 + 4 * e + r}, 0xfffffffe;\n"
-        text += f"st.relaxed.gpu.global.v4.b32 [$1+{512 * W * e}], {{a, b, c, d}};\n"
+        words, given = [f"${2 + 4 * e + r}" for r in range(4)], f"@p{e // each} " if each < E else ""
+        text += f"min.u32 a, {words[0]}, 0xfffffffe;\nmov.b64 l, {{a, {words[1]}}};\n"
+        text += f"mov.b64 h, {{{words[2]}, {words[3]}}};\nmov.b128 four, {{l, h}};\n"
+        text += f"{given}st.relaxed.gpu.global.b128 [$1+{512 * W * e}], four;\n"
     return text + "mov.b32 $0, 0;\n}"
 
 
 @gluon.constexpr_function
-def _taken(E, W, parts):
-    """To the sums those of parts, as many as the last says, of at least one; where a lane's first four lie is before
-    it. Those that are none are zeros."""
-    n = 4 * E
-    text = "{\n.reg .pred p0;\n.reg .b32 t;\n.reg .b64 e;\n.reg .b128 empty;\n"
-    loads, empties = "", ""
+def _taken(each, E, W, parts):
+    """To the sums of `each` eights those of parts, E eights apart, in $: the sums, where a lane's first four lie, and
+    how many parts there are, of at least one. If each < E, how many of these are before a part that is not to be
+    taken, where the first four would lie if it were before all, and how many eights there are. Those that are none are
+    zeros."""
+    n = 4 * each
+    text = "{\n.reg .pred more;\n.reg .b32 t;\n.reg .b64 e;\n.reg .b128 empty;\n"
+    loads, empties, found = "", "", "mov.b32 t, 0;\n"
     for k in range(parts):
-        there = f"@p{k} " if k else ""
+        base, part = f"${2 * n}", f"@p{k} " if k else ""
         if k:
             text += f".reg .pred p{k};\nsetp.gt.s32 p{k}, ${2 * n + 1}, {k};\n"
-        for e in range(E):
-            at, four = f"[${2 * n}+{512 * W * (E * k + e)}]", [f"w{n * k + 4 * e + r}" for r in range(4)]
-            text += f".reg .b32 {', '.join(four)};\n" + "".join(f"mov.b32 {w}, 0;\n" for w in four if k)
-            loads += f"{there}ld.relaxed.gpu.global.v4.b32 {{{', '.join(four)}}}, {at};\n"
+        if each < E:
+            base = f"at{k}"
+            text += f".reg .pred o{k};\n.reg .b64 at{k};\nsetp.gt.s32 o{k}, ${2 * n + 2}, {k};\n"
+            text += f"selp.b64 at{k}, ${2 * n}, ${2 * n + 3}, o{k};\n"
+        for e in range(each):
+            at, four, there = f"[{base}+{512 * W * (E * k + e)}]", [f"w{n * k + 4 * e + r}" for r in range(4)], part
+            if e and E % each:
+                there = f"@p{k}e{e} "
+                text += f".reg .pred p{k}e{e};\nsetp.gt.s32 p{k}e{e}, ${2 * n + 4}, {e};\n"
+                text += f"and.pred p{k}e{e}, p{k}e{e}, p{k};\n" if k else ""
+            low, high, q = (f"{name}{n // 4 * k + e}" for name in "lhq")
+            text += f".reg .b32 {', '.join(four)};\n.reg .b64 {low}, {high};\n.reg .b128 {q};\n"
+            text += f"mov.b64 e, 0;\nmov.b128 {q}, {{e, e}};\n" if there else ""
+            loads += f"{there}ld.relaxed.gpu.global.b128 {q}, {at};\n"
+            found += f"mov.b128 {{{low}, {high}}}, {q};\nmov.b64 {{{four[0]}, {four[1]}}}, {low};\n"
+            found += f"mov.b64 {{{four[2]}, {four[3]}}}, {high};\nmax.u32 t, t, {four[0]};\n"
             empties += f"{there}st.relaxed.gpu.global.b128 {at}, empty;\n"
-    text += "again:\n" + loads + "mov.b32 t, 0;\n" + "".join(f"max.u32 t, t, w{i};\n" for i in range(n * parts))
-    text += "setp.eq.u32 p0, t, 0xffffffff;\n@p0 bra again;\nbar.warp.sync 0xffffffff;\n"
+    text += "again:\n" + loads + found
+    text += "setp.eq.u32 more, t, 0xffffffff;\n@more bra again;\nbar.warp.sync 0xffffffff;\n"
     text += "mov.b64 e, 0xffffffffffffffff;\nmov.b128 empty, {e, e};\n" + empties
     return text + "".join(f"add.f32 ${i % n}, ${i % n}, w{i};\n" for i in range(n * parts)) + "}"
 
 
 @gluon.constexpr_function
-def _sums_given(E):
-    return "=r,l" + ",r" * (4 * E)
+def _sums_given(E, each):
+    return "=r,l" + ",r" * (4 * E + (each < E))
 
 
 @gluon.constexpr_function
-def _sums_taken(E):
+def _sums_taken(each, E):
     """Those before are those after."""
-    return ",".join(["=&r"] * (4 * E) + [str(i) for i in range(4 * E)]) + ",l,r"
+    return ",".join(["=&r"] * (4 * each) + [str(i) for i in range(4 * each)]) + (",l,r,r,l,r" if each < E else ",l,r")
 
 
 @gluon.jit
@@ -113,24 +154,53 @@ def _as(values, KIND: gl.constexpr):
 
 
 @gluon.jit
-def hand(p, acc, W: gl.constexpr):
-    """W warps' sums, of registers [W, 32] as `eights` has them, to the part at p."""
-    E: gl.constexpr = len(acc) // 4
-    gl.inline_asm_elementwise(
-        _given(E, W), _sums_given(E), (_place(p, W),) + _as(acc, gl.int32), gl.int32, is_pure=False, pack=1
-    )
+def _everywhere(x, W: gl.constexpr):
+    return gl.full((W, 32), x, gl.int32, layout=lanes(W))
 
 
 @gluon.jit
-def take(p, count, acc, W: gl.constexpr, AT: gl.constexpr):
-    """acc and the sums of `count` parts from p on, in their order, AT of them on their way at once."""
+def hand(p, acc, mine, W: gl.constexpr, EACH: gl.constexpr):
+    """W warps' sums, of registers [W, 32] as `eights` has them, to the part at p, but for EACH eights that are mine."""
     E: gl.constexpr = len(acc) // 4
-    words = _as(acc, gl.int32)
+    given = (_place(p, W),) + _as(acc, gl.int32)
+    if EACH < E:
+        given = given + (_everywhere(mine, W),)
+    gl.inline_asm_elementwise(_given(E, W, EACH), _sums_given(E, EACH), given, gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def take(p, mine, count, own, W: gl.constexpr, E: gl.constexpr, AT: gl.constexpr):
+    """`own`, eights of E, and the same of `count` parts from p on, in their order, AT of them on their way at once. If
+    they are some of E, those that are `mine`, the part that is mine lies among the others, and is passed over."""
+    EACH: gl.constexpr = len(own) // 4
+    words = _as(own, gl.int32)
+    if EACH < E:
+        p += mine * (128 * W * EACH)
     for q in range(0, count, AT):
-        left = gl.full((W, 32), count - q, gl.int32, layout=lanes(W))
+        given = words + (_place(p, W), _everywhere(count - q, W))
+        if EACH < E:
+            given = given + (
+                _everywhere(mine - q, W), _place(p + 128 * W * E, W), _everywhere(E - mine * EACH, W)
+            )  # fmt: skip
         words = gl.inline_asm_elementwise(
-            _taken(E, W, AT), _sums_taken(E), words + (_place(p, W), left), repeated(gl.int32, 4 * E),
-            is_pure=False, pack=1,
-        )  # fmt: skip
+            _taken(EACH, E, W, AT), _sums_taken(EACH, E), given, repeated(gl.int32, 4 * EACH), is_pure=False, pack=1
+        )
         p += AT * 128 * W * E
     return _as(words, gl.float32)
+
+
+@gluon.constexpr_function
+def _within(i, many):
+    return min(i, many - 1)
+
+
+@gluon.jit
+def chosen(acc, mine, EACH: gl.constexpr):
+    """Of sums EACH eights, those that are mine: behind the last one, that one again."""
+    own = ()
+    for r in gl.static_range(4 * EACH):
+        x = acc[r]
+        for i in gl.static_range(1, (len(acc) + 4 * EACH - 1) // (4 * EACH)):
+            x = gl.where(mine == i, acc[_within(4 * EACH * i + r, len(acc))], x)
+        own = own + (x,)
+    return own

@@ -32,7 +32,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .addresses import address, arrive, begin, read, tell, wait
 from .eights import lanes, multiplied, waited
-from .handed import hand, owner, share, take
+from .handed import between, chosen, hand, share, take
 from .newer import barrier, fetch, reinterpret
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -70,12 +70,15 @@ def eights_of(M: int) -> int:
     return -(-M // 8)
 
 
-def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
-    """Records in flight, of `resident` programs a multiprocessor."""
+def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> tuple[int, int]:
+    """Records in flight of W, and of x, of `resident` programs a multiprocessor: as many, or a fourth one of W where
+    there is room for three of both."""
     d = {"q4_k": 64, "q5_k": 64, "q6_k": 32}.get(format, 0)
-    record = W * (512 * (CODES.get(format, 4) + ABOVE.get(format, 0)) + 256 + d) + eights_of(M) * 4096
+    record, x = W * (512 * (CODES.get(format, 4) + ABOVE.get(format, 0)) + 256 + d), eights_of(M) * 4096
     # gate and up pass through shared memory at the end
-    return min(8, (SHARED // resident - TAKEN - (1024 * W if swiglu else 0)) // record)
+    room = SHARED // resident - TAKEN - (1024 * W if swiglu else 0)
+    both = min(8, room // (record + x))
+    return 4 if both == 3 and 4 * record + 3 * x <= room else both, both
 
 
 def registers(W: int, resident: int) -> int:
@@ -302,26 +305,65 @@ def _record(
     return acc
 
 
-@gluon.jit
-def _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
-    """The sums of 16 W rows of W; with SWIGLU rows of gate, then of up."""
-    for e in gl.static_range(len(acc) // 4):
-        # W g t h, and rows g and g + 8
-        y = gl.join(gl.join(acc[4 * e], acc[4 * e + 1]), gl.join(acc[4 * e + 2], acc[4 * e + 3]))
-        y = gl.reshape(gl.permute(gl.reshape(y, (W, 8, 4, 2, 2)), (0, 4, 1, 2, 3)), (16 * W, 8))
-        _finish_eight(y, 8 * e, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+@gluon.constexpr_function
+def _turned(kind):
+    """Two sums of a lane, of a row g and columns 2t, 2t + 1 -> of column g rows 2t, 2t + 1, as the result has them."""
+    return f"{{\n.reg .b32 t;\ncvt.rn.{kind}x2.f32 t, $2, $1;\nmovmatrix.sync.aligned.m8n8.trans.b16 $0, t;\n}}"
 
 
 @gluon.jit
-def _finish_eight(y, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
-    """y [16 W rows of W, 8], rows of x from `first` on."""
-    ROWS: gl.constexpr = 8 * W if SWIGLU else 16 * W
+def _finish(acc, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
+    """The sums of 16 W rows of W and of rows of x from `first` on; with SWIGLU rows of gate, then of up."""
     if SWIGLU:
-        P: gl.constexpr = gl.BlockedLayout([1, 2, 2], [8, 4, 1], [W, 1, 1], [2, 1, 0])
-        gate, up = gl.split(gl.convert_layout(gl.permute(gl.reshape(y, (2, ROWS, 8)), (1, 2, 0)), P))
-        y = gate / (1.0 + gl.exp(-gate)) * up
+        for e in gl.static_range(len(acc) // 4):
+            # W g t h, and rows g and g + 8
+            y = gl.join(gl.join(acc[4 * e], acc[4 * e + 1]), gl.join(acc[4 * e + 2], acc[4 * e + 3]))
+            y = gl.reshape(gl.permute(gl.reshape(y, (W, 8, 4, 2, 2)), (0, 4, 1, 2, 3)), (16 * W, 8))
+            _finish_gated(y, first + 8 * e, residual, s_residual_m, out, i_n, M, N, W)
+    else:
+        warp = gl.arange(0, W, layout=gl.SliceLayout(1, lanes(W)))[:, None]
+        lane = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :]
+        # of a lane 4g + t: row g of W, and row 2t of x
+        o_n, o_m = (i_n * W + warp) * 16 + lane // 4, warp * 0 + first + lane % 4 * 2
+        sums = acc
+        if residual is not None:
+            sums = ()
+            p = residual + o_m.to(gl.int64) * s_residual_m + o_n
+            # all are on their way before the first is waited for
+            for r in gl.static_range(len(acc)):
+                m, n = r // 4 * 8 + r % 2, r // 2 % 2 * 8
+                added = gl.load(p + m * s_residual_m + n, mask=o_m + m < M, other=0.0)
+                sums = sums + (acc[r] + added.to(gl.float32),)
+        _stored(sums, o_m, o_n, lane, first, out, M, N)
+
+
+@gluon.jit
+def _stored(sums, o_m, o_n, lane, first, out, M, N):
+    """Registers of eights, in a lane of rows o_m and o_m + 1 of x, o_n and o_n + 8 of W."""
+    if out.dtype.element_ty == gl.float32:
+        p = out + o_m.to(gl.int64) * N + o_n
+        for r in gl.static_range(len(sums)):
+            m, n = r // 4 * 8 + r % 2, r // 2 % 2 * 8
+            gl.store(p + m * N + n, sums[r], mask=o_m + m < M)
+    else:
+        # two halves a lane, of row g of x and rows 2t and 2t + 1 of W: N is even
+        TEXT: gl.constexpr = _turned("bf16" if out.dtype.element_ty == gl.bfloat16 else "f16")
+        g, n_t = first + lane // 4, o_n - lane // 4 + lane % 4 * 2
+        words = out.to(gl.pointer_type(gl.int32)) + (g.to(gl.int64) * N + n_t) // 2
+        for r in gl.static_range(len(sums) // 2):
+            two = [sums[2 * r], sums[2 * r + 1]]
+            w = gl.inline_asm_elementwise(TEXT, "=r,f,f", two, gl.int32, is_pure=True, pack=1)
+            gl.store(words + (r // 2 * 4 * N + r % 2 * 4), w, mask=g + r // 2 * 8 < M)
+
+
+@gluon.jit
+def _finish_gated(y, first, residual, s_residual_m, out, i_n, M, N, W: gl.constexpr):
+    """y [16 W rows of W, 8], rows of x from `first` on: half of them of gate, half of up."""
+    P: gl.constexpr = gl.BlockedLayout([1, 2, 2], [8, 4, 1], [W, 1, 1], [2, 1, 0])
+    gate, up = gl.split(gl.convert_layout(gl.permute(gl.reshape(y, (2, 8 * W, 8)), (1, 2, 0)), P))
+    y = gate / (1.0 + gl.exp(-gate)) * up
     L: gl.constexpr = y.type.layout
-    o_n = i_n * ROWS + gl.arange(0, ROWS, layout=gl.SliceLayout(1, L))[:, None]
+    o_n = i_n * (8 * W) + gl.arange(0, 8 * W, layout=gl.SliceLayout(1, L))[:, None]
     o_m = first + gl.arange(0, 8, layout=gl.SliceLayout(0, L))[None, :]
     inside = (o_m < M) & (o_n < N)
     if residual is not None:
@@ -359,21 +401,21 @@ def _fetch_w(
 
 
 @gluon.jit
-def _fetch_x(rows, xs, barriers, column, slot, E: gl.constexpr):
+def _fetch_x(rows, xs, barriers, column, slot, slot_x, E: gl.constexpr):
     for e in gl.static_range(E):
-        fetch(rows, [column * 4, 8 * e, 0], barriers.index(slot), xs.index(slot * E + e))
+        fetch(rows, [column * 4, 8 * e, 0], barriers.index(slot), xs.index(slot_x * E + e))
 
 
 @gluon.jit
 def _fetched(
     rows, planes, held, xs, barriers, first, last, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, W: gl.constexpr,
-    E: gl.constexpr, S: gl.constexpr, TILES: gl.constexpr, EARLY: gl.constexpr,
+    E: gl.constexpr, S: gl.constexpr, SX: gl.constexpr, TILES: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """One warp: the share's records into the ring."""
     BYTES: gl.constexpr = W // 4 * RECORD + E * 4096
     column, tile = first % records, first // records * TILES
-    begun = gl.minimum(last - first, S)
+    begun, begun_x = gl.minimum(last - first, S), gl.minimum(last - first, SX)
     column_x = column
     # the first records of W do not wait for x; with more of them its first rows would come behind all of them
     AHEAD: gl.constexpr = 2 if E <= 3 else 3
@@ -388,16 +430,22 @@ def _fetched(
             mbarrier.expect(barriers.index(e), BYTES)
             _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
             column, tile = next_record(column, tile, records, TILES)
-        _fetch_x(rows, xs, barriers, column_x, e, E)
-        column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
-    slot, parity = 0, 0
-    for _ in range(first + S, last):
+        if e < begun_x:
+            _fetch_x(rows, xs, barriers, column_x, e, e, E)
+            column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
+    # a record that is through makes room for x of one that is SX behind it and for W of one that is S behind it
+    slot, parity, slot_x, next_x = 0, 0, 0, SX % S
+    for i in range(first + SX, last):
         mbarrier.wait(barriers.index(FREE + slot), parity)
-        mbarrier.expect(barriers.index(slot), BYTES)
-        _fetch_w(planes, held, barriers, column, tile, slot, FORMAT, RECORD, SCALES, D)
-        _fetch_x(rows, xs, barriers, column, slot, E)
-        column, tile = next_record(column, tile, records, TILES)
+        _fetch_x(rows, xs, barriers, column_x, next_x, slot_x, E)
+        column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
+        if i + (S - SX) < last:
+            mbarrier.expect(barriers.index(slot), BYTES)
+            _fetch_w(planes, held, barriers, column, tile, slot, FORMAT, RECORD, SCALES, D)
+            column, tile = next_record(column, tile, records, TILES)
         slot, parity = next_slot(slot, parity, S)
+        slot_x = gl.where(slot_x == SX - 1, 0, slot_x + 1)
+        next_x = gl.where(next_x == S - 1, 0, next_x + 1)
 
 
 @gluon.jit
@@ -405,15 +453,15 @@ def _multiplied(
     codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, M, N,
     i_s, first, last, least, more, records,
     FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
-    S: gl.constexpr, AT: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
+    S: gl.constexpr, SX: gl.constexpr, EACH: gl.constexpr, AT: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     odd = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :] // 4 % 2
     g0, g1 = first // records, (last - 1) // records
-    others = owner((g1 + 1) * records - 1, least, more) - i_s
+    a0, b1 = between(i_s, g0, g1, first, least, more, records, E, EACH)
     if EARLY:
         tl.extra.cuda.gdc_wait()
-    slot, parity, before = 0, 0, 0
+    slot, parity, before, slot_x = 0, 0, 0, 0
     acc = ()
     for _ in gl.static_range(4 * E):
         acc = acc + (gl.full((W, 32), 0.0, gl.float32, layout=lanes(W)),)
@@ -422,32 +470,45 @@ def _multiplied(
         for i in range(begin, end):
             wait(barriers + slot * 8, parity, W)
             at_free = barriers + (FREE + (before if OVER else slot)) * 8
-            at_x, later = at + slot * (256 * E), i > begin
+            at_x, later = at + slot_x * (256 * E), i > begin
             acc = _record(acc, codes, bits, scales, ds, at_x, odd, slot, at_free, later, FORMAT, BF16, W, OVER)
             if not OVER:
                 arrive(at_free, True, W)
             before = slot
             slot, parity = next_slot(slot, parity, S)
+            slot_x = gl.where(slot_x == SX - 1, 0, slot_x + 1)
         if OVER:
             acc = waited(acc, 0)
             arrive(barriers + (FREE + before) * 8, begin < end, W)
-        acc = give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin > i_n * records,
-                   gl.where(i_n < g1, 0, others), SWIGLU, W, AT)  # fmt: skip
+        a, b = gl.where(i_n == g0, a0, i_s), gl.where(i_n == g1, b1, i_s)
+        acc = give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT)
 
 
 @gluon.jit
 def give(
-    acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, behind, others,
-    SWIGLU: gl.constexpr, W: gl.constexpr, AT: gl.constexpr,
+    acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b,
+    SWIGLU: gl.constexpr, W: gl.constexpr, EACH: gl.constexpr, AT: gl.constexpr,
 ):  # fmt: skip
-    """Sums of group i_n, of share i_s: handed over to the share that has the group's first record if that one is before
-    this one (`behind`), or stored, with what `others` after this one hand over."""
-    SLOT: gl.constexpr = 32 * W * len(acc)
-    if behind:
-        hand(partial + i_s.to(gl.int64) * SLOT, acc, W)
+    """Sums of group i_n, which shares a to b have: this one's EACH eights of columns, if there are such, are stored
+    with what the others have of them, and the others' handed over."""
+    E: gl.constexpr = len(acc) // 4
+    SLOT: gl.constexpr = 128 * W * E
+    mine = i_s - a
+    if EACH == E:
+        # the first share takes all
+        if mine > 0:
+            hand(partial + i_s.to(gl.int64) * SLOT, acc, mine, W, EACH)
+        else:
+            acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, 0, b - a, acc, W, E, AT)
+            _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+    elif a == b:
+        _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
     else:
-        acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, others, acc, W, AT)
-        _finish(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+        # a share has a part of two groups at most, and another place for each
+        hand(partial + (i_s + i_n).to(gl.int64) * SLOT, acc, mine, W, EACH)
+        if mine * EACH < E:
+            own = take(partial + (a + i_n).to(gl.int64) * SLOT, mine, b - a, chosen(acc, mine, EACH), W, E, AT)
+            _finish(own, 8 * EACH * mine, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
     return acc
 
 
@@ -467,6 +528,8 @@ def ring_exact(
     W: gl.constexpr,
     E: gl.constexpr,
     S: gl.constexpr,
+    SX: gl.constexpr,
+    EACH: gl.constexpr,
     AT: gl.constexpr,
     LAST: gl.constexpr,
     OVER: gl.constexpr,
@@ -486,7 +549,7 @@ def ring_exact(
     records = K // 256
     i_s, first, last = share(least, more, N // (TILES * 64), records, LAST)
 
-    xs = gl.allocate_shared_memory(TYPE, [S * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
+    xs = gl.allocate_shared_memory(TYPE, [SX * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
     # of a record that is there, and from FREE on of one that may be overwritten; a KiB, so that it says where it is
     told = gl.allocate_shared_memory(gl.int32, [8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
     tell(W)
@@ -516,10 +579,10 @@ def ring_exact(
     gl.warp_specialize(
         [
             (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial,
-                           M, N, i_s, first, last, least, more, records, FORMAT, BF16, SWIGLU, W, E, S, AT, OVER,
-                           EARLY)),
+                           M, N, i_s, first, last, least, more, records, FORMAT, BF16, SWIGLU, W, E, S, SX, EACH,
+                           AT, OVER, EARLY)),
             (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
-                        barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, TILES, EARLY)),
+                        barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, SX, TILES, EARLY)),
         ],
         [1], [24],
     )  # fmt: skip

@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from ...reference.tiles import RECORD
 from .addresses import address, begin, bulk, give_back, kept, tell, wait
 from .eights import lanes, repeated
-from .handed import owner, share
+from .handed import between, share
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
 from .imma import _FIELDS
@@ -335,8 +335,8 @@ def _fetched(
 def _multiplied(
     ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, least, more, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr,
-    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, AT: gl.constexpr,
-    EARLY: gl.constexpr,
+    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, EACH: gl.constexpr,
+    AT: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     CODES: gl.constexpr = W // 4 * RECORD
@@ -349,7 +349,7 @@ def _multiplied(
         warp * 0 + lane, warp * 0 + lane % 4,
     )  # fmt: skip
     g0, g1 = first // records, (last - 1) // records
-    others = owner((g1 + 1) * records - 1, least, more) - i_s
+    a0, b1 = between(i_s, g0, g1, first, least, more, records, E, EACH)
     if EARLY:
         tl.extra.cuda.gdc_wait()
     slot, parity = 0, 0
@@ -364,8 +364,8 @@ def _multiplied(
             at_free = at_barriers + (FREE + slot) * 8
             acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
             slot, parity = next_slot(slot, parity, S)
-        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, begin > i_n * records,
-             gl.where(i_n < g1, 0, others), SWIGLU, W, AT)  # fmt: skip
+        a, b = gl.where(i_n == g0, a0, i_s), gl.where(i_n == g1, b1, i_s)
+        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT)
 
 
 # numbers that are compared with and no more: a kernel for each kind of them would be the same
@@ -385,6 +385,7 @@ def ring_int8(
     W: gl.constexpr,
     E: gl.constexpr,
     S: gl.constexpr,
+    EACH: gl.constexpr,
     AT: gl.constexpr,
     LAST: gl.constexpr,
     EARLY: gl.constexpr,
@@ -415,7 +416,7 @@ def ring_int8(
     gl.warp_specialize(
         [
             (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last,
-                           least, more, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, AT, EARLY)),
+                           least, more, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EACH, AT, EARLY)),
             (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, N // 64, RECORD, PIECE,
                         SWIGLU, W, E, S, EARLY)),
         ],

@@ -11,8 +11,9 @@ set: two of them are not to run at the same time.
 import torch
 
 COUNTERS = 1 << 16
-# of 132 multiprocessors: warps of their programs times eights of rows of x are at most 192, for more there is no room
-PARTS = 132 * 192 * 128
+# of 132 multiprocessors: warps of their programs times eights of rows of x are at most 192, for more there is no room;
+# and half as many again where shares have a place for each of two groups
+PARTS = 132 * 288 * 128
 _held: dict[tuple[torch.device, int, int], torch.Tensor] = {}
 
 

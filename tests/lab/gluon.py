@@ -310,24 +310,37 @@ class Machine:
             self.role.pause(lambda: True)
 
     def handed(self, text: str, *args: Any) -> tuple[Value, ...] | Value:
-        """Words that are EMPTY where nothing is handed over, four a lane at the offsets that the text names."""
-        offsets = [int(at) // 4 for at in re.findall(r"^(?:@p\d+ )?st.relaxed\S+ \[\$\d+\+(\d+)\]", text, re.M)]
+        """Words that are EMPTY where nothing is handed over, four a lane at the places that the text names."""
+        places = re.findall(r"^(?:@(\w+) )?st.relaxed\S+ \[(\S+)\+(\d+)\]", text, re.M)
         if "ld.relaxed" not in text:
             p, *words = args
-            for i, word in enumerate(words):
-                (p + (offsets[i // 4] + i % 4)).write(np.where(word.a == -1, -2, word.a))
+            for i, (given, _, offset) in enumerate(places):
+                if not given or _one(words[-1]) != int(given[1:]):
+                    for r in range(4):
+                        # the first of four is never EMPTY
+                        word, kept = words[4 * i + r].a, r or "min.u32" not in text
+                        (p + (int(offset) // 4 + r)).write(word if kept else np.where(word == -1, -2, word))
             return Value(np.int32(0))
-        *sums, p, count = args
-        more = operator.ge if "setp.ge" in text else operator.gt
-        for i, offset in enumerate(offsets):
-            k = i * 4 // len(sums)
-            there = more(count.a, k) if k else np.ones_like(count.a, bool)
+        some = "selp.b64" in text
+        *sums, p, count = args[: -3 if some else None]
+        before, p_behind, eights = args[-3:] if some else (count, p, count)
+        more, passed = (operator.ge if re.search(rf"setp.ge.s32 {p}\d+,", text) else operator.gt for p in "po")
+        for i, (given, base, offset) in enumerate(places):
+            k, e = (int((re.findall(rf"{name}(\d+)", given) or [0])[0]) for name in "pe")
+            if (k and not more(_one(count), k)) or (e and _one(eights) <= e):
+                continue
+            first: Pointer = (p_behind if base[0] != "$" and not passed(_one(before), k) else p) + int(offset) // 4
+
+            def come(q: Pointer = first) -> bool:
+                return not (q.read() == -1).any()
+
+            if not come():
+                # others' turn
+                self.role.pause(come)
             for r in range(4):
-                q, at = p + (offset + r), (4 * i + r) % len(sums)
-                held = q.read(there, 0)
-                if (held == -1).any():
-                    raise RuntimeError("a program waits for one that has not handed over")
-                q.write(-1 if "], empty;" in text else held, there)
+                q, at = first + r, (4 * i + r) % len(sums)
+                held = q.read()
+                q.write(-1 if "], empty;" in text else held)
                 sums[at] = Value((sums[at].a.view(np.float32) + held.view(np.float32)).view(np.int32))
         return tuple(sums)
 
@@ -363,7 +376,10 @@ class Machine:
             while left := [role for role in roles if not role.done]:
                 ready = [role for role in left if role.ready()]
                 if not ready:
-                    raise RuntimeError(f"each of {len(left)} parts of the program waits for another")
+                    if whole.thread.ident is None:
+                        raise RuntimeError(f"each of {len(left)} parts of the program waits for another")
+                    whole.pause(functools.partial(lambda left: any(role.ready() for role in left), left))
+                    continue
                 self.role = ready[0]
                 self.role.go_on()
                 if self.role.error:
@@ -380,6 +396,11 @@ def _nothing(*_args: Any, **_more: Any) -> None:
     return None
 
 
+def _one(value: Value) -> int:
+    """What all lanes have."""
+    return int(np.unique(value.a).item())
+
+
 def _elementwise(function: Callable[..., Any]) -> Callable[..., Value]:
     return lambda *args: Value(function(*map(of, args)))
 
@@ -393,22 +414,59 @@ def launch(
     args: tuple[Any, ...],
     late: bool,
     order: tuple[int, ...] = (0, 1, 2),
-    waits: bool = False,
+    together: int = 0,
     **more: Any,
 ) -> None:
-    """The programs of a grid, the last one first: whoever shares sums must not count on an order. Unless it waits for
-    programs, for those before it: then the first one first."""
-    machine = Machine(late, order)
-    run = _plain(kernel.fn, machine)
+    """The programs of a grid, the last one first: whoever shares sums must not count on an order. Unless programs wait
+    for each other: then the first one first, and so many together at most, as where a GPU has no room for more."""
     names = kernel.arg_names
     given = dict(zip(names, args, strict=False)) | {name: v for name, v in more.items() if name in names}
     given = {name: argument(v) for name, v in given.items()}
+    if together:
+        _side_by_side(kernel, grid, given, late, order, together)
+        return
+    machine = Machine(late, order)
+    run = _plain(kernel.fn, machine)
     machine.programs = grid
-    for at in sorted(np.ndindex(*grid), reverse=not waits):
+    for at in sorted(np.ndindex(*grid), reverse=True):
         machine.at, machine.role, machine.taken = at, Role(), 0
         # what a bug reads of poisoned memory may be anything
         with np.errstate(all="ignore"):
             run(**given)
+
+
+def _side_by_side(
+    kernel: GluonJITFunction,
+    grid: tuple[int, ...],
+    given: dict[str, Any],
+    late: bool,
+    order: tuple[int, ...],
+    together: int,
+) -> None:
+    def begun(at: tuple[int, ...]) -> Role:
+        machine = Machine(late, order)
+        machine.at, machine.programs = at, grid
+        machine.role = Role(functools.partial(_plain(kernel.fn, machine), **given))
+        machine.role.thread.start()
+        return machine.role
+
+    waiting, left = list[Role](), sorted(np.ndindex(*grid), reverse=True)
+    try:
+        while waiting or left:
+            while left and len(waiting) < together:
+                waiting.append(begun(left.pop()))
+            ready = [role for role in waiting if role.ready()]
+            if not ready:
+                raise RuntimeError(f"each of {len(waiting)} programs waits for sums that none of them hands over")
+            ready[0].go_on()
+            if ready[0].error:
+                raise ready[0].error
+            waiting = [role for role in waiting if not role.done]
+    finally:
+        for role in waiting:
+            if not role.done:
+                role.given_up = True
+                role.go_on()
 
 
 def _plain(function: Callable[..., Any], machine: Machine) -> Callable[..., Any]:

@@ -183,6 +183,9 @@ def _word(halves: np.ndarray) -> np.ndarray:
 def _transposed(w: np.ndarray) -> np.ndarray:
     """movmatrix: of every 8 x 8 halves, rows in the place of columns."""
     a = np.stack([w & 0xFFFF, w >> 16], -1).astype(np.uint16).reshape(*w.shape[:-1], -1)
+    if w.shape[-1:] == (32,):
+        # a lane each
+        return np.ascontiguousarray(a.reshape(-1, 8, 8).swapaxes(1, 2)).reshape(a.shape).view(np.uint32)
     tiles = a.reshape(*a.shape[:-2], a.shape[-2] // 8, 8, a.shape[-1] // 8, 8)
     turned = np.ascontiguousarray(tiles.swapaxes(-3, -1)).reshape(a.shape)
     return turned.view(np.uint32)
