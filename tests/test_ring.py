@@ -187,10 +187,7 @@ BUGS = {
     "x stays at its first columns": ("at + 64 * c", "at"),
     "x is the first record's in the ring": ("at + slot_x * (256 * E)", "at"),
     "x is said to come for another record": ("slot_x, next_x = 0, 0, 0, SX % S", "slot_x, next_x = 0, 0, 0, 0"),
-    "x goes on in another slot": (
-        "gl.where(slot_x == SX - 1, 0, slot_x + 1)",
-        "gl.where(slot_x == S - 1, 0, slot_x + 1)",
-    ),
+    "x goes on in another slot": ("_next(slot_x, SX)", "_next(slot_x, S)"),
     "a sharer is left out": ("(g1 + 1) * records - 1, least, more)", "(g1 + 1) * records - 1, least, more) - 1"),
     "a sharer is counted twice": ("acc = take(partial + (i_s + 1)", "acc = take(partial + (i_s + 2)"),
     "shares hand over to one place": ("hand(partial + i_s.to(gl.int64) * SLOT", "hand(partial + i_s.to(gl.int64) * 0"),

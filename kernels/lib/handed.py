@@ -6,9 +6,9 @@
 
 Memory says by itself whether a sum is there: neither a fence nor a counter, and nothing is waited for but the sum.
 EMPTY is all ones, a NaN that no arithmetic makes, and between launches all words are. Four words come and go at once,
-so the first of them says whether they are there. Who takes waits, so who hands
-over is to have begun by then: a program takes from those before it. Where a multiprocessor has several programs, those
-that begin first end first: shares that take come last there, and find sums that are there.
+so the first of them says whether they are there. Who takes waits, so who hands over is to have begun by then: a program
+takes from those before it. Where a multiprocessor has several programs, those that begin first end first: shares that
+take come last there, and find sums that are there.
 
 Where it has one program, all that share a group end at about the same time. There as many of them as there are eights
 of columns take one each, or some: of all but the group's last share, which has its part at first and other groups to

@@ -375,7 +375,12 @@ def _finish_gated(y, first, residual, s_residual_m, out, i_n, M, N, W: gl.conste
 def next_slot(slot, parity, S: gl.constexpr):
     """The ring's next stage, and whether its round is odd."""
     parity = gl.where(slot == S - 1, parity ^ 1, parity)
-    return gl.where(slot == S - 1, 0, slot + 1), parity
+    return _next(slot, S), parity
+
+
+@gluon.jit
+def _next(slot, S: gl.constexpr):
+    return gl.where(slot == S - 1, 0, slot + 1)
 
 
 @gluon.jit
@@ -433,7 +438,8 @@ def _fetched(
         if e < begun_x:
             _fetch_x(rows, xs, barriers, column_x, e, e, E)
             column_x = gl.where(column_x + 1 == records, 0, column_x + 1)
-    # a record that is through makes room for x of one that is SX behind it and for W of one that is S behind it
+    # a record that is through makes room for x of one that is SX behind it, and for W of one that is S behind it; x may
+    # come before its barrier is told how many bytes will
     slot, parity, slot_x, next_x = 0, 0, 0, SX % S
     for i in range(first + SX, last):
         mbarrier.wait(barriers.index(FREE + slot), parity)
@@ -444,8 +450,7 @@ def _fetched(
             _fetch_w(planes, held, barriers, column, tile, slot, FORMAT, RECORD, SCALES, D)
             column, tile = next_record(column, tile, records, TILES)
         slot, parity = next_slot(slot, parity, S)
-        slot_x = gl.where(slot_x == SX - 1, 0, slot_x + 1)
-        next_x = gl.where(next_x == S - 1, 0, next_x + 1)
+        slot_x, next_x = _next(slot_x, SX), _next(next_x, S)
 
 
 @gluon.jit
@@ -476,7 +481,7 @@ def _multiplied(
                 arrive(at_free, True, W)
             before = slot
             slot, parity = next_slot(slot, parity, S)
-            slot_x = gl.where(slot_x == SX - 1, 0, slot_x + 1)
+            slot_x = _next(slot_x, SX)
         if OVER:
             acc = waited(acc, 0)
             arrive(barriers + (FREE + before) * 8, begin < end, W)
