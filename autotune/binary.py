@@ -29,6 +29,13 @@ def measure(kernel: Any, arch: Arch) -> dict[str, Any]:
     return facts
 
 
+def serial(said: str) -> str:
+    """Of what ptxas -v says, why products of wgmma wait for each other, if they do: it is no error and no spill."""
+    wait = r"\((C75\d\d)\).* wgmma\S* instructions are serialized due to (.*?) (?:in|for) (?:the )?function"
+    found = re.search(wait, said)
+    return f"{found[1]}, {found[2]}" if found else ""
+
+
 def occupancy(arch: Arch, registers: int, shared: int, warps: int, resident: int = 0) -> tuple[float, str]:
     """Resident warps over the most there can be, and what runs out first.
 

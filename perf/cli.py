@@ -321,7 +321,10 @@ def ports(
     save: Annotated[bool, typer.Option(help="Write perf/results/ports.json and PORTS.md.")] = False,
     diff: Annotated[
         bool,
-        typer.Option("--diff", help="Exit 1 where a kernel does not compile or spills, and did not when last saved."),
+        typer.Option(
+            "--diff",
+            help="Exit 1 where a kernel does not compile, spills or has products wait, and did not when last saved.",
+        ),
     ] = False,
     foresee: Annotated[
         int,
@@ -356,7 +359,8 @@ def ports(
 ) -> None:
     """Compile every kernel for every architecture, on a machine that has none of them.
 
-    Registers, spills, shared memory, tensor-core use and occupancy come from the finished binaries. The first run takes
+    Registers, spills, shared memory, tensor-core use and occupancy come from the finished binaries, and from ptxas
+    whether it has products of wgmma wait for each other, which it says to nobody else. The first run takes
     minutes; what has not changed is read from a cache afterwards. The exit code is 1 if a default config fails
     anywhere. --explain compiles nothing; --foresee says how far it can be trusted.
     """

@@ -63,7 +63,7 @@ def held(report: dict[str, Any]) -> list[Build]:
 
 
 def worse(now: list[Build], before: list[Build]) -> list[str]:
-    """A sentence for every kernel that does not compile, or spills, and did not before."""
+    """A sentence for every kernel that does not compile, spills or has its products wait, and did not before."""
     old = {build.key: build for build in before}
     found = []
     for build in now:
@@ -77,14 +77,17 @@ def worse(now: list[Build], before: list[Build]) -> list[str]:
             found.append(f"{where}: {build.kernel or 'the launcher'} fails now: {build.error}. {again}")
         elif build.spills and not (then and (then.spills or then.error)):
             found.append(f"{where}: {build.kernel} spills now ({build.spills}). {again}")
+        elif build.serial and not (then and (then.serial or then.error)):
+            found.append(f"{where}: products of {build.kernel} wait for each other now ({build.serial}). {again}")
     return found
 
 
 def cell(builds: list[Build]) -> str:
-    """Kernels compiled over kernels tried, and how many of them spill."""
+    """Kernels compiled over kernels tried, how many of them spill, and of how many the products wait."""
     good = [build for build in builds if not build.error]
-    spilled = sum(build.spills > 0 for build in good)
-    return f"{len(good)}/{len(builds)}" + (f", {spilled} spill" if spilled else "") if builds else "–"
+    spilled, waiting = sum(build.spills > 0 for build in good), sum(bool(build.serial) for build in good)
+    parts = [f"{len(good)}/{len(builds)}"] + [f"{spilled} spill"] * bool(spilled) + [f"{waiting} wait"] * bool(waiting)
+    return ", ".join(parts) if builds else "–"
 
 
 def page(report: dict[str, Any]) -> str:
@@ -115,6 +118,7 @@ def page(report: dict[str, Any]) -> str:
     lines += _forecast(report.get("forecast"))
     lines += ["## What spills", "", *_spilling([build for build in builds if build.spills and not build.config]), ""]
     lines += _fitted(report.get("fitted", []))
+    lines += _serial([build for build in builds if build.serial])
     lines += [
         "## What they take",
         "",
@@ -198,6 +202,21 @@ def _spilling(builds: list[Build]) -> list[str]:
         _line(op, kernel, ", ".join(f"{arch} {counts[arch]}" for arch in ARCHS if counts[arch]))
         for (op, kernel), counts in sorted(worst.items())
     ]
+
+
+def _serial(builds: list[Build]) -> list[str]:
+    """What ptxas tells nobody who does not ask."""
+    lines = [
+        "## Whose products wait for each other",
+        "",
+        "Products of wgmma are to be under way together. ptxas has each wait for the one before where they cannot be,",
+        "without an error, and what was spilled then is not.",
+        "",
+    ]
+    if not builds:
+        return [*lines, "Nobody's.", ""]
+    lines += _head("op", "kernel", "case", "config", "why, by ptxas")
+    return [*lines, *(_line(b.op, b.kernel, f"`{b.case}`", b.config or "default", b.serial) for b in builds), ""]
 
 
 def _fitted(rows: list[dict[str, Any]]) -> list[str]:

@@ -8,9 +8,11 @@ Two caches under the user's cache directory, so that only what changed is compil
     ports/kernels/    one Build, by the hash that Triton gives its source, specialisation, options and target
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import multiprocessing
 import os
@@ -33,7 +35,7 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITCallable
 
 from ..autotune import elsewhere
-from ..autotune.binary import measure
+from ..autotune.binary import measure, serial
 from ..autotune.gpu import ARCHS, Arch
 from ..autotune.space import code
 from ..kernels import config as picking
@@ -45,7 +47,7 @@ from ..reference.spec import Case
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "draftwood" / "ports"
 KINDS = ("default", "tuned", "edge")
 # of the cached reports: raise it when what a Build holds changes
-SCHEMA = 4
+SCHEMA = 5
 # of a core, to compile one kernel
 LIMIT_S = 60
 TOO_LONG = "TooLong"
@@ -69,6 +71,8 @@ class Build:
     occupancy: float = 0.0
     bound: str = ""
     seconds: float = 0.0
+    # why its products wait for each other
+    serial: str = ""
     error: str = ""
 
     @property
@@ -215,14 +219,16 @@ def _compile_and_leave(file: Path, src: Any, target: Any, options: Any, arch: Ar
     end_with_parent()
     # ptxas is given as much: a process inherits the limit
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S + 5))
-    # Triton prints what ptxas refuses
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    triton.knobs.nvidia.dump_ptxas_log = True
     started = _seconds()
-    try:
-        kernel = elsewhere.compile_here(src, target=target, options=options)
-        facts = {**measure(kernel, arch), "seconds": round(_seconds() - started, 2)}
-    except Exception as raised:  # whatever the compiler throws is the finding
-        facts = _failed(sentence(raised), round(_seconds() - started, 2))
+    # Triton prints what ptxas refuses, and, if it is asked to, what it says besides
+    with contextlib.redirect_stdout(io.StringIO()) as said:
+        try:
+            kernel = elsewhere.compile_here(src, target=target, options=options)
+            facts = {**measure(kernel, arch), "seconds": round(_seconds() - started, 2)}
+            facts["serial"] = serial(said.getvalue())
+        except Exception as raised:  # whatever the compiler throws is the finding
+            facts = _failed(sentence(raised), round(_seconds() - started, 2))
     write(file, json.dumps(facts).encode())
     os._exit(0)
 

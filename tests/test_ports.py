@@ -79,8 +79,11 @@ def test_a_kernel_that_stops_compiling_or_starts_to_spill_is_worse_and_nothing_e
     assert "_kernel spills now (8)" in text
     (text,) = matrix.worse([replace(spilling, config={"num_warps": 1})], [GOOD])
     assert 'with {"num_warps": 1}' in text
+    waiting = replace(GOOD, serial="C7512, insufficient register resources")
+    (text,) = matrix.worse([waiting], [GOOD])
+    assert "products of _kernel wait for each other now (C7512, insufficient register resources)" in text
     assert not matrix.worse([replace(GOOD, registers=200)], [GOOD])
-    assert not matrix.worse([broken], [broken]) and not matrix.worse([spilling], [spilling])
+    assert not any(matrix.worse([build], [build]) for build in (broken, spilling, waiting))
 
 
 def test_a_saved_report_is_read_back_and_a_part_of_it_replaced(tmp_path):
@@ -88,7 +91,7 @@ def test_a_saved_report_is_read_back_and_a_part_of_it_replaced(tmp_path):
     builds = [GOOD, replace(GOOD, arch="gfx942", occupancy=0.5), replace(GOOD, arch="sm75", kernel="", error="no")]
     report = matrix.save(builds, None, file)
     assert sorted(matrix.held(report), key=lambda b: b.key) == sorted(builds, key=lambda b: b.key)
-    assert "0/1" in matrix.page(report) and "1/1" in matrix.page(report)
+    assert "0/1" in matrix.page(report) and "1/1" in matrix.page(report) and "Nobody's" in matrix.page(report)
     row = {"right passes": 9, "missed": 1, "needless": 2, "right refusals": 3}
     report = matrix.save([replace(GOOD, registers=65)], {"count": 15, "seed": 0, "rows": {"op": row, "all": row}}, file)
     assert {build.registers for build in matrix.held(report) if build.arch == "sm90"} == {65}
@@ -200,6 +203,20 @@ def test_a_compiler_that_hangs_dies_or_refuses_costs_one_kernel_and_says_so(comp
     monkeypatch.setattr(ports, "LIMIT_S", 2)
     ports._built("name", None, None, {}, gpu.ARCHS["sm90"])
     assert calls.read_text() == ("xx" if error.startswith("TooLong") else "x")
+
+
+def test_products_that_ptxas_has_wait_for_each_other_are_said_so(tmp_path, monkeypatch):
+    def compile_here(*_args, **_kwargs):
+        assert ports.triton.knobs.nvidia.dump_ptxas_log
+        print("ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to")
+        print("ptxas info    : (C7512) Potential Performance Loss: wgmma.mma_async instructions are serialized due to "
+              "insufficient register resources for the function '_kernel'")  # fmt: skip
+
+    monkeypatch.setattr(ports, "CACHE", tmp_path)
+    monkeypatch.setattr(ports, "measure", lambda *_: {})
+    monkeypatch.setattr(ports.elsewhere, "compile_here", compile_here)
+    found = ports._built("name", None, None, {}, gpu.ARCHS["sm90"])
+    assert found["serial"] == "C7512, insufficient register resources"
 
 
 def test_where_defaults_spill_there_are_configs_to_try_smaller_ones_first_and_legal_ones_alone():
