@@ -219,6 +219,8 @@ def _compile_and_leave(file: Path, src: Any, target: Any, options: Any, arch: Ar
     end_with_parent()
     # ptxas is given as much: a process inherits the limit
     resource.setrlimit(resource.RLIMIT_CPU, (LIMIT_S, LIMIT_S + 5))
+    # a compiler's own words are nobody's output
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     triton.knobs.nvidia.dump_ptxas_log = True
     started = _seconds()
     # Triton prints what ptxas refuses, and, if it is asked to, what it says besides

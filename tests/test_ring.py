@@ -128,6 +128,22 @@ def test_shares_are_every_record_once_and_who_takes_comes_behind(groups, records
         assert sorted(place[i_s] for i_s in begun) == list(range(programs - groups, programs))
 
 
+@given(st.integers(1, 12), st.integers(1, 40), st.integers(1, 60), st.integers(1, 12))
+@settings(max_examples=200, deadline=None)
+def test_a_groups_last_share_does_not_take_and_places_are_enough(groups, records, programs, E):
+    """It has its part first, and would wait for shares that end later, each for the next."""
+    programs = min(programs, groups * records)
+    least, more = divmod(groups * records, programs)
+    each = handed.each(E, least, records, True)
+    whose = [i for i in range(programs) for _ in range(least + (i < more))]
+    for g in range(groups):
+        first, last = whose[g * records], whose[(g + 1) * records - 1]
+        assert last - first < handed.sharers(least, records)
+        assert first == last or (last - first) * each >= E
+    # of the words that are between launches, for as many programs as an H200 has multiprocessors
+    assert each == E or 2 * (programs + groups) <= 3 * programs
+
+
 def test_more_programs_than_records_of_a_group_share_it(monkeypatch):
     monkeypatch.setattr(module, "processors", lambda device: 7)
     blocks, x = case("q5_k", 3, 64, 2048)
