@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config
-from draftwood.kernels.lib import by_shape, handed, ring_exact, workspace
+from draftwood.kernels.lib import by_shape, handed, over_tiles, ring_exact, workspace
 from draftwood.kernels.lib.handed import owner, share
 from draftwood.lab import gluon, planted
 from draftwood.reference import formats, tiles
@@ -54,8 +54,9 @@ def case(name, M, N, K, seed=0):
 
 
 def run(monkeypatch, x, blocks, name, ring=ring_exact, late=False, order=(0, 1), warps=4, resident=1, **more):
-    monkeypatch.setattr(module, "ring", ring_of(ring, late, order))
-    monkeypatch.setattr(module, "has_wgmma", lambda device: True)
+    monkeypatch.setattr(over_tiles, "ring", ring_of(ring, late, order))
+    for there in (module, over_tiles):
+        monkeypatch.setattr(there, "has_wgmma", lambda device: True)
     config = Config(algorithm="ring", warps=warps, resident=resident)
     held = tiles.to_tiles(blocks, name)
     return module.dequant_matmul(x, held, name, layout="tiles", config=config, **{"out_dtype": torch.float32, **more})
@@ -145,7 +146,7 @@ def test_a_groups_last_share_does_not_take_and_places_are_enough(groups, records
 
 
 def test_more_programs_than_records_of_a_group_share_it(monkeypatch):
-    monkeypatch.setattr(module, "processors", lambda device: 7)
+    monkeypatch.setattr(over_tiles, "processors", lambda device: 7)
     blocks, x = case("q5_k", 3, 64, 2048)
     y = run(monkeypatch, x, blocks, "q5_k", resident=1)
     assert torch.equal(y, meaning(x.float(), blocks, "q5_k"))
@@ -170,7 +171,7 @@ def test_a_residual_is_added_once(monkeypatch):
 @pytest.mark.parametrize("M, programs", [(3, 2), (20, 7), (33, 7)])
 @pytest.mark.parametrize("residual", [False, True])
 def test_a_result_of_halves_is_the_one_of_f32_rounded(M, programs, residual, monkeypatch):
-    monkeypatch.setattr(module, "processors", lambda device: programs)
+    monkeypatch.setattr(over_tiles, "processors", lambda device: programs)
     blocks, x = case("q4_k", M, 192, 2816)
     # rows further apart than they are long
     added = torch.randint(-9, 9, (M, 201), generator=torch.Generator().manual_seed(5)).half()[:, :192]
@@ -254,7 +255,7 @@ DRAWN = (
 
 
 def differs(monkeypatch, ring, late, programs, name, M, N, K, more):
-    monkeypatch.setattr(module, "processors", lambda device: programs)
+    monkeypatch.setattr(over_tiles, "processors", lambda device: programs)
     blocks, x = case(name, M, N, K)
     parts = workspace.parts(torch.device("cpu"), 1)
     try:

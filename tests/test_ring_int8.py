@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config
-from draftwood.kernels.lib import by_shape, handed, ring_exact, ring_int8, rows_int8, workspace
+from draftwood.kernels.lib import by_shape, handed, over_tiles, ring_exact, ring_int8, rows_int8, workspace
 from draftwood.lab import gluon, planted
 from draftwood.reference import formats, tiles
 from draftwood.reference.dequant_matmul import SMALLEST, group_of, quantise_activations
@@ -46,8 +46,9 @@ def case(name, M, N, K, seed=0):
 
 
 def run(monkeypatch, x, blocks, name, ring=ring_int8, late=False, order=(0, 1), warps=4, resident=1, **more):
-    monkeypatch.setattr(module, "ring_8", ring_of(ring, late, order))
-    monkeypatch.setattr(module, "has_wgmma", lambda device: True)
+    monkeypatch.setattr(over_tiles, "ring_8", ring_of(ring, late, order))
+    for there in (module, over_tiles):
+        monkeypatch.setattr(there, "has_wgmma", lambda device: True)
     config = Config(algorithm="ring", warps=warps, resident=resident)
     held = tiles.to_tiles(blocks, name)
     return module.dequant_matmul(x, held, name, "int8", layout="tiles", out_dtype=torch.float32, config=config, **more)
@@ -79,7 +80,7 @@ def test_shares_of_programs_lose_and_repeat_no_record(warps, resident, monkeypat
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_more_programs_than_records_of_a_group_share_it(order, monkeypatch):
-    monkeypatch.setattr(module, "processors", lambda device: 7)
+    monkeypatch.setattr(over_tiles, "processors", lambda device: 7)
     blocks, x = case("q5_k", 3, 64, 2048)
     assert means(run(monkeypatch, x, blocks, "q5_k", order=order), x, blocks, "q5_k")
 
@@ -197,7 +198,7 @@ DRAWN = (
 
 
 def differs(monkeypatch, ring, late, programs, name, M, N, K, more):
-    monkeypatch.setattr(module, "processors", lambda device: programs)
+    monkeypatch.setattr(over_tiles, "processors", lambda device: programs)
     blocks, x = case(name, M, N, K)
     parts = workspace.parts(torch.device("cpu"), 1)
     try:
@@ -248,8 +249,9 @@ def test_what_has_no_room_is_refused_with_its_numbers(monkeypatch):
 @pytest.mark.long
 def test_more_rows_than_a_program_takes_go_another_way(monkeypatch):
     blocks, x = case("q4_k", 65, 64, 256)
-    monkeypatch.setattr(module, "ring_8", None)
-    monkeypatch.setattr(module, "has_wgmma", lambda device: True)
+    monkeypatch.setattr(over_tiles, "ring_8", None)
+    for there in (module, over_tiles):
+        monkeypatch.setattr(there, "has_wgmma", lambda device: True)
     y = module.dequant_matmul(x, tiles.to_tiles(blocks, "q4_k"), "q4_k", "int8", layout="tiles")
     assert torch.allclose(y.double(), meaning(x.double(), blocks, "q4_k", "int8"), rtol=1e-2, atol=1e-2)
 

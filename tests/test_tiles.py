@@ -3,7 +3,7 @@
 import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config, dequant_matmul
-from draftwood.kernels.lib import workspace
+from draftwood.kernels.lib import over_tiles, workspace
 from draftwood.reference import formats, tiles
 from draftwood.reference.dequant_matmul import dequant_matmul as meaning
 from hypothesis import given
@@ -167,8 +167,9 @@ def test_inline_ptx_and_its_plain_twin_give_the_same_numbers(name, algorithm, mo
     precision = "int8" if "int8" in algorithm else "exact"
     config = Config(warps=4) if precision == "int8" else Config(algorithm=algorithm)
     y = dequant_matmul(x, held, name, precision, layout="tiles", out_dtype=torch.float32, config=config)
-    monkeypatch.setattr(module, "has_ptx", lambda device: False)
-    monkeypatch.setattr(module, "has_imma", lambda device: False)
+    monkeypatch.setattr(over_tiles, "has_ptx", lambda device: False)
+    for there in (module, over_tiles):
+        monkeypatch.setattr(there, "has_imma", lambda device: False)
     plain = dequant_matmul(x, held, name, precision, layout="tiles", out_dtype=torch.float32, config=config)
     assert torch.allclose(plain, y, rtol=1e-4, atol=1e-4 * float(y.abs().max()))
 
