@@ -12,10 +12,7 @@ d * sum(q) for every 32 (against K-quants d is shared by 256), then
     y = sum over groups of  scale * d * (q_w · q_x)  -  minimum * d * sum(q_x)          (· in integers, the rest in f32)
 
 Limits: W's bytes for few rows, but the integer-to-float conversion of every weight comes first; nothing splits K.
-Weights rearranged once (layout "tiles") need no such conversion. One row of int8: `lib/row_int8.py`; several:
-`lib/ring_int8.py` on sm90, else `lib/rows_int8.py`. Activations as they are: `lib/ring_exact.py` on sm90, else
-`lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and `lib/tiled.py` where a program has little shared
-memory or a weight few rows; of int8, where m16n8k32 is missing.
+Weights rearranged once (layout "tiles") need no such conversion: `lib/over_tiles.py`.
 """
 
 from dataclasses import dataclass, replace

@@ -1,10 +1,11 @@
 """Launches of dequant_matmul over tiles: of each algorithm its programs, what they share memory for, and the call.
 
-    split, wide    `lib/tiled.py`, `lib/wide_exact.py`       any GPU
-    rows           `lib/rows_exact.py`, `lib/rows_int8.py`   m16n8k16, m16n8k32; one row of int8 `lib/row_int8.py`
-    ring           `lib/ring_exact.py`, `lib/ring_int8.py`   sm90
+One row of int8: `lib/row_int8.py`; several: `lib/ring_int8.py` on sm90, else `lib/rows_int8.py`. Activations as they
+are: `lib/ring_exact.py` on sm90, else `lib/rows_exact.py` up to 8 rows, `lib/wide_exact.py` beyond, and `lib/tiled.py`
+where a program has little shared memory or a weight few rows; of int8, where m16n8k32 is missing.
 
-Which of them, and with what, says `lib/by_shape.py`; all are called alike, but for int8's split, whose x is quantised.
+Which of them, and with what, says `lib/by_shape.py`. All are called alike, but for `in_blocks`, which takes x as it is
+or quantised.
 """
 
 from __future__ import annotations
