@@ -422,8 +422,9 @@ def _fetched(
     column, tile = first % records, first // records * TILES
     begun, begun_x = gl.minimum(last - first, S), gl.minimum(last - first, SX)
     column_x = column
-    # the first records of W do not wait for x; with more of them its first rows would come behind all of them
-    AHEAD: gl.constexpr = 2 if E <= 3 else 3
+    # the first records of W do not wait for x; with more of them its first rows would come behind all of them. Of gate
+    # and up it is as fast or faster with one more
+    AHEAD: gl.constexpr = 3 if TILES * 4 < W and E > 3 else 2
     for e in range(0, gl.minimum(begun, AHEAD)):
         mbarrier.expect(barriers.index(e), BYTES)
         _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
