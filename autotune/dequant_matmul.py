@@ -4,6 +4,7 @@ from typing import Any
 
 from ..kernels.lib.by_shape import MOST_ROWS, ring_rows, ring_stages
 from ..kernels.lib.ring_exact import registers as ring_registers
+from ..reference.dequant_matmul import gated
 from ..reference.spec import Case
 
 SPACE: dict[str, tuple[Any, ...]] = {
@@ -102,7 +103,7 @@ def _legal_ring(config: dict[str, Any], case: Case, gpu: str) -> str | None:
         config["warps"],
         config["resident"],
         case["precision"],
-        case["epilogue"] == "swiglu",
+        gated(case),
     )
     if not gpu.startswith("sm90"):
         return "the ring is written for sm90"
@@ -126,7 +127,7 @@ def _legal_int8(config: dict[str, Any], case: Case) -> str | None:
         return f"{', '.join(sorted(other))} chosen by the shape" if other else None
     if config["warps"] >= 2 * records or (config["warps"] == 16 and case["M"] > 1):
         return f"{records} records leave warps without work"
-    if config["pair"] and (case["epilogue"] == "swiglu" or case["M"] > 32):
+    if config["pair"] and (gated(case) or case["M"] > 32):
         return "swiglu is a pair of its own, and more than 32 rows leave no registers for one"
     if 0 < config["registers"] < 96:
         return f"{config['registers']} registers hold no record beside its sums"

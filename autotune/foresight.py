@@ -17,6 +17,7 @@ from typing import Any
 from ..kernels.gdn_prefill import CHUNKED_FROM
 from ..kernels.lib.by_shape import ring_rows, ring_stages
 from ..reference.cache import QUANTISED, row_size
+from ..reference.dequant_matmul import gated
 from ..reference.ops import Op
 from ..reference.spec import Case
 from ..reference.tiles import RECORD, ROWS
@@ -45,7 +46,7 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
     if op == "dequant_matmul" and case["layout"] == "tiles" and config["algorithm"] == "ring":
         if arch.name != "sm90":
             return f"the ring is written for sm90, not {arch.name}"
-        precision, resident, swiglu = case["precision"], config["resident"], case["epilogue"] == "swiglu"
+        precision, resident, swiglu = case["precision"], config["resident"], gated(case)
         if case["M"] > ring_rows(precision):
             return f"the ring takes {ring_rows(precision)} rows of x, not {case['M']}"
         warps = max(8 if swiglu else 4, config["warps"])
@@ -76,7 +77,7 @@ def _integer_cores(case: Case, config: dict[str, Any], arch: Arch) -> str | None
     one_way = config["warps"] if case["precision"] == "int8" else config["algorithm"] == "rows"
     if one_way and not _imma(arch):
         return f"{arch.name} has no m16n8k32: int8 runs as split there, exact as split or wide"
-    paired = case["precision"] == "int8" and config["warps"] and config["pair"] and case["epilogue"] != "swiglu"
+    paired = case["precision"] == "int8" and config["warps"] and config["pair"] and not gated(case)
     if paired and case["M"] > 32:
         return f"32 rows of W and {case['M']} of x take the compiler a minute and spill"
     return None
@@ -229,7 +230,7 @@ _READ = {"q4_k": 280, "q5_k": 312, "q6_k": 530, "q8_0": 272, "q4_0": 272, "bf16"
 def _dequant_matmul(config: dict[str, Any], case: Case, arch: Arch) -> int:
     """256 columns of x and of dequantised weights, f16; on NVIDIA also the bytes of weights that are loaded ahead."""
     M, size = case["M"], 4 if case["dtype"] == "f32" else 2
-    ahead, pair = max(0, config["num_stages"] - 1), 2 if case["epilogue"] == "swiglu" else 1
+    ahead, pair = max(0, config["num_stages"] - 1), 2 if gated(case) else 1
     if case["layout"] == "tiles" and config["algorithm"] in ("", "split") and arch.name.startswith("gfx1"):
         ahead = 0
     column = 256 * (size if arch.dot else 4)

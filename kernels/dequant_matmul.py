@@ -5,6 +5,8 @@
                    ...   | chunk | chunk | chunk | ...                       |     and up), dequantised in registers,
                  n0+BN-1 | chunk | chunk | chunk | ...                       |     against BM rows of x
 
+`norm`: x is normed first, in the launch itself where one row over tiles is rounded to 8 bits, or by a launch before.
+
 One row of x is multiplied and added in f32. More rows go through `tl.dot` in tiles of at least 16, in x's own type:
 weights are rounded to it, and f16 reaches to 65504. precision "int8": one launch quantises x to q, with d and
 d * sum(q) for every 32 (against K-quants d is shared by 256), then
@@ -38,6 +40,7 @@ from .lib.device import (
     lacks_imma,
 )
 from .lib.parts import in_parts, parts_of
+from .rms_norm import rms_norm
 
 
 @dataclass(frozen=True)
@@ -223,6 +226,14 @@ def _check_residual(residual: torch.Tensor | None, M: int, N: int) -> None:
         raise ValueError(f"dequant_matmul takes a residual {(M, N)} of unit stride in N, not {found}")
 
 
+def _check_norm(x: torch.Tensor, norm: torch.Tensor, precision: str, layout: str) -> None:
+    if norm.shape != (x.shape[1],) or norm.dtype != torch.float32 or not norm.is_contiguous():
+        found = f"{norm.dtype} {tuple(norm.shape)} of stride {norm.stride()}"
+        raise ValueError(f"dequant_matmul takes a norm of {x.shape[1]} dense f32, as many as columns of x, not {found}")
+    if precision == "int8" and (len(x) > 1 or layout == "gguf"):
+        raise ValueError(f"dequant_matmul norms int8 of one row over tiles, not of {len(x)} rows over {layout}")
+
+
 def _check_tiles(x: torch.Tensor, weight: torch.Tensor, format: str, precision: str, swiglu: bool) -> None:
     K, dense = x.shape[1], weight.dim() == 3 and weight.is_contiguous()
     if format not in RECORD or weight.dtype != torch.uint8 or not dense or weight.shape[2] != RECORD[format]:
@@ -247,6 +258,8 @@ def _on_tiles(
     swiglu: bool,
     out_dtype: torch.dtype | None,
     layout: str,
+    norm: torch.Tensor | None,
+    eps: float,
     config: Config | None,
 ) -> torch.Tensor:
     _check_tiles(x, weight, format, precision, swiglu)
@@ -268,13 +281,17 @@ def _on_tiles(
         has_wgmma(x.device),
     )  # fmt: skip
     out = torch.empty((M, N), dtype=out_dtype or x.dtype, device=x.device)
+    if precision == "int8" and M == 1 and config.algorithm not in ("split", "ring"):
+        over_tiles.int8_row(x, weight, format, residual, swiglu, out, config, norm, eps)
+        return out
+    if norm is not None:
+        x = rms_norm(x, norm, eps)
     if precision == "int8" and config.algorithm == "split":
         # 8 or 16 sums a weight row and row of x: more rows leave no registers
         over_tiles.in_blocks(*_quantised(x, format), weight, format, residual, swiglu, out, config, 16)
         return out
     if precision == "int8":
-        ring = config.algorithm == "ring"
-        launch = over_tiles.int8_ring if ring else over_tiles.int8_row if M == 1 else over_tiles.int8_rows
+        launch = over_tiles.int8_ring if config.algorithm == "ring" else over_tiles.int8_rows
     else:
         launch = over_tiles.EXACT[config.algorithm]
     launch(x, weight, format, residual, swiglu, out, config)
@@ -290,12 +307,20 @@ def dequant_matmul(
     swiglu: bool = False,
     out_dtype: torch.dtype | None = None,
     layout: str = "gguf",
+    norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
     config: Config | None = None,
 ) -> torch.Tensor:
     if layout not in LAYOUTS:
         raise ValueError(f"dequant_matmul takes weights as {', '.join(LAYOUTS)}, not '{layout}'")
+    if norm is not None:
+        _check_norm(x, norm, precision, layout)
+    if norm is not None and precision == "exact":
+        # tiles take no f32
+        out_dtype, narrow = out_dtype or x.dtype, layout != "gguf" and x.dtype == torch.float32
+        x, norm = rms_norm(x, norm, eps, torch.float16 if narrow else x.dtype), None
     if layout != "gguf":
-        return _on_tiles(x, weight, format, precision, residual, swiglu, out_dtype, layout, config)
+        return _on_tiles(x, weight, format, precision, residual, swiglu, out_dtype, layout, norm, eps, config)
     (M, K), rows = x.shape, weight.shape[0]
     N = rows // 2 if swiglu else rows
     if swiglu and rows % 2:

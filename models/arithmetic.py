@@ -65,12 +65,16 @@ class Arithmetic:
         found = at_once(x.device, [partial(parts, group) for group in groups])
         return [part for some in found for part in some]
 
-    def mlp(self, x: torch.Tensor, gate_up: tuple[Weight, ...], down: Weight, h: torch.Tensor) -> torch.Tensor:
-        """h + down(silu(gate x) * up x)."""
-        both = gate_up[0]
-        if len(gate_up) == 1:
-            how = self._how(x, both)
-            y = self.ops.dequant_matmul(x, both.data, both.format, how, swiglu=True, layout=both.layout)
+    def mlp(self, h: torch.Tensor, norm: torch.Tensor, gate_up: tuple[Weight, ...], down: Weight) -> torch.Tensor:
+        """h + down(silu(gate x) * up x) of x, the normed h."""
+        both, ops, dtype = gate_up[0], self.ops, self.precision.activations
+        if len(gate_up) > 1:
+            y = ops.swiglu(*self.project(self.normed(h, norm), gate_up))
+        elif (how := self._how(h, both)) == "int8" and both.layout != "gguf":
+            # the norm in the same launch
+            y = ops.dequant_matmul(
+                h, both.data, both.format, how, None, True, dtype, both.layout, norm=norm, eps=self.eps
+            )
         else:
-            y = self.ops.swiglu(*self.project(x, gate_up))
+            y = ops.dequant_matmul(self.normed(h, norm), both.data, both.format, how, swiglu=True, layout=both.layout)
         return self.linear(y, down, h)

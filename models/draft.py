@@ -132,7 +132,7 @@ def forward(draft: Draft, target: Target, state: State) -> torch.Tensor:
         q = store(draft, layer, ring, rows, positions, slots)[c.block :]
         o = do.ops.tree_attention(q, ring.keys, ring.values, begin, sees, *formats(ring))
         h = do.linear(o.flatten(1), layer.out, h)
-        h = do.mlp(do.normed(h, layer.post_norm), layer.gate_up, layer.down, h)
+        h = do.mlp(h, layer.post_norm, layer.gate_up, layer.down)
     state.drafted.copy_(state.start)
     return head(target, do.ops.rms_norm(h[1:], draft.norm, c.eps, target.do.precision.activations))
 

@@ -114,8 +114,7 @@ def forward(model: Target, state: State, batch: Batch, strategy: str = "wy") -> 
             h = delta(model, layer.mixer, held, x, h, batch, trail, strategy)
         elif isinstance(layer.mixer, Attention) and isinstance(held, Cache):
             h = attention(model, layer.mixer, held, x, h, batch, state)
-        x = do.normed(h, layer.post_norm)
-        h = do.mlp(x, layer.gate_up, layer.down, h)
+        h = do.mlp(h, layer.post_norm, layer.gate_up, layer.down)
         if i in model.captured:
             trail.features.append(h)
     return do.normed(h, model.norm), trail

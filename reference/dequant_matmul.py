@@ -1,4 +1,4 @@
-"""y = x · dequant(W)ᵀ, W in GGUF blocks, with SwiGLU over two halves of W or a residual added."""
+"""y = x · dequant(W)ᵀ, W in GGUF blocks, with SwiGLU over two halves of W or a residual added, x as it is or normed."""
 
 from collections.abc import Callable
 
@@ -29,6 +29,8 @@ def dequant_matmul(
     swiglu: bool = False,
     out_dtype: torch.dtype | None = None,
     layout: str = "gguf",
+    norm: torch.Tensor | None = None,
+    eps: float = 1e-6,
 ) -> torch.Tensor:
     """x: [M, K]; weight: u8 [N, row_bytes] of GGUF blocks, or [N, K] f32, f16 or bf16 -> [M, N] of out_dtype or x's.
 
@@ -37,8 +39,14 @@ def dequant_matmul(
     every 256 against q4_k, q5_k and q6_k, so that a block's products stay integers (`quantise_activations`).
     swiglu: the first half of the rows is the gate, the other half up: silu(x gateᵀ) * (x upᵀ), [M, N/2].
     residual: [M, N or N/2], added before the result is rounded.
+    norm: [K] f32; x is normed first, x * rsqrt(mean(x^2) + eps) * norm. In int8, of one row over tiles, x * norm is
+    rounded to 8 bits, and the row's factor multiplies what comes of it.
     """
-    wide = accumulator(x)
+    wide, dtype = accumulator(x), torch.float64 if x.dtype == torch.float64 else out_dtype or x.dtype
+    factor = None
+    if norm is not None:
+        factor = torch.rsqrt(x.to(wide).square().mean(1, keepdim=True) + eps)
+        x = x.float() * norm if precision == "int8" else x.to(wide) * factor * norm
     K = x.shape[1]
     if layout not in LAYOUTS:
         raise ValueError(f"dequant_matmul takes weights as {', '.join(LAYOUTS)}, not '{layout}'")
@@ -50,6 +58,7 @@ def dequant_matmul(
         case "int8" if FORMATS[format].dtype is None:
             d, q = quantise_activations(x, group_of(format))
             values = (d.to(wide)[..., None] * q.to(wide)).flatten(-2)
+            values = values if factor is None else values * factor
         case _:
             raise ValueError(
                 f"dequant_matmul takes exact, or int8 with a quantised format, not {precision} with {format}"
@@ -61,7 +70,7 @@ def dequant_matmul(
         y = gate * torch.sigmoid(gate) * up
     if residual is not None:
         y = y + residual
-    return y.to(torch.float64 if x.dtype == torch.float64 else out_dtype or x.dtype)
+    return y.to(dtype)
 
 
 def group_of(format: str) -> int:
@@ -106,13 +115,25 @@ def _inputs(case: Case, generator: torch.Generator) -> Inputs:
         "format": case["format"],
         "precision": case["precision"],
         "residual": residual,
-        "swiglu": case["epilogue"] == "swiglu",
+        "swiglu": gated(case),
         "layout": case["layout"],
+        "norm": torch.empty(K).uniform_(0.5, 1.5, generator=generator) if normed(case) else None,
     }
+
+
+def gated(case: Case) -> bool:
+    """Whether half of W's rows are a gate's."""
+    return "swiglu" in str(case["epilogue"])
+
+
+def normed(case: Case) -> bool:
+    return "norm" in str(case["epilogue"])
 
 
 def _tolerance(case: Case) -> Calibrated:
     """Tensor cores take weights in the activations' type, rounded by up to half a unit each. Integer sums are exact."""
+    if case["dtype"] == "f32" and normed(case) and case["layout"] != "gguf" and case["precision"] == "exact":
+        return Calibrated(ulps=1, compute=torch.float16)
     if case["precision"] == "int8" or case["dtype"] == "f32":
         return Calibrated()
     return Calibrated(ulps=1, compute=DTYPES[case["dtype"]])
@@ -120,10 +141,11 @@ def _tolerance(case: Case) -> Calibrated:
 
 def _cost(case: Case) -> Cost:
     M, N, K, size = case["M"], case["N"], case["K"], DTYPES[case["dtype"]].itemsize
-    out = M * (N // 2 if case["epilogue"] == "swiglu" else N)
+    out = M * (N // 2 if gated(case) else N)
     activations = M * K + out * (2 if case["epilogue"] == "residual" else 1)
+    norm = 4 * K if normed(case) else 0
     # the blocks' own bytes in either layout: what a tile adds counts against the kernel
-    return Cost(bytes=N * row_bytes(case["format"], K) + activations * size, flops=2 * M * N * K)
+    return Cost(bytes=N * row_bytes(case["format"], K) + activations * size + norm, flops=2 * M * N * K)
 
 
 def _illegal(case: Case) -> str | None:
@@ -134,18 +156,21 @@ def _illegal(case: Case) -> str | None:
         return f"int8 activations meet quantised weights, not {case['format']}"
     if case["dtype"] == "f16" and case["scales"] == "extreme":
         return "extreme scales leave the range of f16"
-    if case["epilogue"] == "swiglu" and case["N"] % 2:
+    if normed(case) and case["precision"] == "int8" and (case["M"] > 1 or case["layout"] == "gguf"):
+        return f"norm goes with int8 of one row over tiles, not of {case['M']} over {case['layout']}"
+    if gated(case) and case["N"] % 2:
         return f"swiglu takes an even N, gate rows and up rows, not {case['N']}"
     return _illegal_tiles(case) if case["layout"] != "gguf" else None
 
 
 def _illegal_tiles(case: Case) -> str | None:
-    rows = case["N"] // 2 if case["epilogue"] == "swiglu" else case["N"]
+    rows = case["N"] // 2 if gated(case) else case["N"]
     if case["format"] not in RECORD:
         return f"tiles hold {', '.join(RECORD)}, not {case['format']}"
     if rows % ROWS or case["K"] % COLUMNS:
         return f"tiles take rows in steps of {ROWS} and columns in steps of {COLUMNS}, not {rows} x {case['K']}"
-    if case["precision"] == "exact" and (case["dtype"] == "f32" or case["scales"] == "extreme"):
+    wide = case["dtype"] == "f32" and not normed(case)
+    if case["precision"] == "exact" and (wide or case["scales"] == "extreme"):
         return f"exact over tiles takes f16 or bf16 and scales in f16's range, not {case['dtype']}, {case['scales']}"
     return None
 
@@ -155,12 +180,12 @@ def _blocks(inputs: Inputs) -> torch.Tensor:
 
 
 def _torch(inputs: Inputs) -> Callable[[], torch.Tensor]:
-    x, residual = inputs["x"].to(torch.bfloat16), inputs["residual"]
+    x, residual, norm = inputs["x"].to(torch.bfloat16), inputs["residual"], inputs["norm"]
     rows = inputs["weight"] if inputs["layout"] == "gguf" else _blocks(inputs)
     weight = torch.cat([dequantise(part, inputs["format"]).to(x.dtype) for part in rows.split(4096)])
 
     def run() -> torch.Tensor:
-        y = x @ weight.T
+        y = (x if norm is None else torch.rms_norm(x, norm.shape, norm.to(x.dtype), 1e-6)) @ weight.T
         if inputs["swiglu"]:
             gate, up = y.chunk(2, dim=1)
             y = torch.nn.functional.silu(gate) * up
@@ -201,7 +226,7 @@ _LAYERS = (
 
 SPEC = Spec(
     op="dequant_matmul",
-    formula="y = x · dequant(W)ᵀ (+ residual), or silu(x · gateᵀ) * (x · upᵀ)",
+    formula="y = x · dequant(W)ᵀ (+ residual), or silu(x · gateᵀ) * (x · upᵀ); x as it is or normed",
     dims=(
         Dim("M", 1, 1 << 16, fuzz=40, doc="rows of activations"),
         Dim("N", 1, 1 << 20, fuzz=70, doc="rows of the weight; with swiglu gate and up together"),
@@ -211,7 +236,8 @@ SPEC = Spec(
         "format": ("q4_k", "q5_k", "q6_k", "q8_0", "q4_0", "bf16", "f16", "f32"),
         "precision": ("exact", "int8"),
         "dtype": ("f32", "bf16", "f16"),
-        "epilogue": ("none", "residual", "swiglu"),
+        # "norm": of x normed
+        "epilogue": ("none", "residual", "swiglu", "norm", "norm+swiglu"),
         "scales": ("usual", "extreme"),
         "layout": LAYOUTS,
     },
@@ -224,6 +250,7 @@ SPEC = Spec(
             *_cases(9, 768, 64, "q4_k", dtype="f16", layout="tiles"),
             *_cases(9, 768, 64, "q4_k", "int8", dtype="f16", layout="tiles"),
             *_cases(1, 3328, 64, "q4_k", "int8", layout="tiles", epilogue="residual"),
+            *_cases(1, 3328, 64, "q4_k", "int8", dtype="f32", layout="tiles", epilogue="norm"),
         ),
         "edge": (
             *_cases(1, 256, 63, "q5_k", "int8", dtype="f32"),
@@ -255,6 +282,11 @@ SPEC = Spec(
             *_cases(8, 768, 64, "q6_k", "int8", dtype="f32", layout="tiles", scales="extreme"),
             *_cases(3, 256, 128, "q4_0", "int8", layout="tiles", epilogue="swiglu"),
             *_cases(9, 256, 64, "q8_0", "int8", dtype="f16", layout="tiles"),
+            # of x normed
+            *_cases(1, 512, 128, "q5_k", "int8", dtype="f32", layout="tiles", epilogue="norm+swiglu"),
+            *_cases(1, 1280, 64, "q8_0", "int8", dtype="f16", layout="tiles", epilogue="norm"),
+            *_cases(3, 512, 64, "q4_k", dtype="f32", layout="tiles", epilogue="norm"),
+            *_cases(2, 512, 40, "q6_k", epilogue="norm+swiglu"),
         ),
         "qwen35": (
             *(
@@ -280,6 +312,8 @@ SPEC = Spec(
             *_cases((32, 64), 17408, 5120, "q4_k", "int8", dtype="f16", layout="tiles"),
             *_cases((1, 23), 5120, 2 * 17408, "q4_k", dtype="f16", epilogue="swiglu", layout="tiles"),
             *_cases((1, 4), 5120, 2 * 17408, "q4_k", "int8", dtype="f16", epilogue="swiglu", layout="tiles"),
+            *_cases(1, 5120, 2 * 17408, "q4_k", "int8", dtype="f32", epilogue="norm+swiglu", layout="tiles"),
+            *_cases(1, 5120, 10240, "q5_k", "int8", dtype="f32", epilogue="norm", layout="tiles"),
         ),
         "perf": (
             *(
@@ -294,6 +328,8 @@ SPEC = Spec(
                 for p in ("exact", "int8")
                 for one in _cases((1, 23), 5120, 2 * 17408, "q4_k", p, dtype="f16", epilogue="swiglu", layout="tiles")
             ),
+            *_cases(1, 5120, 2 * 17408, "q4_k", "int8", dtype="f32", epilogue="norm+swiglu", layout="tiles"),
+            *_cases(1, 5120, 10240, "q5_k", "int8", dtype="f32", epilogue="norm", layout="tiles"),
             *(one for K, N, f in _TIMED[:2] for one in _cases(2048, K, N, f, dtype="f16", layout="tiles")),
             # the draft's
             *_cases(16, 17408, 5120, "bf16", epilogue="residual"),

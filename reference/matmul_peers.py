@@ -20,7 +20,8 @@ Run = Callable[[], torch.Tensor]
 
 def _unsuited(inputs: Inputs) -> bool:
     """Four bits against four, one plain product, few rows."""
-    return inputs["format"] != "q4_k" or inputs["swiglu"] or inputs["x"].shape[0] > 64
+    plain = not inputs["swiglu"] and inputs["norm"] is None
+    return inputs["format"] != "q4_k" or not plain or inputs["x"].shape[0] > 64
 
 
 def _four_bits(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:

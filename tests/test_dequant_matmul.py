@@ -186,6 +186,8 @@ def test_what_is_not_supported_is_refused_with_its_value():
         (dict(x=x, weight=torch.zeros(8, 256, device=DEVICE), format="f32", precision="int8"), "int8 with f32"),
         (dict(x=x, weight=weight[:7], format="q4_k", swiglu=True), "not 7"),
         (dict(x=x, weight=weight, format="q4_k", residual=x), r"\(2, 256\)"),
+        (dict(x=x, weight=weight, format="q4_k", norm=x[0, :9]), r"256 dense f32.*\(9,\)"),
+        (dict(x=x, weight=weight, format="q4_k", precision="int8", norm=x[0]), "2 rows over gguf"),
     ]
     for arguments, value in refused:
         with pytest.raises(ValueError, match=value):

@@ -228,11 +228,13 @@ def int8_row(
     swiglu: bool,
     out: torch.Tensor,
     config: Config,
+    norm: torch.Tensor | None = None,
+    eps: float = 0.0,
 ) -> None:
     (_, N), K, W, stages = out.shape, x.shape[1], config.warps, min(config.num_stages, 2)
     early, options = _early(config, x.device)
     row_int8[(N // (32 if config.pair and not swiglu else 16),)](
-        x, weight.view(torch.int32), residual, out, N, K, **_meta(format, swiglu), SMALLEST=SMALLEST,
+        x, norm, eps, weight.view(torch.int32), residual, out, N, K, **_meta(format, swiglu), SMALLEST=SMALLEST,
         PAIR=swiglu or config.pair, W=W, STAGES=stages, WHOLE=K // COLUMNS % (W * stages) == 0, EARLY=early,
         ASM=has_imma(x.device), num_warps=W, num_stages=1, enable_fp_fusion=False, **options,
     )  # fmt: skip

@@ -90,19 +90,27 @@ def _fetch_x(x, i_r, records, W: tl.constexpr, WHOLE: tl.constexpr):
 
 @triton.jit
 def _words_of(
-    b_x, lane, i_r, records,
+    b_x, b_n, squares, lane, i_r, records,
+    NORMED: tl.constexpr,
     FORMAT: tl.constexpr,
     SMALLEST: tl.constexpr,
     WHOLE: tl.constexpr,
     ASM: tl.constexpr,
 ):  # fmt: skip
-    """x as the tensor cores take it, and its d for groups 2t and 2t + 1."""
+    """x, if NORMED times b_n, as the tensor cores take it, and its d for groups 2t and 2t + 1; the sum of squares."""
     x0, x1, x2, x3 = b_x
+    if NORMED:
+        x0, x1, x2, x3 = x0.to(tl.float32), x1.to(tl.float32), x2.to(tl.float32), x3.to(tl.float32)
+        more = tl.sum(tl.reshape(x0 * x0 + x1 * x1 + x2 * x2 + x3 * x3, (lane.shape[0], 2)), 1)
+        n0, n1, n2, n3 = b_n
+        x0, x1, x2, x3 = x0 * n0, x1 * n1, x2 * n2, x3 * n3
     words, xd0, xd1 = quantised(x0, x1, x2, x3, lane, FORMAT, SMALLEST, ASM)
     if not WHOLE:
         m = i_r + tl.arange(0, lane.shape[0]) // 32 < records
         xd0, xd1 = tl.where(m, xd0, 0.0), tl.where(m, xd1, 0.0)
-    return words, xd0, xd1
+    if NORMED:
+        squares += more if WHOLE else tl.where(m, more, 0.0)
+    return (words, xd0, xd1), squares
 
 
 @triton.jit
@@ -169,6 +177,7 @@ def _byte(w, I: tl.constexpr):
 @triton.jit
 def row_int8(
     x,
+    norm, eps,
     wide,
     residual,
     out,
@@ -201,6 +210,8 @@ def row_int8(
     else:
         p_two, block_two = p, block + 1
     lane = lanes(W, ASM)
+    NORMED: tl.constexpr = norm is not None
+    squares = tl.zeros((L,), tl.float32)
     acc0, acc1 = tl.zeros((L,), tl.float32), tl.zeros((L,), tl.float32)
     two0, two1 = tl.zeros((L,), tl.float32), tl.zeros((L,), tl.float32)
     a = _fetch(p, block, 0, records, FORMAT, RECORD, SCALES, D, W, WHOLE)
@@ -210,6 +221,9 @@ def row_int8(
         b = _fetch(p, block, W, records, FORMAT, RECORD, SCALES, D, W, WHOLE)
         if PAIR:
             b_two = _fetch(p_two, block_two, W, records, FORMAT, RECORD, SCALES, D, W, WHOLE)
+    n_a = _fetch_x(norm, 0, records, W, WHOLE) if NORMED else ()
+    if STAGES > 1:
+        n_b = _fetch_x(norm, W, records, W, WHOLE) if NORMED else ()
     if EARLY != "no":
         tl.extra.cuda.gdc_wait()
     x_a = _fetch_x(x, 0, records, W, WHOLE)
@@ -217,29 +231,33 @@ def row_int8(
         x_b = _fetch_x(x, W, records, W, WHOLE)
     i_r = 0
     for _ in range(1, tl.cdiv(tl.cdiv(records, W), STAGES)):
-        q = _words_of(x_a, lane, i_r, records, FORMAT, SMALLEST, WHOLE, ASM)
+        q, squares = _words_of(x_a, n_a, squares, lane, i_r, records, NORMED, FORMAT, SMALLEST, WHOLE, ASM)
         acc0, acc1 = _add(acc0, acc1, a, q, lane, FORMAT, ASM)
         a = _fetch(p, block, i_r + STAGES * W, records, FORMAT, RECORD, SCALES, D, W, WHOLE)
         if PAIR:
             two0, two1 = _add(two0, two1, a_two, q, lane, FORMAT, ASM)
             a_two = _fetch(p_two, block_two, i_r + STAGES * W, records, FORMAT, RECORD, SCALES, D, W, WHOLE)
         x_a = _fetch_x(x, i_r + STAGES * W, records, W, WHOLE)
+        if NORMED:
+            n_a = _fetch_x(norm, i_r + STAGES * W, records, W, WHOLE)
         if STAGES > 1:
             i_r += W
-            q = _words_of(x_b, lane, i_r, records, FORMAT, SMALLEST, WHOLE, ASM)
+            q, squares = _words_of(x_b, n_b, squares, lane, i_r, records, NORMED, FORMAT, SMALLEST, WHOLE, ASM)
             acc0, acc1 = _add(acc0, acc1, b, q, lane, FORMAT, ASM)
             b = _fetch(p, block, i_r + 2 * W, records, FORMAT, RECORD, SCALES, D, W, WHOLE)
             if PAIR:
                 two0, two1 = _add(two0, two1, b_two, q, lane, FORMAT, ASM)
                 b_two = _fetch(p_two, block_two, i_r + 2 * W, records, FORMAT, RECORD, SCALES, D, W, WHOLE)
             x_b = _fetch_x(x, i_r + 2 * W, records, W, WHOLE)
+            if NORMED:
+                n_b = _fetch_x(norm, i_r + 2 * W, records, W, WHOLE)
         i_r += W
-    q = _words_of(x_a, lane, i_r, records, FORMAT, SMALLEST, WHOLE, ASM)
+    q, squares = _words_of(x_a, n_a, squares, lane, i_r, records, NORMED, FORMAT, SMALLEST, WHOLE, ASM)
     acc0, acc1 = _add(acc0, acc1, a, q, lane, FORMAT, ASM)
     if PAIR:
         two0, two1 = _add(two0, two1, a_two, q, lane, FORMAT, ASM)
     if STAGES > 1:
-        q = _words_of(x_b, lane, i_r + W, records, FORMAT, SMALLEST, WHOLE, ASM)
+        q, squares = _words_of(x_b, n_b, squares, lane, i_r + W, records, NORMED, FORMAT, SMALLEST, WHOLE, ASM)
         acc0, acc1 = _add(acc0, acc1, b, q, lane, FORMAT, ASM)
         if PAIR:
             two0, two1 = _add(two0, two1, b_two, q, lane, FORMAT, ASM)
@@ -248,11 +266,19 @@ def row_int8(
         tl.extra.cuda.gdc_launch_dependents()
     o_n = i_n * ROWS + tl.arange(0, 16)
     y = _rows(acc0, acc1)
+    if PAIR:
+        y_two = _rows(two0, two1)
+    if NORMED:
+        # the norm's factor, which rounding to 8 bits does not change
+        scale = tl.rsqrt(tl.sum(squares) / K + eps)
+        y *= scale
+        if PAIR:
+            y_two *= scale
     if SWIGLU:
-        y = y * tl.sigmoid(y) * _rows(two0, two1)
+        y = y * tl.sigmoid(y) * y_two
     _store(y, residual, out, o_n)
     if PAIR and not SWIGLU:
-        _store(_rows(two0, two1), residual, out, o_n + 16)
+        _store(y_two, residual, out, o_n + 16)
 
 
 @triton.jit

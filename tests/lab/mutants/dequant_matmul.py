@@ -315,4 +315,28 @@ MUTANTS = (
         bug="columns past the row's end are multiplied too",
         changes=(("kernels/lib/plain_rows.py", "WHOLE=K % BK == 0", "WHOLE=True"),),
     ),
+    Mutant(
+        name="dequant_matmul-norm-counts-a-record-twice",
+        op="dequant_matmul",
+        bug="a warp with no record left counts the squares of the last one again",
+        changes=((ROW, "more if WHOLE else tl.where(m, more, 0.0)", "more"),),
+    ),
+    Mutant(
+        name="dequant_matmul-norm-of-the-gate-alone",
+        op="dequant_matmul",
+        bug="up rows are of x that is not normed",
+        changes=((ROW, "y_two *= scale", "y_two *= 1.0"),),
+    ),
+    Mutant(
+        name="dequant_matmul-norm-of-the-first-records",
+        op="dequant_matmul",
+        bug="later records are multiplied with the norm's weights of the first ones",
+        changes=((ROW, "n_a = _fetch_x(norm, i_r + STAGES * W,", "n_a = _fetch_x(norm, 0 * i_r,"),),
+    ),
+    Mutant(
+        name="dequant_matmul-norm-without-weights",
+        op="dequant_matmul",
+        bug="activations over tiles are normed and not weighted",
+        changes=((KERNEL, "x, norm = rms_norm(x, norm, eps,", "x, norm = rms_norm(x, torch.ones_like(norm), eps,"),),
+    ),
 )
