@@ -3,6 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -15,18 +16,25 @@ PHASES = ("draft", "tree", "verify", "choose", "commit")
 
 @functools.cache
 def kernel_ops() -> dict[str, str]:
-    """The op that launches each kernel, by the kernel's name: those of its module, and of what that takes from `lib`;
-    of ops that share one, the first."""
+    """The op that launches each kernel, by the kernel's name: those of its module, and of what that takes from `lib`,
+    itself or by way of `lib`; of ops that share one, the first."""
     found = dict[str, str]()
     for name in OPS:
         module = Op(name).module("kernels")
-        for value in vars(module).values():
-            home = value if inspect.ismodule(value) else inspect.getmodule(value) if inspect.isfunction(value) else None
-            if home is not None and home.__name__.startswith(f"{module.__package__}.lib."):
-                found = dict.fromkeys(filter(None, map(_kernel, vars(home).values())), name) | found
-            elif kernel := _kernel(value):
-                found.setdefault(kernel, name)
+        for home in (module, *_taken(module, f"{module.__package__}.lib.")):
+            found = dict.fromkeys(filter(None, map(_kernel, vars(home).values())), name) | found
     return found
+
+
+def _taken(module: ModuleType, where: str) -> list[ModuleType]:
+    """The modules of `where` that something in the module's text comes from, theirs included."""
+    seen = [module]
+    for one in seen:
+        for value in vars(one).values():
+            home = value if inspect.ismodule(value) else inspect.getmodule(value) if inspect.isfunction(value) else None
+            if home is not None and home.__name__.startswith(where) and home not in seen:
+                seen.append(home)
+    return seen[1:]
 
 
 def _kernel(value: object) -> str | None:

@@ -1,5 +1,6 @@
 """The benchmark of whole steps: what it replays, what it holds a step against, and how it takes one apart."""
 
+import json
 import os
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from draftwood.autotune import timer
 from draftwood.models import qwen35
 from draftwood.models.decode import Plan, chain
-from draftwood.perf import bench, model, model_cli, waterfall
+from draftwood.perf import bench, matrix, model, model_cli, waterfall
 
 CPU = torch.device("cpu")
 TINY = qwen35.Config(4, 256, 256, 512, 4, 1, 4, False, qwen35.alternate(4), D=64, Hk=2, K=64, V=64, rotary=16)
@@ -35,6 +36,15 @@ def test_a_kernel_that_an_op_takes_from_elsewhere_is_the_ops_own():
     ops = waterfall.kernel_ops()
     expected = {"plain_rows": "dequant_matmul", "_factors": "tree_gdn", "keys_left": "tree_attention"}
     assert ops | expected == ops
+
+
+def test_every_kernel_that_the_committed_matrix_has_is_its_ops():
+    launched: dict[str, set[str]] = {}
+    for build in json.loads(matrix.COMMITTED.read_text())["builds"]:
+        if build["kernel"]:
+            launched.setdefault(build["kernel"], set()).add(build["op"])
+    ops = waterfall.kernel_ops()
+    assert {kernel: ops.get(kernel) for kernel in launched if ops.get(kernel) not in launched[kernel]} == {}
 
 
 def test_a_waterfall_adds_up_to_its_step():
