@@ -9,6 +9,9 @@
 The eight columns of B are the groups of 32 of the one row, so a row's sums land where its scales are read. A warp
 quantises its own piece of x while its weights are in flight: no launch before this one and no sum that two programs
 share, so what decides is how many bytes are in flight. Which lane holds what: `imma.py`.
+
+With a norm it is x * norm that is quantised; the squares' sum, of all warps, makes the factor of what comes of the row.
+x and the norm in f32 are four times the bytes of x in f16: worth a launch where a program has 32 rows of W.
 """
 
 import triton
