@@ -285,6 +285,7 @@ def _on_tiles(
         over_tiles.int8_row(x, weight, format, residual, swiglu, out, config, norm, eps)
         return out
     if norm is not None:
+        # a row of int8 by another kernel than its own
         x = rms_norm(x, norm, eps)
     if precision == "int8" and config.algorithm == "split":
         # 8 or 16 sums a weight row and row of x: more rows leave no registers

@@ -5,7 +5,7 @@ are: `lib/ring_exact.py` on sm90, else `lib/rows_exact.py` up to 8 rows, `lib/wi
 where a program has little shared memory or a weight few rows; of int8, where m16n8k32 is missing.
 
 Which of them, and with what, says `lib/by_shape.py`. All are called alike, but for `in_blocks`, which takes x as it is
-or quantised.
+or quantised, and `int8_row`, which norms it if asked to.
 """
 
 from __future__ import annotations
@@ -228,8 +228,8 @@ def int8_row(
     swiglu: bool,
     out: torch.Tensor,
     config: Config,
-    norm: torch.Tensor | None = None,
-    eps: float = 0.0,
+    norm: torch.Tensor | None,
+    eps: float,
 ) -> None:
     (_, N), K, W, stages = out.shape, x.shape[1], config.warps, min(config.num_stages, 2)
     early, options = _early(config, x.device)
