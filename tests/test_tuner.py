@@ -56,6 +56,14 @@ def tuner(where: Path, found: landscape.Landscape, sampler: str = "grid", trials
     return Tuner(problem, book, Simulated(found, problem), Proposer(problem, sampler), Budget(trials), **options)
 
 
+class Patient(Isolated):
+    """Waits long for what will answer, on a slow machine too, and short for what never does."""
+
+    def attempt(self, point, rival):
+        self.post = replace(self.post, timeout_s=5.0 if point["fault"] == "hanging" else 120.0)
+        return super().attempt(point, rival)
+
+
 # -- planted faults ----------------------------------------------------------------------------------------------------
 
 
@@ -66,7 +74,7 @@ def test_configs_that_are_fastest_and_faulty_are_each_refused_with_their_reason_
     passes = {tuple(p.values()): [(us := times[p["fault"]] + p["num_warps"], us, us)] for p in problem.points}
     planted = landscape.Landscape(problem.case, tuple(problem.space), problem.defaults, passes, {})
     (tmp_path / "times.json").write_text(json.dumps({"cases": [planted.as_dict()]}))
-    runner = Isolated(problem, Post("cpu", str(tmp_path / "times.json"), timeout_s=5.0))
+    runner = Patient(problem, Post("cpu", str(tmp_path / "times.json")))
     book = Trials(problem, open_storage(str(tmp_path / "journal")))
     try:
         search = Tuner(problem, book, runner, Proposer(problem, "grid"), Budget())

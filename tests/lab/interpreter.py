@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 import triton.language as tl
+from triton.language.semantic import TritonSemantic
 from triton.runtime import interpreter as machine
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -116,6 +117,46 @@ def _reduce(method: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+_visible: dict[Any, frozenset[str]] = {}
+_patched: set[str] = set()
+
+
+def _patch_once(patch: Callable[..., Any]) -> Callable[..., Any]:
+    """Names of triton.language are exchanged once a launch, not for every call of a device function, too: searching for
+    them took a third of a kernel's time."""
+
+    def _patch_lang(fn: Any) -> Any:
+        if (modules := _visible.get(fn)) is None:
+            seen = [value for value in fn.__globals__.values() if value is tl or value is tl.core]
+            modules = _visible[fn] = frozenset(module.__name__ for module in seen)
+        if modules and modules <= _patched:
+            return machine._LangPatchScope()
+        _patched.update(modules)
+        return patch(fn)
+
+    return _patch_lang
+
+
+def _overflow(self: Any, lhs: Any, rhs: Any, binary_op: Callable[..., Any]) -> None:
+    """What Triton asks of sums and products of integers, without a tensor of its own for every step of the question."""
+    kind = lhs.type.scalar
+    if kind.int_bitwidth >= 64 or not self.builder.options.sanitize_overflow:
+        return
+    operation = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[binary_op.__name__]
+    wide = operation(lhs.handle.data.astype(np.int64), rhs.handle.data.astype(np.int64))
+    inside = wide.min() >= kind.get_int_min_value() and wide.max() <= kind.get_int_max_value()
+    assert inside, f"int{kind.int_bitwidth} overflow detected for operation {binary_op.__name__}"
+
+
+def _broadcast(method: Callable[..., Any]) -> Callable[..., Any]:
+    def broadcast_impl_value(self: Any, lhs: Any, rhs: Any) -> Any:
+        # most operands are of one shape already, which Triton finds out dimension by dimension
+        alike = lhs.type.is_block() and rhs.type.is_block() and lhs.handle.data.shape == rhs.handle.data.shape
+        return (lhs, rhs) if alike else method(self, lhs, rhs)
+
+    return broadcast_impl_value
+
+
 _installed = False
 
 
@@ -137,6 +178,9 @@ def install() -> None:
     if not hasattr(Builder, "get_bf16"):
         Builder.get_bf16 = lambda self, value: Handle(narrow(np.array([value], np.float32)), tl.bfloat16)
     machine.ReduceScanOpInterface.apply = _reduce(machine.ReduceScanOpInterface.apply)
+    machine._patch_lang = _patch_once(machine._patch_lang)
+    TritonSemantic.binary_op_sanitize_overflow_impl = _overflow
+    TritonSemantic.broadcast_impl_value = _broadcast(TritonSemantic.broadcast_impl_value)
     machine.interpreter_builder.options = dataclasses.replace(machine.interpreter_builder.options, debug=True)
     _hook_memory()
 
@@ -364,6 +408,7 @@ def _hook_memory() -> None:
         return args, named
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _patched.clear()
         out = run(self, *args, **kwargs)
         if _current is not None:
             _current._end()

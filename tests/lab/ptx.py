@@ -4,6 +4,7 @@ pack = 2    neighbours of the last axis: halves of one register, or a register e
 lanes       of a value that moves between them: 4 g .. 4 g + 3 hold row g of the last axis but one
 """
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +26,9 @@ def run(
         # a lane is a row of four, or one of the last axis of two
         registers["%laneid"] = np.arange(32, dtype=np.uint32) if len(shape) == 2 else np.arange(0, 32, 4)[:, None]
     for instruction in _instructions(text):
-        if tiles := re.fullmatch(r"(?:@(\w+) )?stmatrix\S+.shared.b16 \[(\S+)\], \{(.*)\}", instruction):
+        if ".shared" not in instruction and not instruction.startswith("mma.sync"):
+            _execute(instruction, registers)
+        elif tiles := re.fullmatch(r"(?:@(\w+) )?stmatrix\S+.shared.b16 \[(\S+)\], \{(.*)\}", instruction):
             if tiles[1] is None or bool(np.unique(registers[tiles[1]])):
                 _stored([registers[name] for name in tiles[3].split(", ")], registers[tiles[2]], shared)
         elif two := re.fullmatch(r"st.shared.v2.b32 \[(\S+)\], \{(\S+), (\S+)\}", instruction):
@@ -56,6 +59,7 @@ def run(
     return made if shape else [a[0] for a in made]
 
 
+@functools.cache
 def _instructions(text: str) -> list[str]:
     lines = (line.strip(" {\n") for line in text.strip(" {}\n").split(";"))
     # an L2 has no bearing on numbers, and here all that is copied comes when it may
@@ -171,13 +175,11 @@ def _value(words: list[np.ndarray], kind: Any, pack: int) -> np.ndarray:
 
 
 def _halves(w: Any) -> np.ndarray:
-    w = np.asarray(w, np.uint32)
-    return np.stack([w & 0xFFFF, w >> 16], -1).astype(np.uint16).view(np.float16).astype(np.float64)
+    return np.array(w, np.uint32)[..., None].view(np.float16).astype(np.float64)
 
 
 def _word(halves: np.ndarray) -> np.ndarray:
-    bits = halves.astype(np.float16).view(np.uint16).astype(np.uint32)
-    return bits[..., 0] | bits[..., 1] << 16
+    return halves.astype(np.float16).view(np.uint32)[..., 0]
 
 
 def _transposed(w: np.ndarray) -> np.ndarray:
@@ -193,19 +195,23 @@ def _transposed(w: np.ndarray) -> np.ndarray:
 
 def _permuted(a: np.ndarray, b: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """prmt: four of the eight bytes that b and a are; the sign alone where a nibble says so."""
-    both = np.asarray(a, np.uint64) | np.asarray(b, np.uint64) << np.uint64(32)
-    result = np.zeros((), np.uint32)
-    for i in range(4):
-        nibble = np.asarray(chosen, np.uint64) >> np.uint64(4 * i) & np.uint64(15)
-        byte = both >> (nibble & np.uint64(7)) * np.uint64(8) & np.uint64(255)
-        byte = np.where(nibble & np.uint64(8), (byte >> np.uint64(7)) * np.uint64(255), byte)
-        result = np.asarray(result | byte.astype(np.uint32) << np.uint32(8 * i))
-    return result
+    a, b, chosen = np.broadcast_arrays(*(np.asarray(v, np.uint32) for v in (a, b, chosen)))
+    bytes = np.stack([a, b], -1).view(np.uint8)
+    nibbles = chosen[..., None] >> np.arange(0, 16, 4, np.uint32) & np.uint32(15)
+    found = np.take_along_axis(bytes, (nibbles & 7).astype(np.intp), -1)
+    found = np.where(nibbles & 8, (found >> 7) * np.uint8(255), found)
+    return np.ascontiguousarray(found).view(np.uint32)[..., 0]
+
+
+@functools.cache
+def _parts(words: str) -> tuple[str, str, list[str]]:
+    name, rest = words.split(None, 1)
+    into, *given = re.findall(r"\{[^}]*\}|[^,\s]+", rest)
+    return name, into, given
 
 
 def _execute(words: str, registers: dict[str, Any]) -> None:
-    name, rest = words.split(None, 1)
-    into, *given = re.findall(r"\{[^}]*\}|[^,\s]+", rest)
+    name, into, given = _parts(words)
 
     def value(part: str) -> Any:
         if part.startswith("{"):

@@ -14,10 +14,18 @@ import torch
 class Value:
     """A tensor of numbers, or one."""
 
+    type = types.SimpleNamespace(layout=None)
+
     def __init__(self, a: Any) -> None:
         self.a = np.asarray(a)
-        self.shape, self.dtype = self.a.shape, self.a.dtype.type
-        self.type = types.SimpleNamespace(layout=None)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.a.shape
+
+    @property
+    def dtype(self) -> Any:
+        return self.a.dtype.type
 
     def to(self, kind: type, bitcast: bool = False) -> "Value":
         return Value(self.a.view(kind) if bitcast else self.a.astype(kind))
@@ -35,7 +43,8 @@ class Value:
         return bool(self.a)
 
     def __str__(self) -> str:
-        return str(self.a)
+        # numpy takes its time over a number
+        return str(self.a.item() if self.a.ndim == 0 else self.a)
 
     def __neg__(self) -> "Value":
         return Value(-self.a)
