@@ -2,11 +2,14 @@
 otherwise."""
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 # before numpy is there: products of tiles take its threads a hundred times as long to share as to do
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,3 +33,18 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=300, deadline=None, print_blob=True)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture
+def here(monkeypatch, capsys):
+    """The command line in this process: one of its own takes seconds to import torch."""
+    from draftwood.perf.cli import main
+
+    def run(*args: object) -> subprocess.CompletedProcess[str]:
+        monkeypatch.setattr(sys, "argv", ["draftwood", *map(str, args)])
+        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return subprocess.CompletedProcess(args, int(ended.value.code or 0), said.out, said.err)
+
+    return run

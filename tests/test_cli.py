@@ -41,8 +41,8 @@ def test_one_case_runs_in_this_process_with_the_interpreter_found_necessary_by_i
     assert {verdict["status"] for verdict in json.loads(run.stdout)} <= {"pass", "skip"}
 
 
-def test_an_op_of_ones_own_is_checked_listed_and_timed():
-    listed = json.loads(draftwood("list", "--ops", OUTSIDE, "--json").stdout)
+def test_an_op_of_ones_own_is_checked_listed_and_timed(here):
+    listed = json.loads(here("list", "--ops", OUTSIDE, "--json").stdout)
     assert "scale_rows" in {row["op"] for row in listed}
     checked = draftwood("check", "scale_rows", "--ops", OUTSIDE, "--json")
     verdicts = json.loads(checked.stdout)
@@ -51,17 +51,18 @@ def test_an_op_of_ones_own_is_checked_listed_and_timed():
     assert timed["results"]["scale_rows"][0]["us"]["p50"] > 0
 
 
-def test_formats_are_listed_with_their_bits_and_errors():
-    rows = {row["format"]: row for row in json.loads(draftwood("formats", "--json").stdout)}
+def test_formats_are_listed_with_their_bits_and_errors(here):
+    rows = {row["format"]: row for row in json.loads(here("formats", "--json").stdout)}
     assert rows["q4_0"]["bits"] == 4.5 and rows["tq3_0"]["id"] == 42 and 0.18 < rows["tq3_0"]["theory"] < 0.19
-    assert "tq3_0" in draftwood("formats").stdout
+    assert "tq3_0" in here("formats").stdout
 
 
-def test_ops_come_from_the_environment_too():
-    assert "scale_rows" in draftwood("list", "scale_rows", DRAFTWOOD_OPS=OUTSIDE).stdout
+def test_ops_come_from_the_environment_too(here, monkeypatch):
+    monkeypatch.setenv("DRAFTWOOD_OPS", OUTSIDE)
+    assert "scale_rows" in here("list", "scale_rows").stdout
 
 
-def test_a_failing_op_prints_what_is_needed_to_see_it_again(tmp_path):
+def test_a_failing_op_prints_what_is_needed_to_see_it_again(tmp_path, here):
     for folder in ("reference", "kernels"):
         (tmp_path / folder).mkdir()
         text = (Path(OUTSIDE) / folder / "scale_rows.py").read_text()
@@ -71,7 +72,7 @@ def test_a_failing_op_prints_what_is_needed_to_see_it_again(tmp_path):
     assert "numeric fail" in run.stderr and "got" in run.stderr and "want" in run.stderr
     command = next(line.strip() for line in run.stderr.splitlines() if line.strip().startswith("draftwood check"))
     assert command == f"draftwood check scale_rows --case 'M=3,N=20' --seed 0 --oracle numeric --ops {tmp_path}"
-    again = draftwood("check", "scale_rows", "--case", "M=3,N=20", "--oracle", "numeric", "--ops", str(tmp_path))
+    again = here("check", "scale_rows", "--case", "M=3,N=20", "--oracle", "numeric", "--ops", str(tmp_path))
     assert again.returncode == 1
 
 
@@ -100,13 +101,13 @@ def test_a_failing_op_prints_what_is_needed_to_see_it_again(tmp_path):
         ),
     ],
 )
-def test_bad_input_gets_one_sentence_and_exit_code_2(args, sentence):
-    run = draftwood(*args)
+def test_bad_input_gets_one_sentence_and_exit_code_2(args, sentence, here):
+    run = here(*args)
     assert run.returncode == 2
     assert sentence in run.stderr.replace("\n", " ") and "Traceback" not in run.stderr
 
 
-def test_doctor_reports_the_machine_as_json():
-    run = draftwood("doctor", "--json")
+def test_doctor_reports_the_machine_as_json(here):
+    run = here("doctor", "--json")
     report = json.loads(run.stdout)
     assert {"machine", "packages", "ops"} <= set(report) and report["packages"]["torch"] != "not installed"

@@ -153,15 +153,15 @@ def test_the_command_writes_text_and_numbers(target, draft):
     assert found["tokens"] == 4 and found["prompt_tokens"] == 1 and found["steps"] >= 1 and found["text"]
 
 
-def test_the_command_refuses_in_one_sentence(tmp_path):
+def test_the_command_refuses_in_one_sentence(tmp_path, here):
     run = draftwood("generate", "--target", tmp_path / "no.gguf", "--prompt", "x")
     assert run.returncode == 2 and run.stderr.strip().startswith("draftwood: there is no file ")
     assert len(run.stderr.strip().splitlines()) <= 2 and "Traceback" not in run.stderr
-    both = draftwood("generate", "--target", tmp_path / "no.gguf")
+    both = here("generate", "--target", tmp_path / "no.gguf")
     assert both.returncode == 2 and "give --prompt or --chat, one of them" in both.stderr
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine can time steps")
-def test_timing_a_model_without_a_gpu_is_refused():
-    run = draftwood("bench", "model", "--synthetic", "27b")
+def test_timing_a_model_without_a_gpu_is_refused(here):
+    run = here("bench", "model", "--synthetic", "27b")
     assert run.returncode == 2 and "times whole steps on a GPU, and there is none here" in run.stderr

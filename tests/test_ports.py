@@ -360,36 +360,36 @@ def test_the_committed_forecast_missed_less_than_one_real_failure_in_a_hundred()
         assert forecast.misses(held["rows"]) < 0.01
 
 
-def test_an_unknown_architecture_or_kind_of_config_is_one_sentence():
-    assert "no architecture named 'volta'" in draftwood("ports", "--arch", "volta").stderr
-    assert "no configs named 'best'" in draftwood("ports", "--configs", "best").stderr
+def test_an_unknown_architecture_or_kind_of_config_is_one_sentence(here):
+    assert "no architecture named 'volta'" in here("ports", "--arch", "volta").stderr
+    assert "no configs named 'best'" in here("ports", "--configs", "best").stderr
 
 
-def test_a_bundle_verifies_and_a_changed_or_broken_one_does_not(tmp_path):
+def test_a_bundle_verifies_and_a_changed_or_broken_one_does_not(tmp_path, here):
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
     file = tmp_path / "bundle.safetensors"
-    made = draftwood("golden", "export", str(file), "rms_norm", "--cases", "smoke")
+    made = here("golden", "export", str(file), "rms_norm", "--cases", "smoke")
     assert made.returncode == 0, made.stderr
-    assert draftwood("golden", "verify", str(file)).returncode == 0
+    assert here("golden", "verify", str(file)).returncode == 0
     with safe_open(file, "pt") as bundle:
         tensors, metadata = {key: bundle.get_tensor(key) for key in bundle.keys()}, bundle.metadata()  # noqa: SIM118
     for kind in ("native", "exact"):
         tensors[f"0.{kind}.out"] += torch.ones_like(tensors[f"0.{kind}.out"])
     save_file(tensors, file, metadata)
-    run = draftwood("golden", "verify", str(file))
+    run = here("golden", "verify", str(file))
     assert run.returncode == 1 and "golden fail" in run.stderr
     file.write_bytes(file.read_bytes()[:100])
-    assert "is no golden bundle" in draftwood("golden", "verify", str(file)).stderr.replace("\n", " ")
+    assert "is no golden bundle" in here("golden", "verify", str(file)).stderr.replace("\n", " ")
 
 
-def test_a_bring_up_without_a_gpu_is_refused_in_a_sentence():
+def test_a_bring_up_without_a_gpu_is_refused_in_a_sentence(here):
     import torch
 
     if not torch.cuda.is_available():
-        assert "no GPU here to bring up" in draftwood("port").stderr
+        assert "no GPU here to bring up" in here("port").stderr
 
 
 def order(tmp_path, **changes) -> port.Order:
@@ -455,8 +455,8 @@ def test_what_has_no_result_here_is_timed_first_and_what_has_the_most_cases_last
     assert list(timed) == ["rms_norm", "dequant_matmul", "swiglu"]
 
 
-def test_a_bring_up_can_end_after_any_step():
-    assert "no step named 'benches'; there are doctor, compile, check" in draftwood("port", "--until", "benches").stderr
+def test_a_bring_up_can_end_after_any_step(here):
+    assert "no step named 'benches'; there are doctor, compile, check" in here("port", "--until", "benches").stderr
 
 
 def test_what_is_tuned_first_is_spread_over_the_ops(tmp_path):
