@@ -197,7 +197,7 @@ def _permuted(a: np.ndarray, b: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     """prmt: four of the eight bytes that b and a are; the sign alone where a nibble says so."""
     a, b, chosen = np.broadcast_arrays(*(np.asarray(v, np.uint32) for v in (a, b, chosen)))
     bytes = np.stack([a, b], -1).view(np.uint8)
-    nibbles = chosen[..., None] >> np.arange(0, 16, 4, np.uint32) & np.uint32(15)
+    nibbles = chosen[..., None] >> np.arange(0, 16, 4, dtype=np.uint32) & np.uint32(15)
     found = np.take_along_axis(bytes, (nibbles & 7).astype(np.intp), -1)
     found = np.where(nibbles & 8, (found >> 7) * np.uint8(255), found)
     return np.ascontiguousarray(found).view(np.uint32)[..., 0]

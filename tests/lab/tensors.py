@@ -27,7 +27,7 @@ class Value:
     def dtype(self) -> Any:
         return self.a.dtype.type
 
-    def to(self, kind: type, bitcast: bool = False) -> "Value":
+    def to(self, kind: Any, bitcast: bool = False) -> "Value":
         return Value(self.a.view(kind) if bitcast else self.a.astype(kind))
 
     def broadcast_to(self, shape: tuple[int, ...]) -> "Value":
