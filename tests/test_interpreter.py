@@ -87,6 +87,36 @@ def test_device_assert_fires():
 
 
 @triton.jit
+def _joined(x, y, OP: tl.constexpr):
+    if OP == "add":
+        return x + y
+    elif OP == "sub":
+        return x - y
+    else:
+        return x * y
+
+
+@triton.jit
+def _integers(x, y, out, OP: tl.constexpr, N: tl.constexpr):
+    o = tl.arange(0, N)
+    tl.store(out + o, _joined(tl.load(x + o), tl.load(y + o), OP))
+
+
+@pytest.mark.parametrize(
+    ("op", "x", "y", "most"),
+    [("add", 2**31 - 2, 1, 2**31 - 1), ("sub", -(2**31) + 1, 1, -(2**31)), ("mul", 2**30, -2, -(2**31))],
+)
+def test_an_integer_that_overflows_is_refused_and_one_that_just_fits_is_not(op, x, y, most):
+    pair = [torch.tensor([v, 1], dtype=torch.int32) for v in (x, y)]
+    out = torch.zeros(2, dtype=torch.int32)
+    # a launch that ends halfway leaves no trace in the next one
+    with pytest.raises(Exception, match=f"int32 overflow detected for operation {op}"):
+        _integers[(1,)](pair[0], 2 * pair[1], out, OP=op, N=2)
+    _integers[(1,)](*pair, out, OP=op, N=2)
+    assert out[0] == most
+
+
+@triton.jit
 def _copy(x, out, N, B: tl.constexpr):
     o = tl.arange(0, B)
     tl.store(out + o, tl.load(x + o), mask=o < N)

@@ -139,8 +139,8 @@ def _patch_once(patch: Callable[..., Any]) -> Callable[..., Any]:
 
 def _overflow(self: Any, lhs: Any, rhs: Any, binary_op: Callable[..., Any]) -> None:
     """What Triton asks of sums and products of integers, without a tensor of its own for every step of the question."""
-    kind = lhs.type.scalar
-    if kind.int_bitwidth >= 64 or not self.builder.options.sanitize_overflow:
+    kind, options = lhs.type.scalar, self.builder.options
+    if kind.int_bitwidth >= 64 or not (options.sanitize_overflow and options.debug):
         return
     operation = {"add": np.add, "sub": np.subtract, "mul": np.multiply}[binary_op.__name__]
     wide = operation(lhs.handle.data.astype(np.int64), rhs.handle.data.astype(np.int64))
@@ -409,7 +409,10 @@ def _hook_memory() -> None:
 
     def __call__(self: Any, *args: Any, **kwargs: Any) -> Any:
         _patched.clear()
-        out = run(self, *args, **kwargs)
+        try:
+            out = run(self, *args, **kwargs)
+        finally:
+            _patched.clear()
         if _current is not None:
             _current._end()
         return out
