@@ -157,6 +157,23 @@ def _broadcast(method: Callable[..., Any]) -> Callable[..., Any]:
     return broadcast_impl_value
 
 
+def _remembered(init: Callable[..., None]) -> Callable[..., None]:
+    """Types of blocks of numbers: all of one kind and shape are alike, and making one is slow."""
+    made: dict[tuple[Any, ...], dict[str, Any]] = {}
+
+    def __init__(self: Any, element_ty: Any, shape: Any) -> None:
+        sizes = (getattr(size, "value", size) for size in getattr(shape, "values", shape))
+        key = (element_ty.name, *sizes) if type(element_ty) is tl.dtype else None
+        if known := made.get(key or ()):
+            self.__dict__.update(known)
+            return
+        init(self, element_ty, shape)
+        if key:
+            made[key] = dict(self.__dict__)
+
+    return __init__
+
+
 _installed = False
 
 
@@ -179,6 +196,7 @@ def install() -> None:
         Builder.get_bf16 = lambda self, value: Handle(narrow(np.array([value], np.float32)), tl.bfloat16)
     machine.ReduceScanOpInterface.apply = _reduce(machine.ReduceScanOpInterface.apply)
     machine._patch_lang = _patch_once(machine._patch_lang)
+    tl.block_type.__init__ = _remembered(tl.block_type.__init__)
     TritonSemantic.binary_op_sanitize_overflow_impl = _overflow
     TritonSemantic.broadcast_impl_value = _broadcast(TritonSemantic.broadcast_impl_value)
     machine.interpreter_builder.options = dataclasses.replace(machine.interpreter_builder.options, debug=True)
