@@ -1,8 +1,8 @@
 """Triton's interpreter, made honest and watched.
 
 Honest: on its own it multiplies bf16 as the integers that hold it, truncates f32 -> bf16, never fires
-`tl.device_assert` and performs loads and stores out of bounds. `install()` mends the first three once per process; a
-`Watch` sees the rest:
+`tl.device_assert` and performs loads and stores out of bounds. `install()` mends the first three once per process, and
+answers at once what Triton asks again and again; a `Watch` sees the rest:
 
     bounds   every address a launch touches lies inside a tensor it was given, and is a multiple of its element's size
     race     no two programs touch the same bytes with a plain store among them, unless an atomic orders them
@@ -159,17 +159,18 @@ def _broadcast(method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _remembered(init: Callable[..., None]) -> Callable[..., None]:
     """Types of blocks of numbers: all of one kind and shape are alike, and making one is slow."""
-    made: dict[tuple[Any, ...], dict[str, Any]] = {}
+    made: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
 
     def __init__(self: Any, element_ty: Any, shape: Any) -> None:
-        sizes = (getattr(size, "value", size) for size in getattr(shape, "values", shape))
-        key = (element_ty.name, *sizes) if type(element_ty) is tl.dtype else None
-        if known := made.get(key or ()):
-            self.__dict__.update(known)
+        sizes = tuple(getattr(size, "value", size) for size in getattr(shape, "values", shape))
+        if type(element_ty) is not tl.dtype or any(type(size) is not int for size in sizes):
+            init(self, element_ty, shape)
             return
-        init(self, element_ty, shape)
-        if key:
+        key = element_ty.name, sizes
+        if key not in made:
+            init(self, element_ty, shape)
             made[key] = dict(self.__dict__)
+        self.__dict__.update(made[key])
 
     return __init__
 
