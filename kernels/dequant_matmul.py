@@ -38,7 +38,9 @@ from .lib.device import (
     is_narrow,
     lacks_dot,
     lacks_imma,
+    processors,
 )
+from .lib.handed import countable
 from .lib.parts import in_parts, parts_of
 from .rms_norm import rms_norm
 
@@ -270,7 +272,7 @@ def _on_tiles(
     config = config or pick("dequant_matmul", Config(), x.device, **dims, precision=precision, layout=layout)
     # the ring takes x and the weight in pieces of 16 bytes
     whole = precision == "int8" or (x.stride(0) % 8 == 0 and x.data_ptr() % 16 == 0)
-    whole = whole and weight.data_ptr() % 16 == 0
+    whole = whole and weight.data_ptr() % 16 == 0 and countable(weight.shape[0], weight.shape[1], processors(x.device))
     rings = has_wgmma(x.device) and whole
     if config.algorithm == "ring" and not whole:
         config = replace(config, algorithm="")

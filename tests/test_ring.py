@@ -28,8 +28,9 @@ def ring_of(ring, late=False, order=(0, 1)):
     def at(grid):
         def launch(*args, num_warps=0, launch_pdl=False, maxnreg=0, **more):
             # where one share of a group takes, it waits for shares before it alone
-            *_, K, least, _ = args
-            together = 1 if more["EACH"] == more["E"] else handed.sharers(least, K // 256)
+            K, least, longer = args[-9:-6]
+            groups = (grid[0] * least + longer) // (K // 256)
+            together = 1 if more["EACH"] == more["E"] else handed.sharers(groups, K // 256, grid[0])
             gluon.launch(ring.ring_exact, grid, args, late, order, together, **more)
 
         return launch
@@ -86,7 +87,7 @@ def test_whatever_the_shape_chooses_has_room(name):
             registers, E = ring_exact.registers(warps, config.resident), ring_exact.eights_of(M)
             assert registers >= 64
             # of its sums, a part's and what a lane needs besides
-            assert 4 * E * (1 + handed.at_once(E, registers, 1, 9)) <= registers
+            assert 4 * E * (1 + handed.at_once(E, registers, 9)) <= registers
             assert 132 * config.resident * warps * E * 128 <= workspace.PARTS
 
 
@@ -99,22 +100,22 @@ def test_shares_of_programs_lose_and_repeat_no_record(warps, resident, monkeypat
 
 
 @gluon_language.jit
-def _shares(out, least, more, groups, records, LAST):
-    i_s, first, last = share(least, more, groups, records, LAST)
+def _shares(out, numbers, groups, records, LAST):
+    i_s, first, last = share(numbers, groups, records, LAST)
     p = out + gl.program_id(0) * 4
     gl.store(p, i_s)
     gl.store(p + 1, first)
     gl.store(p + 2, last)
-    gl.store(p + 3, owner(last - 1, least, more))
+    gl.store(p + 3, owner(last - 1, numbers))
 
 
 @given(st.integers(1, 12), st.integers(1, 24), st.integers(1, 60), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_shares_are_every_record_once_and_who_takes_comes_behind(groups, records, programs, last):
     programs = min(programs, groups * records)
-    least, more = divmod(groups * records, programs)
     out = torch.zeros(programs, 4, dtype=torch.int32)
-    gluon.launch(_shares, (programs,), (out, least, more, groups, records, last), late=False)
+    numbers = handed.shares(groups, records, programs)
+    gluon.launch(_shares, (programs,), (out, numbers, groups, records, last), late=False)
     place = {i_s: i for i, (i_s, *_) in enumerate(out.tolist())}
     held = sorted(out.tolist())
     assert [i_s for i_s, *_ in held] == list(range(programs)) == [whose for *_, whose in held]
@@ -134,12 +135,13 @@ def test_shares_are_every_record_once_and_who_takes_comes_behind(groups, records
 def test_a_groups_last_share_does_not_take_and_places_are_enough(groups, records, programs, E):
     """It has its part first, and would wait for shares that end later, each for the next."""
     programs = min(programs, groups * records)
-    least, more = divmod(groups * records, programs)
+    least, more, *_ = handed.shares(groups, records, programs)
     each = handed.each(E, least, records, True)
     whose = [i for i in range(programs) for _ in range(least + (i < more))]
+    many = [1 + whose[(g + 1) * records - 1] - whose[g * records] for g in range(groups)]
+    assert handed.sharers(groups, records, programs) == max(many)
     for g in range(groups):
         first, last = whose[g * records], whose[(g + 1) * records - 1]
-        assert last - first < handed.sharers(least, records)
         assert first == last or (last - first) * each >= E
     # of the words that are between launches, for as many programs as an H200 has multiprocessors
     assert each == E or 2 * (programs + groups) <= 3 * programs
@@ -205,7 +207,7 @@ BUGS = {
     "x is the first record's in the ring": ("at + slot_x * (256 * E)", "at"),
     "x is said to come for another record": ("slot_x, next_x = 0, 0, 0, SX % S", "slot_x, next_x = 0, 0, 0, 0"),
     "x goes on in another slot": ("_next(slot_x, SX)", "_next(slot_x, S)"),
-    "a sharer is left out": ("(g1 + 1) * records - 1, least, more)", "(g1 + 1) * records - 1, least, more) - 1"),
+    "a sharer is left out": ("(g1 + 1) * records - 1, shares)", "(g1 + 1) * records - 1, shares) - 1"),
     "a sharer is counted twice": ("acc = take(partial + (i_s + 1)", "acc = take(partial + (i_s + 2)"),
     "shares hand over to one place": ("hand(partial + i_s.to(gl.int64) * SLOT", "hand(partial + i_s.to(gl.int64) * 0"),
     "the group's first part is handed over, too": ("if mine > 0:", "if mine >= 0:"),
@@ -222,7 +224,10 @@ BUGS = {
     "what was taken is left": ("{at}, empty;", "{at}, other;"),
     "who waits comes first": ("programs - 1 - gl.program_id(0)", "gl.program_id(0)"),
     "a share with nothing to take is another": ("behind = i_s - groups + 1", "behind = i_s - groups + 2"),
-    "none of the longer shares has nothing to take": ("if behind <= alone:", "if behind < 0:"),
+    "none of the longer shares has nothing to take": ("longer = behind <= alone", "longer = behind < 0"),
+    "a share is divided by as a longer one": ("longer, shares[5], shares[4]", "longer, shares[5], shares[5]"),
+    "what is left of a group by a longer share is as by others": ("shares[7], shares[6]", "shares[6], shares[6]"),
+    "a quotient is twice as large": (" * by) >> 30", " * by) >> 29"),
     "the longer shares come last": ("(i_s < more).to(gl.int32)", "(i_s >= more).to(gl.int32)"),
     "rows g and g + 8 change places": ("return _four(b0, W), _four(b1, W)", "return _four(b1, W), _four(b0, W)"),
     "odd rows take the even rows' d": ("low = (d >> (16 * odd)) & 0xFFFF", "low = d & 0xFFFF"),
@@ -329,3 +334,18 @@ def test_the_ring_and_the_wide_kernel_give_the_same_numbers(name, M, dtype):
     )
     for y in rings:
         assert torch.allclose(y, wide, rtol=2e-3, atol=2e-3 * float(wide.abs().max()))
+
+
+@given(st.integers(1, 1 << 18), st.integers(1, 1 << 18))
+@settings(max_examples=300, deadline=None)
+def test_divisors_are_divided_by_exactly(i, d):
+    i = min(i, ((1 << 30) - 1) // d)
+    for number in (i, i // d * d, max(0, i // d * d - 1)):
+        assert (number * handed.by(d)) >> 30 == number // d
+
+
+def test_a_weight_of_more_records_than_are_counted_is_another_algorithms():
+    assert handed.countable(248320 // 64, 20, 16) and handed.countable(1 << 14, 16, 132)
+    assert not handed.countable(1 << 20, 64, 132)
+    with pytest.raises(ValueError, match="132 programs do not take 1048576 groups of 64 records"):
+        handed.shares(1 << 20, 64, 132)

@@ -29,8 +29,9 @@ def ring_of(ring, late=False, order=(0, 1)):
     def at(grid):
         def launch(*args, num_warps=0, launch_pdl=False, maxnreg=0, **more):
             # where one share of a group takes, it waits for shares before it alone
-            *_, K, least, _ = args
-            together = 1 if more["EACH"] == more["E"] else handed.sharers(least, K // 256)
+            K, least, longer = args[-9:-6]
+            groups = (grid[0] * least + longer) // (K // 256)
+            together = 1 if more["EACH"] == more["E"] else handed.sharers(groups, K // 256, grid[0])
             gluon.launch(ring.ring_int8, grid, args, late, order, together, **more)
 
         return launch
@@ -120,8 +121,7 @@ def test_a_piece_of_x_is_what_the_reference_rounds_to(name):
     x[3], x[4, 256:] = 0, 127
     held = torch.full((K // 256, 2, piece // 4), -1, dtype=torch.int32)
     rows_int8.quantise_pieces[(K // 256, 2)](
-        x, x.stride(0), held, M, BY_32=by_32, MINIMUMS=name in ("q4_k", "q5_k"), PIECE=piece, SMALLEST=SMALLEST,
-        EARLY="no", num_warps=4,
+        x, x.stride(0), held, M, FORMAT=name, PIECE=piece, SMALLEST=SMALLEST, EARLY="no", ASM=False, num_warps=8
     )  # fmt: skip
     d, q = quantise_activations(torch.cat((x, torch.zeros(5, K))), group_of(name))
     q = q.reshape(2, 8, K // 256, 4, 2, 2, 2, 4, 2)  # eight n k, then c e r1 s t h

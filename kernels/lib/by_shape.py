@@ -116,7 +116,8 @@ def _ring_program_int8(M: int, N: int, records: int, format: str, swiglu: bool) 
     if swiglu:
         warps, resident, registers = (8, 2, 72) if M <= 32 else (8, 1, 144)
     else:
-        warps, resident, registers = (4, 3, 64) if M <= 16 and N * records > 5120 * 32 else (4, 2, 104)
+        three = 8 < M <= 16 and N * records > 5120 * 32
+        warps, resident, registers = (4, 3, 64) if three else (4, 2, 96 if M <= 40 else 104)
     while resident > 1 and ring_8.stages(format, M, warps, resident, swiglu) < 2:
         resident, registers = resident - 1, 0
     return warps, resident, registers

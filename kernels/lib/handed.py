@@ -18,15 +18,50 @@ go on with. They wait for each other, so as many programs as share a group are t
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
 # mypy: disable-error-code="assignment, misc"
 # ruff: noqa: RUF005
+import functools
+
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
 from .eights import lanes, repeated
 
+# what a kernel takes of `shares`
+SHARES = ("least", "more", "alone", "by_records", "by_least", "by_longer", "by_rest", "by_rest_longer")
 
-def sharers(least: int, records: int) -> int:
-    """Shares of a group at most, of at least so many records each."""
-    return max(2, 2 + (records - 2) // least)
+
+def by(d: int) -> int:
+    """What `over` divides by d with, 2^30 / d rounded up: exact where i * d < 2^30. A division is twenty instructions,
+    each waiting for the one before, at the start of every program."""
+    return -(-(1 << 30) // max(d, 1))
+
+
+def countable(groups: int, records: int, programs: int) -> bool:
+    """Whether all records of a weight can be divided so, by those of a group and of a share."""
+    return groups * records * max(records, groups * records // programs + 1) < 1 << 30
+
+
+@functools.cache
+def shares(groups: int, records: int, programs: int) -> tuple[int, ...]:
+    """What programs are to know of their shares: records of the least, how many have one more, how many of these have
+    no group's first record, and by what is divided: records of a group, of a share, of a longer one, and of a group
+    beyond a share and beyond a longer one."""
+    least, more = divmod(groups * records, programs)
+    alone = more - -(-more * (least + 1) // records)
+    divisors = records, least, least + 1, records - least, records - least - 1
+    if not countable(groups, records, programs):
+        raise ValueError(f"{programs} programs do not take {groups} groups of {records} records")
+    return least, more, alone, *map(by, divisors)
+
+
+@functools.cache
+def sharers(groups: int, records: int, programs: int) -> int:
+    """Shares of a group at most."""
+    least, more, *_ = shares(groups, records, programs)
+
+    def whose(i: int) -> int:
+        return i // (least + 1) if i < more * (least + 1) else (i - more) // least
+
+    return max(1 + whose((i + 1) * records - 1) - whose(i * records) for i in range(groups))
 
 
 def each(E: int, least: int, records: int, alone: bool) -> int:
@@ -35,46 +70,52 @@ def each(E: int, least: int, records: int, alone: bool) -> int:
     return -(-E // min(E, takers))
 
 
-def at_once(E: int, registers: int, least: int, records: int) -> int:
-    """Parts of E eights of columns that `take` is to have on their way: as many as there are of a group, of shares of
-    at least so many records, and at least two, if a thread has registers for them beside the sums."""
+def at_once(E: int, registers: int, many: int) -> int:
+    """Parts of E eights of columns that `take` is to have on their way: as many as a group of `many` shares has, if a
+    thread has registers for them beside the sums."""
     # measured
     most = 8 if E == 1 else 6 if E == 2 else 5 if E == 3 else 4 if E == 4 else 1
-    return max(1, min(most, (registers - 8) // (4 * E) - 1, max(2, sharers(least, records) - 1)))
+    return max(1, min(most, (registers - 8) // (4 * E) - 1, many - 1))
 
 
 @gluon.jit
-def owner(i, least, more):
-    """The share that holds record i of all: `more` are a record longer than the `least`, and come first."""
-    return gl.where(i < more * (least + 1), i // (least + 1), (i - more) // least)
+def over(i, by):
+    """i / d, of the `by` of d."""
+    return ((i.to(gl.int64) * by) >> 30).to(gl.int32)
 
 
 @gluon.jit
-def share(least, more, groups, records, LAST: gl.constexpr):
+def owner(i, shares):
+    """The share that holds record i of all: those that are a record longer than the least come first."""
+    longer = i < shares[1] * (shares[0] + 1)
+    return over(gl.where(longer, i, i - shares[1]), gl.where(longer, shares[5], shares[4]))
+
+
+@gluon.jit
+def share(shares, groups, records, LAST: gl.constexpr):
     """The program's, its first record and the one after its last. LAST: those that take come last."""
+    least, more, alone = shares[0], shares[1], shares[2]
     programs = gl.num_programs(0)
     i_s = programs - 1 - gl.program_id(0)
     if LAST and programs > groups:
         # no share is longer than a group: as many as there are groups have a group's first record
         behind = i_s - groups + 1
         if behind > 0:
-            alone = more - (more * (least + 1) + records - 1) // records
-            if behind <= alone:
-                i_s = behind + (behind * (least + 1) - 1) // (records - least - 1)
-            else:
-                i_s = behind + (behind * least + more - 1) // (records - least)
+            longer = behind <= alone
+            before = behind * least + gl.where(longer, behind, more) - 1
+            i_s = behind + over(before, gl.where(longer, shares[7], shares[6]))
         else:
-            i_s = owner(i_s * records, least, more)
+            i_s = owner(i_s * records, shares)
     first = i_s * least + gl.minimum(i_s, more)
     return i_s, first, first + least + (i_s < more).to(gl.int32)
 
 
 @gluon.jit
-def between(i_s, g0, g1, first, least, more, records, E: gl.constexpr, EACH: gl.constexpr):
+def between(i_s, g0, g1, first, shares, records, E: gl.constexpr, EACH: gl.constexpr):
     """Of a share's first group the first share, or if only that one takes, whether it is another one; of its last
     group the last share."""
-    a = owner(g0 * records, least, more) if EACH < E else i_s - (first > g0 * records).to(gl.int32)
-    return a, owner((g1 + 1) * records - 1, least, more)
+    a = owner(g0 * records, shares) if EACH < E else i_s - (first > g0 * records).to(gl.int32)
+    return a, owner((g1 + 1) * records - 1, shares)
 
 
 @gluon.constexpr_function
@@ -95,11 +136,10 @@ def _given(E, W, each):
 def _taken(each, E, W, parts):
     """To the sums of `each` eights those of parts, E eights apart, in $: the sums, where a lane's first four lie, and
     how many parts there are, of at least one. If each < E, how many of these are before a part that is not to be
-    taken, where the first four would lie if it were before all, and how many eights there are. Those that are none are
-    zeros."""
+    taken, where the first four would lie if it were before all, and how many eights there are."""
     n = 4 * each
-    text = "{\n.reg .pred more;\n.reg .b32 t;\n.reg .b64 e;\n.reg .b128 empty;\n"
-    loads, empties, found = "", "", "mov.b32 t, 0;\n"
+    text = "{\n.reg .pred more;\n.reg .b32 t;\n.reg .b64 e, any;\n.reg .b128 empty;\n"
+    loads, empties, adds, found = "", "", "", "mov.b32 t, 0;\n"
     for k in range(parts):
         base, part = f"${2 * n}", f"@p{k} " if k else ""
         if k:
@@ -116,15 +156,16 @@ def _taken(each, E, W, parts):
                 text += f"and.pred p{k}e{e}, p{k}e{e}, p{k};\n" if k else ""
             low, high, q = (f"{name}{n // 4 * k + e}" for name in "lhq")
             text += f".reg .b32 {', '.join(four)};\n.reg .b64 {low}, {high};\n.reg .b128 {q};\n"
-            text += f"mov.b64 e, 0;\nmov.b128 {q}, {{e, e}};\n" if there else ""
+            # of none only the first word is looked at, and nothing is added
+            text += f"mov.b64 e, 0;\nmov.b128 {q}, {{e, any}};\n" if there else ""
             loads += f"{there}ld.relaxed.gpu.global.b128 {q}, {at};\n"
             found += f"mov.b128 {{{low}, {high}}}, {q};\nmov.b64 {{{four[0]}, {four[1]}}}, {low};\n"
             found += f"mov.b64 {{{four[2]}, {four[3]}}}, {high};\nmax.u32 t, t, {four[0]};\n"
             empties += f"{there}st.relaxed.gpu.global.b128 {at}, empty;\n"
+            adds += "".join(f"{there}add.f32 ${4 * e + r}, ${4 * e + r}, {four[r]};\n" for r in range(4))
     text += "again:\n" + loads + found
     text += "setp.eq.u32 more, t, 0xffffffff;\n@more bra again;\nbar.warp.sync 0xffffffff;\n"
-    text += "mov.b64 e, 0xffffffffffffffff;\nmov.b128 empty, {e, e};\n" + empties
-    return text + "".join(f"add.f32 ${i % n}, ${i % n}, w{i};\n" for i in range(n * parts)) + "}"
+    return text + "mov.b64 e, 0xffffffffffffffff;\nmov.b128 empty, {e, e};\n" + empties + adds + "}"
 
 
 @gluon.constexpr_function

@@ -30,7 +30,7 @@ from .device import (
     lacks_imma,
     processors,
 )
-from .handed import at_once, each
+from .handed import at_once, each, sharers, shares
 from .parts import parts_of
 from .row_int8 import row_int8
 from .rows_exact import arrange, rows_exact
@@ -179,16 +179,15 @@ def _has_room(stages: int, W: int, M: int, resident: int) -> int:
 
 def _shares(
     device: torch.device, groups: int, records: int, W: int, E: int, resident: int, registers: int
-) -> tuple[int, torch.Tensor, tuple[int, int], dict[str, int]]:
-    """A ring's programs, where they hand sums over, how long their shares are, and who takes what."""
+) -> tuple[int, torch.Tensor, tuple[int, ...], dict[str, int]]:
+    """A ring's programs, where they hand sums over, what they are to know of their shares, and who takes what."""
     P = ring_shares(groups, records, processors(device), resident)
-    least, more = divmod(groups * records, P)
-    alone = processors(device) >= P
-    eights = each(E, least, records, alone)
+    numbers, alone = shares(groups, records, P), processors(device) >= P
+    eights = each(E, numbers[0], records, alone)
     # where several take, a share has a place for each of two groups
     partial = parts(device, (P + groups if eights < E else P) * 128 * W * E)
-    at = at_once(eights, registers, least, records)
-    return P, partial, (least, more), {"EACH": eights, "AT": at, "LAST": not alone}
+    at = at_once(eights, registers, sharers(groups, records, P))
+    return P, partial, numbers, {"EACH": eights, "AT": at, "LAST": not alone}
 
 
 def exact_ring(
@@ -208,9 +207,9 @@ def exact_ring(
     over = W == 8 and resident == 1 and E > 3 and not swiglu
     registers = ring.registers(W, resident)
     early, options = _early(config, x.device)
-    P, partial, shares, handing = _shares(x.device, groups, K // COLUMNS, W, E, resident, registers)
+    P, partial, numbers, handing = _shares(x.device, groups, K // COLUMNS, W, E, resident, registers)
     ring.ring_exact[(P,)](
-        *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial, M, N, K, *shares,
+        *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial, M, N, K, *numbers,
         **_meta(format, swiglu), W=W, E=E, S=stages, SX=stages_x, **handing, OVER=over,
         CODES=ring.CODES.get(format, 4), ABOVE=ring.ABOVE.get(format, 0), EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": registers},
@@ -285,12 +284,12 @@ def int8_ring(
     registers = config.registers or ring.registers(W, resident)
     early, options = _early(config, x.device)
     quantise_pieces[(records, E)](
-        x, x.stride(0), pieces, M, BY_32=group_of(format) == GROUP, MINIMUMS=format in ("q4_k", "q5_k"), PIECE=piece,
-        SMALLEST=SMALLEST, EARLY=early, num_warps=4, enable_fp_fusion=False, **options,
+        x, x.stride(0), pieces, M, FORMAT=format, PIECE=piece, SMALLEST=SMALLEST, EARLY=early, ASM=has_imma(x.device),
+        num_warps=8, enable_fp_fusion=False, **options,
     )  # fmt: skip
-    P, partial, shares, handing = _shares(x.device, groups, records, W, E, resident, registers)
+    P, partial, numbers, handing = _shares(x.device, groups, records, W, E, resident, registers)
     ring_8.ring_int8[(P,)](
-        pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, M, N, K, *shares,
+        pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, M, N, K, *numbers,
         **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages, **handing, EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": registers},
     )  # fmt: skip

@@ -32,7 +32,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from .addresses import address, arrive, begin, read, tell, wait
 from .eights import lanes, multiplied, waited
-from .handed import between, chosen, hand, share, take
+from .handed import SHARES, between, chosen, hand, over, share, take
 from .newer import barrier, fetch, reinterpret
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -413,18 +413,19 @@ def _fetch_x(rows, xs, barriers, column, slot, slot_x, E: gl.constexpr):
 
 @gluon.jit
 def _fetched(
-    rows, planes, held, xs, barriers, first, last, records,
+    rows, planes, held, xs, barriers, first, last, records, by_records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, W: gl.constexpr,
     E: gl.constexpr, S: gl.constexpr, SX: gl.constexpr, TILES: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """One warp: the share's records into the ring."""
     BYTES: gl.constexpr = W // 4 * RECORD + E * 4096
-    column, tile = first % records, first // records * TILES
+    group = over(first, by_records)
+    column, tile = first - group * records, group * TILES
     begun, begun_x = gl.minimum(last - first, S), gl.minimum(last - first, SX)
     column_x = column
-    # the first records of W do not wait for x; with more of them its first rows would come behind all of them. Of gate
-    # and up it is as fast or faster with one more
-    AHEAD: gl.constexpr = 3 if TILES * 4 < W and E > 3 else 2
+    # the first records of W do not wait for x: four tiles a multiprocessor or so, with more x's first rows would come
+    # behind all of them. Of gate and up it is as fast or faster with one more
+    AHEAD: gl.constexpr = (3 if E > 3 else 2) if TILES * 4 < W else 2 if W < 8 else 1
     for e in range(0, gl.minimum(begun, AHEAD)):
         mbarrier.expect(barriers.index(e), BYTES)
         _fetch_w(planes, held, barriers, column, tile, e, FORMAT, RECORD, SCALES, D)
@@ -457,14 +458,14 @@ def _fetched(
 @gluon.jit
 def _multiplied(
     codes, bits, scales, ds, at, barriers, residual, s_residual_m, out, partial, M, N,
-    i_s, first, last, least, more, records,
+    i_s, first, last, shares, records,
     FORMAT: gl.constexpr, BF16: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
     S: gl.constexpr, SX: gl.constexpr, EACH: gl.constexpr, AT: gl.constexpr, OVER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     odd = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :] // 4 % 2
-    g0, g1 = first // records, (last - 1) // records
-    a0, b1 = between(i_s, g0, g1, first, least, more, records, E, EACH)
+    g0, g1 = over(first, shares[3]), over(last - 1, shares[3])
+    a0, b1 = between(i_s, g0, g1, first, shares, records, E, EACH)
     if EARLY:
         tl.extra.cuda.gdc_wait()
     slot, parity, before, slot_x = 0, 0, 0, 0
@@ -519,13 +520,14 @@ def give(
 
 
 # numbers that are compared with and no more: a kernel for each kind of them would be the same
-@gluon.jit(do_not_specialize=["M", "least", "more"])
+@gluon.jit(do_not_specialize=["M", *SHARES])
 def ring_exact(
     rows, codes_of, bits_of, scales_of, d_of,
     residual, s_residual_m,
     out,
     partial,
-    M, N, K, least, more,
+    M, N, K,
+    least, more, alone, by_records, by_least, by_longer, by_rest, by_rest_longer,
     FORMAT: gl.constexpr,
     RECORD: gl.constexpr,
     SCALES: gl.constexpr,
@@ -553,7 +555,8 @@ def ring_exact(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    i_s, first, last = share(least, more, N // (TILES * 64), records, LAST)
+    shares = (least, more, alone, by_records, by_least, by_longer, by_rest, by_rest_longer)
+    i_s, first, last = share(shares, N // (TILES * 64), records, LAST)
 
     xs = gl.allocate_shared_memory(TYPE, [SX * E, 4, 8, 64], gl.NVMMASharedLayout(128, 16, rank=3))
     # of a record that is there, and from FREE on of one that may be overwritten; a KiB, so that it says where it is
@@ -585,10 +588,11 @@ def ring_exact(
     gl.warp_specialize(
         [
             (_multiplied, (codes, bits, scales, ds, at, at_barriers, residual, s_residual_m, out, partial,
-                           M, N, i_s, first, last, least, more, records, FORMAT, BF16, SWIGLU, W, E, S, SX, EACH,
+                           M, N, i_s, first, last, shares, records, FORMAT, BF16, SWIGLU, W, E, S, SX, EACH,
                            AT, OVER, EARLY)),
             (_fetched, (rows, (codes_of, bits_of, scales_of, d_of), (codes_in, bits_in, scales_in, ds_in), xs,
-                        barriers, first, last, records, FORMAT, RECORD, SCALES, D, W, E, S, SX, TILES, EARLY)),
+                        barriers, first, last, records, shares[3], FORMAT, RECORD, SCALES, D, W, E, S, SX, TILES,
+                        EARLY)),
         ],
         [1], [24],
     )  # fmt: skip

@@ -27,7 +27,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from ...reference.tiles import RECORD
 from .addresses import address, begin, bulk, give_back, kept, tell, wait
 from .eights import lanes, repeated
-from .handed import between, share
+from .handed import SHARES, between, over, share
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
 from .imma import _FIELDS
@@ -299,7 +299,7 @@ def _fetch_w(
 
 @gluon.jit
 def _fetched(
-    weight, pieces, ring, at, at_barriers, barriers, first, last, records, tiles,
+    weight, pieces, ring, at, at_barriers, barriers, first, last, records, by_records, tiles,
     RECORD: gl.constexpr, PIECE: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
     S: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
@@ -307,7 +307,8 @@ def _fetched(
     CODES: gl.constexpr = W // 4 * RECORD
     BYTES: gl.constexpr = CODES + E * PIECE
     TILES: gl.constexpr = W // 8 if SWIGLU else W // 4
-    column, tile = first % records, first // records * TILES
+    group = over(first, by_records)
+    column, tile = first - group * records, group * TILES
     column_x = column
     # the first records of W do not wait for x
     for e in range(0, gl.minimum(last - first, S)):
@@ -333,7 +334,7 @@ def _fetched(
 
 @gluon.jit
 def _multiplied(
-    ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, least, more, records,
+    ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, shares, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr,
     SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, EACH: gl.constexpr,
     AT: gl.constexpr, EARLY: gl.constexpr,
@@ -348,8 +349,8 @@ def _multiplied(
         tile + w * 512 + lane * 16, tile + w * 256 + lane // 4 * 16, tile + w * (16 * d) + lane // 4 * d,
         warp * 0 + lane, warp * 0 + lane % 4,
     )  # fmt: skip
-    g0, g1 = first // records, (last - 1) // records
-    a0, b1 = between(i_s, g0, g1, first, least, more, records, E, EACH)
+    g0, g1 = over(first, shares[3]), over(last - 1, shares[3])
+    a0, b1 = between(i_s, g0, g1, first, shares, records, E, EACH)
     if EARLY:
         tl.extra.cuda.gdc_wait()
     slot, parity = 0, 0
@@ -369,13 +370,14 @@ def _multiplied(
 
 
 # numbers that are compared with and no more: a kernel for each kind of them would be the same
-@gluon.jit(do_not_specialize=["M", "least", "more"])
+@gluon.jit(do_not_specialize=["M", *SHARES])
 def ring_int8(
     pieces, weight,
     residual, s_residual_m,
     out,
     partial,
-    M, N, K, least, more,
+    M, N, K,
+    least, more, alone, by_records, by_least, by_longer, by_rest, by_rest_longer,
     FORMAT: gl.constexpr,
     RECORD: gl.constexpr,
     SCALES: gl.constexpr,
@@ -397,7 +399,8 @@ def ring_int8(
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
-    i_s, first, last = share(least, more, N // (TILES * 64), records, LAST)
+    shares = (least, more, alone, by_records, by_least, by_longer, by_rest, by_rest_longer)
+    i_s, first, last = share(shares, N // (TILES * 64), records, LAST)
 
     KIB: gl.constexpr = (S * (W // 4 * RECORD + E * PIECE) + 1023) // 1024
     ring = gl.allocate_shared_memory(gl.int32, [KIB, 8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
@@ -416,9 +419,9 @@ def ring_int8(
     gl.warp_specialize(
         [
             (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last,
-                           least, more, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EACH, AT, EARLY)),
-            (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, N // 64, RECORD, PIECE,
-                        SWIGLU, W, E, S, EARLY)),
+                           shares, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EACH, AT, EARLY)),
+            (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, shares[3], N // 64,
+                        RECORD, PIECE, SWIGLU, W, E, S, EARLY)),
         ],
         [1], [24],
     )  # fmt: skip

@@ -15,7 +15,7 @@ bits.
 import triton
 import triton.language as tl
 
-from .imma import bits_above, four, lanes, mma, two_groups
+from .imma import bits_above, four, lanes, mma, quantised, sums, two_groups
 from .tiles import HIGH, halves
 
 _HIGH = tl.constexpr(HIGH)
@@ -87,41 +87,57 @@ def quantise_pieces(
     x, s_x_m,
     pieces,
     M,
-    BY_32: tl.constexpr,
-    MINIMUMS: tl.constexpr,
+    FORMAT: tl.constexpr,
     PIECE: tl.constexpr,
     SMALLEST: tl.constexpr,
     EARLY: tl.constexpr,
+    ASM: tl.constexpr,
 ):  # fmt: skip
-    """A program 256 columns of 8 rows, in one piece for `ring_int8`: i32 [K / 256, eights, PIECE / 4].
+    """A program 256 columns of 8 rows, a warp each, in one piece for `ring_int8`: i32 [K / 256, eights, PIECE / 4].
 
-    words [4, 32 lanes, 4], then BY_32 d [8 groups, 8], else with MINIMUMS sums [32 lanes, 2] as pairs of f16, and d [8]
+    words [4, 32 lanes, 4], then of q8_0 and q4_0 d [8 groups, 8], else but for q6_k sums [32 lanes, 2] as pairs of f16,
+    and d [8]
     """
     if EARLY != "no":
         tl.extra.cuda.gdc_launch_dependents()
-        tl.extra.cuda.gdc_wait()
+    lane = lanes(8, ASM)
+    o, o_2 = tl.arange(0, 256), tl.arange(0, 512)
     i_k, i_m, eights = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    b_d, b_sum, b_w = _quantised(x, s_x_m, M, i_k, i_m, BY_32, SMALLEST)
+    # lane 4 n + t: columns 32 n + 2 t and on, + 8, + 16, + 24
+    o_m = i_m * 8 + o_2 // 64
+    p_x = x + o_m.to(tl.int64) * s_x_m + i_k * 256 + o_2 // 8 % 8 * 32 + o_2 % 8
+    row, n, t = o // 32, o // 4 % 8, o % 4
     p = pieces + (i_k * eights + i_m).to(tl.int64) * (PIECE // 4)
-    tl.store(p + tl.arange(0, 512), b_w)
-    b_d = b_d.to(tl.int32, bitcast=True)
-    if BY_32:
-        b_d = tl.permute(tl.reshape(b_d, (8, 8)), (1, 0))
-        tl.store(p + 512 + tl.arange(0, 8)[:, None] * 8 + tl.arange(0, 8)[None, :], b_d)
+    p_w = p + n // 2 * 128 + row * 16 + t * 4 + n % 2 * 2
+    if EARLY != "no":
+        tl.extra.cuda.gdc_wait()
+    x0 = tl.load(p_x, mask=o_m < M, other=0.0)
+    x1 = tl.load(p_x + 8, mask=o_m < M, other=0.0)
+    x2 = tl.load(p_x + 16, mask=o_m < M, other=0.0)
+    x3 = tl.load(p_x + 24, mask=o_m < M, other=0.0)
+    words, d0, d1 = quantised(x0, x1, x2, x3, lane, FORMAT, SMALLEST, ASM)
+    tl.store(p_w[:, None] + tl.arange(0, 2)[None, :], tl.join(*words))
+    d0, d1 = d0.to(tl.int32, bitcast=True), d1.to(tl.int32, bitcast=True)
+    if FORMAT == "q8_0" or FORMAT == "q4_0":
+        p_d = p + 512 + t * 16 + row
+        tl.store(p_d, d0, mask=n == 0)
+        tl.store(p_d + 8, d1, mask=n == 0)
     else:
+        MINIMUMS: tl.constexpr = FORMAT != "q6_k"
         if MINIMUMS:
             # up to 4064: in f16 an even number is exact
-            odd = b_sum & 1
-            b_pairs = tl.join(_pairs(b_sum - odd), _pairs(odd))  # [8, 4, 2]
-            tl.store(p + 512 + tl.arange(0, 64), tl.reshape(b_pairs, (64,)))
-        tl.store(p + (576 if MINIMUMS else 512) + tl.arange(0, 8), b_d)
+            s0, s1 = sums(words, ASM)
+            p_s = p + 512 + row * 8 + t * 2
+            pairs = tl.join(_pair(s0 & -2, s1 & -2), _pair(s0 & 1, s1 & 1))
+            tl.store(p_s[:, None] + tl.arange(0, 2)[None, :], pairs, mask=(n == 0)[:, None])
+        tl.store(p + (576 if MINIMUMS else 512) + row, d0, mask=o % 32 == 0)
 
 
 @triton.jit
-def _pairs(b):
-    """[8, 8] integers -> [8, 4] of two f16."""
-    halves = b.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
-    return tl.sum(tl.reshape(halves, (8, 4, 2)) << (16 * tl.arange(0, 2)), 2)
+def _pair(a, b):
+    """Two integers as f16, in a word."""
+    low = a.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) & 0xFFFF
+    return low | (b.to(tl.float16).to(tl.int16, bitcast=True).to(tl.int32) << 16)
 
 
 @triton.jit
