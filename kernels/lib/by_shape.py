@@ -92,8 +92,9 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     elif N <= 2048:
         warps, resident = 4, 2
     elif M <= 16:
-        # four where each has more than a few records
-        warps, resident = 4, 4 if M <= 8 and format != "q8_0" and N * records > 5120 * 32 else 3
+        # four where each has more than a few records; of few, two where three share a group unevenly
+        many = N * records > 5120 * 32
+        warps, resident = 4, 4 if many and M <= 8 and format != "q8_0" else 3 if many or records <= 20 else 2
     elif M <= 32 and format == "q4_k" and N >= 128 * 132 and records <= 24:
         # a group has few shares, so its sum is short
         warps, resident = 8, 2
@@ -116,7 +117,7 @@ def _ring_program_int8(M: int, N: int, records: int, format: str, swiglu: bool) 
     if swiglu:
         warps, resident, registers = (8, 2, 72) if M <= 32 else (8, 1, 144)
     else:
-        three = 8 < M <= 16 and N * records > 5120 * 32
+        three = M <= 16 and N * records > 5120 * 32 and (M > 8 or format != "q4_k")
         warps, resident, registers = (4, 3, 64) if three else (4, 2, 96 if M <= 40 else 104)
     while resident > 1 and ring_8.stages(format, M, warps, resident, swiglu) < 2:
         resident, registers = resident - 1, 0
