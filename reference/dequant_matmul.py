@@ -139,6 +139,31 @@ def _tolerance(case: Case) -> Calibrated:
     return Calibrated(ulps=1, compute=DTYPES[case["dtype"]])
 
 
+def _scatter(case: Case, inputs: Inputs) -> tuple[torch.Tensor, ...]:
+    """What rounding weights once, to what tensor cores take, does to silu(g) u, in first order, inputs in f64:
+
+        var g = x^2 unit(W)^2T / 12, of u alike    var y = (silu'(g) u)^2 var g + silu(g)^2 var u
+
+    A tolerance's slack goes by the size of an output and of all of them. A product may be small where one of its sums
+    is not, and then has the other's error times that.
+    """
+    compute, format, x, norm = _tolerance(case).compute, case["format"], inputs["x"], inputs["norm"]
+    if not gated(case) or compute in (torch.float32, FORMATS[format].dtype):
+        return ()
+    if norm is not None:
+        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * norm
+    weight = inputs["weight"] if case["layout"] == "gguf" else _blocks(inputs)
+    rounding, sums = torch.finfo(compute), []
+    for part in weight.split(max(1, WEIGHTS_AT_ONCE // case["K"])):
+        w = dequantise(part, format).to(x.dtype)
+        unit = rounding.eps * torch.exp2(w.abs().clamp_min(rounding.tiny).log2().floor())
+        sums.append(torch.stack((x @ w.T, x.square() @ unit.square().T / 12)))
+    (g, u), (var_g, var_u) = (part.chunk(2, dim=1) for part in torch.cat(sums, dim=2))
+    half = torch.sigmoid(g)
+    slope = half * (1 + g * (1 - half))
+    return (((slope * u).square() * var_g + (g * half).square() * var_u).sqrt(),)
+
+
 def _cost(case: Case) -> Cost:
     M, N, K, size = case["M"], case["N"], case["K"], DTYPES[case["dtype"]].itemsize
     out = M * (N // 2 if gated(case) else N)
@@ -340,6 +365,7 @@ SPEC = Spec(
     },
     cost=_cost,
     tolerance=_tolerance,
+    scatter=_scatter,
     # a weight that cancels to zero in f16 makes NaN of an infinity
     nonfinite=lambda case: ("x:nan",) if case["layout"] != "gguf" and case["precision"] == "exact" else ("x",),
     cold=("weight",),

@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config, dequant_matmul
+from draftwood.lab.compare import compare
+from draftwood.lab.oracles import draw
 from draftwood.reference import dequant_matmul as meaning
 from draftwood.reference import formats
-from draftwood.reference.tiles import RECORD, to_tiles
+from draftwood.reference.spec import DTYPES, Case, Inputs, case
+from draftwood.reference.tiles import RECORD, from_tiles, to_tiles
 from gguf import GGUFReader
 from hypothesis import given
 from hypothesis import strategies as st
@@ -174,6 +177,59 @@ def test_the_reference_does_not_care_how_many_weights_it_holds_at_once(monkeypat
     whole = meaning.dequant_matmul(x.double(), weight, "q4_k", swiglu=True)
     monkeypatch.setattr(meaning, "WEIGHTS_AT_ONCE", 7 * 512)
     assert torch.allclose(meaning.dequant_matmul(x.double(), weight, "q4_k", swiglu=True), whole, rtol=1e-13)
+
+
+def gated_case(name: str, dtype: str, layout: str = "tiles", M: int = 1) -> Case:
+    return case(
+        M=M, N=128, K=256, format=name, precision="exact", dtype=dtype, epilogue="swiglu", scales="usual", layout=layout
+    )
+
+
+def rounded_once(inputs: Inputs, weight: torch.Tensor) -> torch.Tensor:
+    """silu(x gateᵀ) * (x upᵀ) of whatever made these weights, all else in f64."""
+    gate, up = (inputs["x"].double() @ weight.double().T).chunk(2, 1)
+    return (gate * torch.sigmoid(gate) * up).to(inputs["x"].dtype)
+
+
+@pytest.mark.parametrize("dtype", ["f16", "bf16"])
+@pytest.mark.parametrize("name", ["q4_k", "q5_k", "q6_k"])
+def test_weights_rounded_once_are_within_the_bound_of_gate_and_up(name, dtype):
+    """Two of 180 were not, when all that was granted went by an output's own size."""
+    spec = meaning.SPEC
+    drawn = gated_case(name, dtype)
+    for seed in range(30):
+        inputs = draw(spec, drawn, seed, torch.device("cpu"))
+        weight = formats.dequantise(from_tiles(inputs["weight"], name), name).double()
+        wide = {**inputs, "x": inputs["x"].double()}
+        native, exact = meaning.dequant_matmul(**inputs), meaning.dequant_matmul(**wide)
+        (scatter,) = spec.scatter(drawn, wide)
+
+        def judged(weight, native=native, exact=exact, scatter=scatter, inputs=inputs):
+            return compare("out", rounded_once(inputs, weight), native, exact, spec.tolerances(drawn)["out"], scatter)
+
+        assert judged(weight.to(DTYPES[dtype])) is None
+        # with five bits fewer
+        parts, exponents = torch.frexp(weight)
+        steps = 2.0 ** (6 if dtype == "f16" else 3)
+        assert judged(torch.ldexp((parts * steps).round() / steps, exponents)) is not None
+
+
+@pytest.mark.parametrize("layout", ["gguf", "tiles"])
+def test_what_is_granted_to_gate_and_up_is_what_rounding_scatters(layout):
+    drawn = gated_case("q4_k", "f16", layout, M=2)
+    inputs = draw(meaning.SPEC, drawn, 3, torch.device("cpu"))
+    blocks = inputs["weight"] if layout == "gguf" else from_tiles(inputs["weight"], "q4_k")
+    weight, x = formats.dequantise(blocks, "q4_k").double(), inputs["x"].double()
+    unit = 2.0 ** (torch.frexp(weight.abs().clamp_min(2.0**-14)).exponent - 11)
+    generator, outs = torch.Generator().manual_seed(0), []
+    for _ in range(400):
+        error = (torch.rand(weight.shape, generator=generator, dtype=torch.float64) - 0.5) * unit
+        gate, up = (x @ (weight + error).T).chunk(2, 1)
+        outs.append(gate * torch.sigmoid(gate) * up)
+    (scatter,) = meaning.SPEC.scatter(drawn, {**inputs, "x": x})
+    ratio = torch.stack(outs).std(0) / scatter
+    assert torch.allclose(ratio.median(), torch.ones((), dtype=torch.float64), atol=0.05)
+    assert ((ratio - 1).abs() < 0.25).double().mean() > 0.97
 
 
 def test_what_is_not_supported_is_refused_with_its_value():
