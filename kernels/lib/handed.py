@@ -25,7 +25,7 @@ from triton.experimental.gluon import language as gl
 
 from .eights import lanes, repeated
 
-# what a kernel takes of `shares`
+# what a kernel takes of `shares`, and hands on in this order
 SHARES = ("least", "more", "alone", "by_records", "by_least", "by_longer", "by_rest", "by_rest_longer")
 
 

@@ -423,8 +423,8 @@ def _fetched(
     column, tile = first - group * records, group * TILES
     begun, begun_x = gl.minimum(last - first, S), gl.minimum(last - first, SX)
     column_x = column
-    # the first records of W do not wait for x: four tiles a multiprocessor or so, with more x's first rows would come
-    # behind all of them. Of gate and up it is as fast or faster with one more
+    # the first records of W do not wait for x: four to eight tiles a multiprocessor, with more of them x's first rows
+    # would come behind all. Of gate and up it is as fast or faster with one more
     AHEAD: gl.constexpr = (3 if E > 3 else 2) if TILES * 4 < W else 2 if W < 8 else 1
     for e in range(0, gl.minimum(begun, AHEAD)):
         mbarrier.expect(barriers.index(e), BYTES)
