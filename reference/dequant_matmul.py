@@ -6,6 +6,7 @@ import torch
 
 from . import matmul_peers as peers
 from .formats import FORMATS, dequantise, draw, row_bytes
+from .rms_norm import rms_norm
 from .spec import DTYPES, Calibrated, Case, Cost, Dim, Inputs, Spec, accumulator, case
 from .tiles import COLUMNS, RECORD, ROWS, from_tiles, to_tiles
 
@@ -151,7 +152,7 @@ def _scatter(case: Case, inputs: Inputs) -> tuple[torch.Tensor, ...]:
     if not gated(case) or compute in (torch.float32, FORMATS[format].dtype):
         return ()
     if norm is not None:
-        x = x * torch.rsqrt(x.square().mean(1, keepdim=True) + 1e-6) * norm
+        x = rms_norm(x, norm)
     weight = inputs["weight"] if case["layout"] == "gguf" else _blocks(inputs)
     rounding, sums = torch.finfo(compute), []
     for part in weight.split(max(1, WEIGHTS_AT_ONCE // case["K"])):
