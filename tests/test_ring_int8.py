@@ -37,7 +37,7 @@ def ring_of(ring, late=False, order=(0, 1)):
         return launch
 
     kernel = type("Kernel", (), {"__getitem__": lambda self, grid: at(grid)})()
-    return types.SimpleNamespace(ring_int8=kernel, stages=ring.stages, PIECE=ring.PIECE)
+    return types.SimpleNamespace(ring_int8=kernel, stages=ring.stages, together=ring.together, PIECE=ring.PIECE)
 
 
 def case(name, M, N, K, seed=0):
@@ -114,18 +114,22 @@ def test_a_row_that_is_not_finite_is_nan_and_no_other(name, monkeypatch):
     assert torch.equal(y.isnan(), rows[:, None].expand(11, 64))
 
 
-@pytest.mark.parametrize("name", TILED)
-def test_a_piece_of_x_is_what_the_reference_rounds_to(name):
+@pytest.mark.parametrize("name, together", [*((name, False) for name in TILED), ("q4_k", True)])
+def test_a_piece_of_x_is_what_the_reference_rounds_to(name, together):
     M, K, piece, by_32 = 11, 512, ring_int8.PIECE[name], group_of(name) == 32
     _, x = case(name, M, 64, K)
     x[3], x[4, 256:] = 0, 127
     held = torch.full((K // 256, 2, piece // 4), -1, dtype=torch.int32)
     rows_int8.quantise_pieces[(K // 256, 2)](
-        x, x.stride(0), held, M, FORMAT=name, PIECE=piece, SMALLEST=SMALLEST, EARLY="no", ASM=False, num_warps=8
+        x, x.stride(0), held, M, FORMAT=name, PIECE=piece, SMALLEST=SMALLEST, TOGETHER=together, EARLY="no", ASM=False,
+        num_warps=8,
     )  # fmt: skip
     d, q = quantise_activations(torch.cat((x, torch.zeros(5, K))), group_of(name))
     q = q.reshape(2, 8, K // 256, 4, 2, 2, 2, 4, 2)  # eight n k, then c e r1 s t h
-    words = held[..., :512].contiguous().view(torch.int8).view(K // 256, 2, 4, 8, 4, 2, 2, 2, 2)  # c n t e r1 h s
+    words = held[..., :512].contiguous()
+    if together:
+        words = words.view(K // 256, 2, 4, 4, 32).transpose(3, 4).contiguous()
+    words = words.view(torch.int8).view(K // 256, 2, 4, 8, 4, 2, 2, 2, 2)  # c n t e r1 h s
     assert torch.equal(words.permute(1, 3, 0, 2, 5, 6, 8, 4, 7).float(), q)
     if by_32:
         found = held[..., 512:].view(torch.float32).view(K // 256, 2, 8, 8).permute(1, 3, 0, 2)

@@ -13,6 +13,14 @@ A warp has 16 rows of W of its own and meets no other: it waits for a record and
 and a piece are contiguous in memory, so each is one copy, and PTX finds all of it by one address.
 
 Minimums meet the sums of x in f16, in one m16n8k16 a record: a sum is an even number, exact up to 4096, and a bit.
+
+Of many rows of x an instruction has all, by wgmma, and four warps multiply together:
+
+             codes ──times three bits of their scale, and the other three──> two A, bytes ─┐
+             x ────────────────────────────────────────────────────────────────────────> B ┴─ wgmma, 256 columns ──> ...
+
+so that nothing is scaled in between: an eight of rows of x is then a third of the instructions. A code is to have five
+bits for it, and a scale six.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -26,7 +34,7 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ...reference.tiles import RECORD
 from .addresses import address, begin, bulk, give_back, kept, tell, wait
-from .eights import lanes, repeated
+from .eights import lanes, multiplied_int8, repeated, waited
 from .handed import SHARES, between, over, share
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -44,6 +52,11 @@ _MAGIC = gl.constexpr(0x4B400000)
 _MINIMUMS = gl.constexpr(
     "{ .reg .b32 t, o; mov.b32 o, 0x64006400; prmt.b32 t, $1, 0x64646464, 0x4341; sub.f16x2 $0, t, o; }"
 )
+
+
+def together(format: str, M: int) -> bool:
+    """Whether four warps multiply together."""
+    return format in ("q4_k", "q5_k") and M > 24
 
 
 def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
@@ -209,9 +222,7 @@ def _add_record(acc, s, g, h, least, d, sums, FORMAT: gl.constexpr):
     """acc + a record's integers times d, less the minimums times the sums of x; g, h: d and minimums' d of two rows."""
     f = (s[0].to(gl.float32) * g[0], s[1].to(gl.float32) * g[0], s[2].to(gl.float32) * h[0], s[3].to(gl.float32) * h[0])
     if FORMAT != "q6_k":
-        m = gl.inline_asm_elementwise(
-            _product(16, "f16", 0), _registers(4, 4, "f"), least + sums, repeated(gl.float32, 4), is_pure=True, pack=1
-        )
+        m = _met(least, sums)
         f = (f[0] - m[0] * g[1], f[1] - m[1] * g[1], f[2] - m[2] * h[1], f[3] - m[3] * h[1])
     d0, d1 = d[0].to(gl.float32, bitcast=True), d[1].to(gl.float32, bitcast=True)
     return acc[0] + f[0] * d0, acc[1] + f[1] * d1, acc[2] + f[2] * d0, acc[3] + f[3] * d1
@@ -250,7 +261,9 @@ def _record(
                 total = total + _add_integers(s[4 * e : 4 * e + 4], a, y, z, x, c == 0, FORMAT)
         s = total
     if not BY_32:
-        g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D)
+        # how often codes count
+        MORE: gl.constexpr = 0.0625 if FORMAT == "q4_k" else 0.25 if FORMAT == "q6_k" else 1.0
+        g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D, MORE)
         total = ()
         for e in gl.static_range(E):
             sums = least
@@ -264,16 +277,83 @@ def _record(
 
 
 @gluon.jit
-def _ds(at_minimums, at_d, FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr):
-    """d and the minimums' d of rows g and of g + 8, and the minimums themselves as A wants them."""
+def _by_bits(a, w, z, SHIFT: gl.constexpr):
+    """Codes of rows g and g + 8 times three bits of their scales."""
+    y0, y1 = (w >> SHIFT) & 7, (z >> SHIFT) & 7
+    return a[0] * y0, a[1] * y1, a[2] * y0, a[3] * y1
+
+
+@gluon.jit
+def _record_together(
+    acc, at, at_x, places, at_free,
+    FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr, W: gl.constexpr,
+    E: gl.constexpr,
+):  # fmt: skip
+    """As `_record`, by four warps together."""
+    at_codes, at_scales, at_d, lane, t = places
+    at_codes, at_scales, at_d = at_codes + at, at_scales + at, at_d + at
+    w0, w1 = _words(at_scales, SCALES, 4), _words(at_scales, SCALES + 128, 4)
+    high = ()
+    if FORMAT == "q5_k":
+        high = _words(at_codes, _HIGH, 4)
+    # loads do not pass a wait for a product
+    ahead = ()
+    for c in gl.static_range(4):
+        ahead = ahead + (_words(at_codes, 2048 * c, 4),)
+    g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D, 1.0)
+    low, up = (), ()
+    for c in gl.static_range(4):
+        v = ahead[c]
+        if FORMAT == "q5_k":
+            a, b = _fifth(v, high[c], 0), _fifth(v, high[c], 1)
+        else:
+            a = _masked(v, 0x0F0F0F0F, 0)
+            b = _masked((v[0] >> 4, v[1] >> 4, v[2] >> 4, v[3] >> 4), 0x0F0F0F0F, 0)
+        at_b = (at_x >> 4) + 32 * c
+        low = multiplied_int8(low, _by_bits(a, w0[c], w1[c], 0) + _by_bits(b, w0[c], w1[c], 16), at_b, W, E, PIECE)
+        up = multiplied_int8(up, _by_bits(a, w0[c], w1[c], 3) + _by_bits(b, w0[c], w1[c], 19), at_b, W, E, PIECE)
+        if c < 3:
+            # the next columns' codes are scaled while these products run
+            both = waited(low + up, 2, True)
+            low, up = both[: 4 * E], both[4 * E :]
+    # and the minimums are met while the last ones do
+    total, ds = (), ()
+    for e in gl.static_range(E):
+        sums, d = _words(at_x + lane * 8, PIECE * e + 2048, 2), _words(at_x + t * 8, PIECE * e + PIECE - 32, 2)
+        d = (d[0].to(gl.float32, bitcast=True), d[1].to(gl.float32, bitcast=True))
+        m = _met(least, sums)
+        ds = ds + (d,)
+        total = total + (
+            acc[4 * e] - m[0] * g[1] * d[0], acc[4 * e + 1] - m[1] * g[1] * d[1],
+            acc[4 * e + 2] - m[2] * h[1] * d[0], acc[4 * e + 3] - m[3] * h[1] * d[1],
+        )  # fmt: skip
+    both = waited(low + up, 0, True)
+    give_back(at_free, True, W)
+    acc, total = total, ()
+    for e in gl.static_range(E):
+        for r in gl.static_range(4):
+            s = both[4 * e + r] + 8 * both[4 * E + 4 * e + r]
+            total = total + (acc[4 * e + r] + s.to(gl.float32) * (h[0] if r > 1 else g[0]) * ds[e][r % 2],)
+    return total
+
+
+@gluon.jit
+def _met(least, sums):
+    """Minimums times sums of x."""
+    return gl.inline_asm_elementwise(
+        _product(16, "f16", 0), _registers(4, 4, "f"), least + sums, repeated(gl.float32, 4), is_pure=True, pack=1
+    )
+
+
+@gluon.jit
+def _ds(at_minimums, at_d, FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, MORE: gl.constexpr):
+    """d times MORE and the minimums' d of rows g and of g + 8, and the minimums themselves as A wants them."""
     if FORMAT == "q6_k":
         g, h = _halves(_half_word(at_d, D)), _halves(_half_word(at_d, D + 16))
         least = (at_minimums, at_minimums)
     else:
         g, h = _halves(_words(at_d, D, 1)[0]), _halves(_words(at_d, D + 32, 1)[0])
         least = (_least(at_minimums, SCALES), _least(at_minimums, SCALES + 128))
-    # how often codes count
-    MORE: gl.constexpr = 0.0625 if FORMAT == "q4_k" else 0.25 if FORMAT == "q6_k" else 1.0
     return (g[0] * MORE, g[1]), (h[0] * MORE, h[1]), least
 
 
@@ -337,7 +417,7 @@ def _multiplied(
     ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, shares, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr,
     SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, EACH: gl.constexpr,
-    AT: gl.constexpr, EARLY: gl.constexpr,
+    AT: gl.constexpr, TOGETHER: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     CODES: gl.constexpr = W // 4 * RECORD
@@ -363,7 +443,10 @@ def _multiplied(
             wait(at_barriers + slot * 8, parity, W)
             at_w = at + slot * (CODES + E * PIECE)
             at_free = at_barriers + (FREE + slot) * 8
-            acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
+            if TOGETHER:
+                acc = _record_together(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
+            else:
+                acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
             slot, parity = next_slot(slot, parity, S)
         a, b = gl.where(i_n == g0, a0, i_s), gl.where(i_n == g1, b1, i_s)
         give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT)
@@ -390,6 +473,7 @@ def ring_int8(
     EACH: gl.constexpr,
     AT: gl.constexpr,
     LAST: gl.constexpr,
+    TOGETHER: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
     """Up to 8 E rows of x, pieces of it as `quantise_pieces` makes them. With SWIGLU half of a group are rows of gate,
@@ -419,7 +503,8 @@ def ring_int8(
     gl.warp_specialize(
         [
             (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last,
-                           shares, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EACH, AT, EARLY)),
+                           shares, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EACH, AT, TOGETHER,
+                           EARLY)),
             (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, shares[3], N // 64,
                         RECORD, PIECE, SWIGLU, W, E, S, EARLY)),
         ],
