@@ -60,6 +60,27 @@ setp.eq.u32 p, $5, 0;
 mov.b32 $0, 0;
 }
 """)
+# of eight warps four issue products while the others do what is between them: named barriers 8 and 9, of either four
+_WAIT_TURN = gl.constexpr("""
+{
+.reg .pred p;
+.reg .b32 b;
+setp.ne.u32 p, $2, 0;
+add.u32 b, $1, 8;
+@p barrier.sync b, 256;
+mov.b32 $0, 0;
+}
+""")
+_GIVE_TURN = gl.constexpr("""
+{
+.reg .pred p;
+.reg .b32 b;
+setp.ne.u32 p, $2, 0;
+xor.b32 b, $1, 9;
+@p barrier.arrive b, 256;
+mov.b32 $0, 0;
+}
+""")
 
 
 @gluon.constexpr_function
@@ -158,6 +179,20 @@ def bulk(p, to, BYTES: gl.constexpr, barrier):
     to, barrier = gl.full((32,), to, gl.int32, layout=P), gl.full((32,), barrier, gl.int32, layout=P)
     size = gl.full((32,), BYTES, gl.int32, layout=P)
     gl.inline_asm_elementwise(_BULK, "=r,r,l,r,r,r", [to, p + o * 0, size, barrier, o], gl.int32, is_pure=False, pack=1)
+
+
+@gluon.jit
+def wait_turn(first, W: gl.constexpr):
+    """The first four of eight warps, but for the first time, until the others give them their turn, and they these."""
+    group = gl.arange(0, 32 * W, layout=_threads(W)) // 128
+    _each(_WAIT_TURN, group, gl.where(first, group, 1))
+
+
+@gluon.jit
+def give_turn(last, W: gl.constexpr):
+    """And they the other four, but for the last time."""
+    group = gl.arange(0, 32 * W, layout=_threads(W)) // 128
+    _each(_GIVE_TURN, group, gl.where(last, 1 - group, 1))
 
 
 @gluon.jit

@@ -33,7 +33,7 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ...reference.tiles import RECORD
-from .addresses import address, begin, bulk, give_back, kept, tell, wait
+from .addresses import address, begin, bulk, give_back, give_turn, kept, tell, wait, wait_turn
 from .eights import lanes, multiplied_int8, repeated, waited
 from .handed import SHARES, between, over, share
 
@@ -285,7 +285,7 @@ def _by_bits(a, w, z, SHIFT: gl.constexpr):
 
 @gluon.jit
 def _record_together(
-    acc, at, at_x, places, at_free,
+    acc, at, at_x, places, at_free, first, last,
     FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr, W: gl.constexpr,
     E: gl.constexpr,
 ):  # fmt: skip
@@ -310,30 +310,24 @@ def _record_together(
             a = _masked(v, 0x0F0F0F0F, 0)
             b = _masked((v[0] >> 4, v[1] >> 4, v[2] >> 4, v[3] >> 4), 0x0F0F0F0F, 0)
         at_b = (at_x >> 4) + 32 * c
+        if c == 0 and W == 8:
+            wait_turn(first, W)
         low = multiplied_int8(low, _by_bits(a, w0[c], w1[c], 0) + _by_bits(b, w0[c], w1[c], 16), at_b, W, E, PIECE)
         up = multiplied_int8(up, _by_bits(a, w0[c], w1[c], 3) + _by_bits(b, w0[c], w1[c], 19), at_b, W, E, PIECE)
         if c < 3:
             # the next columns' codes are scaled while these products run
             both = waited(low + up, 2, True)
             low, up = both[: 4 * E], both[4 * E :]
-    # and the minimums are met while the last ones do
-    total, ds = (), ()
+        elif W == 8:
+            give_turn(last, W)
+    both, total = waited(low + up, 0, True), ()
     for e in gl.static_range(E):
-        sums, d = _words(at_x + lane * 8, PIECE * e + 2048, 2), _words(at_x + t * 8, PIECE * e + PIECE - 32, 2)
-        d = (d[0].to(gl.float32, bitcast=True), d[1].to(gl.float32, bitcast=True))
-        m = _met(least, sums)
-        ds = ds + (d,)
-        total = total + (
-            acc[4 * e] - m[0] * g[1] * d[0], acc[4 * e + 1] - m[1] * g[1] * d[1],
-            acc[4 * e + 2] - m[2] * h[1] * d[0], acc[4 * e + 3] - m[3] * h[1] * d[1],
-        )  # fmt: skip
-    both = waited(low + up, 0, True)
-    give_back(at_free, True, W)
-    acc, total = total, ()
-    for e in gl.static_range(E):
+        s = ()
         for r in gl.static_range(4):
-            s = both[4 * e + r] + 8 * both[4 * E + 4 * e + r]
-            total = total + (acc[4 * e + r] + s.to(gl.float32) * (h[0] if r > 1 else g[0]) * ds[e][r % 2],)
+            s = s + (both[4 * e + r] + 8 * both[4 * E + 4 * e + r],)
+        sums, d = _words(at_x + lane * 8, PIECE * e + 2048, 2), _words(at_x + t * 8, PIECE * e + PIECE - 32, 2)
+        total = total + _add_record(acc[4 * e : 4 * e + 4], s, g, h, least, d, sums, FORMAT)
+    give_back(at_free, True, W)
     return total
 
 
@@ -439,12 +433,14 @@ def _multiplied(
         acc = ()
         for _ in gl.static_range(4 * E):
             acc = acc + (gl.full((W, 32), 0.0, gl.float32, layout=lanes(W)),)
-        for _i in range(begin, end):
+        for i in range(begin, end):
             wait(at_barriers + slot * 8, parity, W)
             at_w = at + slot * (CODES + E * PIECE)
             at_free = at_barriers + (FREE + slot) * 8
             if TOGETHER:
-                acc = _record_together(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
+                acc = _record_together(
+                    acc, at_w, at_w + CODES, places, at_free, i == first, i + 1 == last, FORMAT, SCALES, D, PIECE, W, E
+                )
             else:
                 acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
             slot, parity = next_slot(slot, parity, S)

@@ -62,8 +62,9 @@ def run(
 @functools.cache
 def _instructions(text: str) -> list[str]:
     lines = (line.strip(" {\n") for line in text.strip(" {}\n").split(";"))
-    # an L2 has no bearing on numbers, and here all that is copied comes when it may
-    return [line for line in lines if line and line[0] != "." and not re.search(r"prefetch\.L2|fence\.proxy", line)]
+    # an L2 has no bearing on numbers, nor who goes first; and here all that is copied comes when it may
+    aside = re.compile(r"prefetch\.L2|fence\.proxy|barrier\.(sync|arrive) ")
+    return [line for line in lines if line and line[0] != "." and not aside.search(line)]
 
 
 def _stored(tiles: list[np.ndarray], rows: np.ndarray, shared: np.ndarray) -> None:
@@ -257,6 +258,8 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = _transposed(y[0])
         case "add.u32":
             result = y[0] + y[1]
+        case "xor.b32":
+            result = y[0] ^ y[1]
         case "prmt.b32":
             result = _permuted(*y)
         case "setp.ne.u32":
