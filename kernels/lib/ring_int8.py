@@ -222,17 +222,60 @@ def _add_record(acc, s, g, h, least, d, sums, FORMAT: gl.constexpr):
     """acc + a record's integers times d, less the minimums times the sums of x; g, h: d and minimums' d of two rows."""
     f = (s[0].to(gl.float32) * g[0], s[1].to(gl.float32) * g[0], s[2].to(gl.float32) * h[0], s[3].to(gl.float32) * h[0])
     if FORMAT != "q6_k":
-        m = _met(least, sums)
+        m = gl.inline_asm_elementwise(
+            _product(16, "f16", 0), _registers(4, 4, "f"), least + sums, repeated(gl.float32, 4), is_pure=True, pack=1
+        )
         f = (f[0] - m[0] * g[1], f[1] - m[1] * g[1], f[2] - m[2] * h[1], f[3] - m[3] * h[1])
     d0, d1 = d[0].to(gl.float32, bitcast=True), d[1].to(gl.float32, bitcast=True)
     return acc[0] + f[0] * d0, acc[1] + f[1] * d1, acc[2] + f[2] * d0, acc[3] + f[3] * d1
 
 
 @gluon.jit
+def _by_bits(a, w, z, SHIFT: gl.constexpr):
+    """Codes of rows g and g + 8 times three bits of their scales."""
+    y0, y1 = (w >> SHIFT) & 7, (z >> SHIFT) & 7
+    return a[0] * y0, a[1] * y1, a[2] * y0, a[3] * y1
+
+
+@gluon.jit
+def _sums_together(
+    at_codes, at_x, w0, w1, high, first, last,
+    FORMAT: gl.constexpr, PIECE: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
+):  # fmt: skip
+    """Of a record codes times x times scale, by four warps together; first, last: of the program's records."""
+    # loads do not pass a wait for a product
+    ahead, low, up = (), (), ()
+    for c in gl.static_range(4):
+        ahead = ahead + (_words(at_codes, 2048 * c, 4),)
+    for c in gl.static_range(4):
+        v = ahead[c]
+        if FORMAT == "q5_k":
+            a, b = _fifth(v, high[c], 0), _fifth(v, high[c], 1)
+        else:
+            a = _masked(v, 0x0F0F0F0F, 0)
+            b = _masked((v[0] >> 4, v[1] >> 4, v[2] >> 4, v[3] >> 4), 0x0F0F0F0F, 0)
+        at = (at_x >> 4) + 32 * c
+        if c == 0 and W == 8:
+            wait_turn(first, W)
+        low = multiplied_int8(low, _by_bits(a, w0[c], w1[c], 0) + _by_bits(b, w0[c], w1[c], 16), at, W, E, PIECE)
+        up = multiplied_int8(up, _by_bits(a, w0[c], w1[c], 3) + _by_bits(b, w0[c], w1[c], 19), at, W, E, PIECE)
+        if c < 3:
+            # the next columns' codes are scaled while these products run
+            both = waited(low + up, 2, True)
+            low, up = both[: 4 * E], both[4 * E :]
+        elif W == 8:
+            give_turn(last, W)
+    both, s = waited(low + up, 0, True), ()
+    for r in gl.static_range(4 * E):
+        s = s + (both[r] + 8 * both[4 * E + r],)
+    return s
+
+
+@gluon.jit
 def _record(
-    acc, at, at_x, places, at_free,
+    acc, at, at_x, places, at_free, first, last,
     FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr, W: gl.constexpr,
-    E: gl.constexpr,
+    E: gl.constexpr, TOGETHER: gl.constexpr,
 ):  # fmt: skip
     """acc + the record that lies at `at`, with x at `at_x`; places: a lane's own codes, scales, and d, and t."""
     BY_32: gl.constexpr = FORMAT == "q8_0" or FORMAT == "q4_0"
@@ -245,7 +288,9 @@ def _record(
     elif FORMAT == "q6_k":
         high = _words(at_codes, _HIGH, 4) + _words(at_codes, _HIGH + 2048, 4)
     s = acc
-    for c in gl.static_range(4):
+    if TOGETHER:
+        s = _sums_together(at_codes, at_x, w0, w1, high, first, last, FORMAT, PIECE, W, E)
+    for c in gl.static_range(0 if TOGETHER else 4):
         v = _words(at_codes, 2048 * c, 4)
         u = v
         if FORMAT == "q8_0":
@@ -262,7 +307,7 @@ def _record(
         s = total
     if not BY_32:
         # how often codes count
-        MORE: gl.constexpr = 0.0625 if FORMAT == "q4_k" else 0.25 if FORMAT == "q6_k" else 1.0
+        MORE: gl.constexpr = 0.25 if FORMAT == "q6_k" else 0.0625 if FORMAT == "q4_k" and not TOGETHER else 1.0
         g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D, MORE)
         total = ()
         for e in gl.static_range(E):
@@ -274,69 +319,6 @@ def _record(
         s = total
     give_back(at_free, True, W)
     return s
-
-
-@gluon.jit
-def _by_bits(a, w, z, SHIFT: gl.constexpr):
-    """Codes of rows g and g + 8 times three bits of their scales."""
-    y0, y1 = (w >> SHIFT) & 7, (z >> SHIFT) & 7
-    return a[0] * y0, a[1] * y1, a[2] * y0, a[3] * y1
-
-
-@gluon.jit
-def _record_together(
-    acc, at, at_x, places, at_free, first, last,
-    FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr, W: gl.constexpr,
-    E: gl.constexpr,
-):  # fmt: skip
-    """As `_record`, by four warps together."""
-    at_codes, at_scales, at_d, lane, t = places
-    at_codes, at_scales, at_d = at_codes + at, at_scales + at, at_d + at
-    w0, w1 = _words(at_scales, SCALES, 4), _words(at_scales, SCALES + 128, 4)
-    high = ()
-    if FORMAT == "q5_k":
-        high = _words(at_codes, _HIGH, 4)
-    # loads do not pass a wait for a product
-    ahead = ()
-    for c in gl.static_range(4):
-        ahead = ahead + (_words(at_codes, 2048 * c, 4),)
-    g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D, 1.0)
-    low, up = (), ()
-    for c in gl.static_range(4):
-        v = ahead[c]
-        if FORMAT == "q5_k":
-            a, b = _fifth(v, high[c], 0), _fifth(v, high[c], 1)
-        else:
-            a = _masked(v, 0x0F0F0F0F, 0)
-            b = _masked((v[0] >> 4, v[1] >> 4, v[2] >> 4, v[3] >> 4), 0x0F0F0F0F, 0)
-        at_b = (at_x >> 4) + 32 * c
-        if c == 0 and W == 8:
-            wait_turn(first, W)
-        low = multiplied_int8(low, _by_bits(a, w0[c], w1[c], 0) + _by_bits(b, w0[c], w1[c], 16), at_b, W, E, PIECE)
-        up = multiplied_int8(up, _by_bits(a, w0[c], w1[c], 3) + _by_bits(b, w0[c], w1[c], 19), at_b, W, E, PIECE)
-        if c < 3:
-            # the next columns' codes are scaled while these products run
-            both = waited(low + up, 2, True)
-            low, up = both[: 4 * E], both[4 * E :]
-        elif W == 8:
-            give_turn(last, W)
-    both, total = waited(low + up, 0, True), ()
-    for e in gl.static_range(E):
-        s = ()
-        for r in gl.static_range(4):
-            s = s + (both[4 * e + r] + 8 * both[4 * E + 4 * e + r],)
-        sums, d = _words(at_x + lane * 8, PIECE * e + 2048, 2), _words(at_x + t * 8, PIECE * e + PIECE - 32, 2)
-        total = total + _add_record(acc[4 * e : 4 * e + 4], s, g, h, least, d, sums, FORMAT)
-    give_back(at_free, True, W)
-    return total
-
-
-@gluon.jit
-def _met(least, sums):
-    """Minimums times sums of x."""
-    return gl.inline_asm_elementwise(
-        _product(16, "f16", 0), _registers(4, 4, "f"), least + sums, repeated(gl.float32, 4), is_pure=True, pack=1
-    )
 
 
 @gluon.jit
@@ -437,12 +419,10 @@ def _multiplied(
             wait(at_barriers + slot * 8, parity, W)
             at_w = at + slot * (CODES + E * PIECE)
             at_free = at_barriers + (FREE + slot) * 8
-            if TOGETHER:
-                acc = _record_together(
-                    acc, at_w, at_w + CODES, places, at_free, i == first, i + 1 == last, FORMAT, SCALES, D, PIECE, W, E
-                )
-            else:
-                acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
+            acc = _record(
+                acc, at_w, at_w + CODES, places, at_free, i == first, i + 1 == last,
+                FORMAT, SCALES, D, PIECE, W, E, TOGETHER,
+            )  # fmt: skip
             slot, parity = next_slot(slot, parity, S)
         a, b = gl.where(i_n == g0, a0, i_s), gl.where(i_n == g1, b1, i_s)
         give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT)
