@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 from draftwood.kernels.dequant_matmul import Config
-from draftwood.kernels.lib import by_shape, handed, over_tiles, ring_exact, ring_int8, rows_int8, workspace
+from draftwood.kernels.lib import by_shape, eights, handed, over_tiles, ring_exact, ring_int8, rows_int8, workspace
 from draftwood.lab import gluon, planted
 from draftwood.reference import formats, tiles
 from draftwood.reference.dequant_matmul import SMALLEST, group_of, quantise_activations
@@ -20,7 +20,7 @@ from draftwood.reference.dequant_matmul import dequant_matmul as meaning
 
 module = importlib.import_module("draftwood.kernels.dequant_matmul")
 TILED = tuple(tiles.RECORD)
-SOURCE = Path(str(ring_int8.__file__)).read_text()
+SOURCES = {name: Path(str(part.__file__)).read_text() for name, part in (("eights", eights), ("ring_int8", ring_int8))}
 
 
 def ring_of(ring, late=False, order=(0, 1)):
@@ -189,6 +189,14 @@ BUGS = {
     "sums begin a little late": ("12582912.0) * (z[i] * d1)", "12582913.0) * (z[i] * d1)"),
     "a warp takes the scales of another": ("tile + w * 256 + lane", "tile + (3 - w) * 256 + lane"),
     "the second of a program's tiles is not read": ("warp // 4 * RECORD", "warp * 0"),
+    "the odd group takes the even one's scale": ("_by_bits(b, w0[c], w1[c], 16)", "_by_bits(b, w0[c], w1[c], 0)"),
+    "the upper bits of a scale are the lower": ("w1[c], 3)", "w1[c], 0)"),
+    "the upper bits of a scale count once": ("both[r] + 8 * both", "both[r] + both"),
+    "rows g + 8 take three bits of rows g": ("(z >> SHIFT) & 7", "(w >> SHIFT) & 7"),
+    "every 64 columns of x are the first, together": ("(at_x >> 4) + 32 * c", "(at_x >> 4)"),
+    "products are read under way": ("waited(low + up, 0, True)", "waited(low + up, 2, True)"),
+    "columns from 40 on are the first": ("first * int(piece) // 16};", "0};"),
+    "the second 32 columns of x are the first": ("(8 << 16) + 16 * i", "(8 << 16)"),
 }
 DRAWN = (
     ("q4_k", 20, 192, 2816, {}),
@@ -198,6 +206,8 @@ DRAWN = (
     ("q5_k", 3, 64, 768, {}),
     ("q4_k", 3, 256, 768, {"swiglu": True, "warps": 8}),
     ("q4_k", 9, 384, 2816, {"warps": 8}),
+    ("q4_k", 33, 64, 512, {}),
+    ("q5_k", 57, 128, 768, {"warps": 8}),
 )
 
 
@@ -224,7 +234,7 @@ def test_without_a_bug_none_is_seen(drawn, programs, late, monkeypatch):
 # a few of them in every run, all of them with -m "long or not long"
 @pytest.mark.parametrize("bug", [pytest.param(b, marks=[pytest.mark.long] * (i % 13 > 0)) for i, b in enumerate(BUGS)])
 def test_a_planted_bug_is_seen(bug, monkeypatch):
-    broken = planted.modules(monkeypatch, {"ring_int8": SOURCE}, None, *BUGS[bug])["ring_int8"]
+    broken = planted.modules(monkeypatch, SOURCES, None, *BUGS[bug])["ring_int8"]
     assert any(
         differs(monkeypatch, broken, late, programs, *drawn)
         for programs in (7, 2)
