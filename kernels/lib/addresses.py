@@ -60,27 +60,19 @@ setp.eq.u32 p, $5, 0;
 mov.b32 $0, 0;
 }
 """)
-# of eight warps four issue products while the others do what is between them: named barriers 8 and 9, of either four
-_WAIT_TURN = gl.constexpr("""
-{
+# where warps multiply by fours, four of them issue products while others do what is between: a named barrier for each
+# four, from 8 on, with as many threads again that give them their turn
+_TURN = """
+{{
 .reg .pred p;
 .reg .b32 b;
 setp.ne.u32 p, $2, 0;
 add.u32 b, $1, 8;
-@p barrier.sync b, 256;
+@p barrier.{} b, 256;
 mov.b32 $0, 0;
-}
-""")
-_GIVE_TURN = gl.constexpr("""
-{
-.reg .pred p;
-.reg .b32 b;
-setp.ne.u32 p, $2, 0;
-xor.b32 b, $1, 9;
-@p barrier.arrive b, 256;
-mov.b32 $0, 0;
-}
-""")
+}}
+"""
+_WAIT_TURN, _GIVE_TURN = gl.constexpr(_TURN.format("sync")), gl.constexpr(_TURN.format("arrive"))
 
 
 @gluon.constexpr_function
@@ -183,16 +175,16 @@ def bulk(p, to, BYTES: gl.constexpr, barrier):
 
 @gluon.jit
 def wait_turn(first, W: gl.constexpr):
-    """The first four of eight warps, but for the first time, until the others give them their turn, and they these."""
+    """Four warps, but the first four for the first time, until those before them have given them their turn."""
     group = gl.arange(0, 32 * W, layout=_threads(W)) // 128
     _each(_WAIT_TURN, group, gl.where(first, group, 1))
 
 
 @gluon.jit
 def give_turn(last, W: gl.constexpr):
-    """And they the other four, but for the last time."""
+    """Four warps to the next four, but the last four for the last time."""
     group = gl.arange(0, 32 * W, layout=_threads(W)) // 128
-    _each(_GIVE_TURN, group, gl.where(last, 1 - group, 1))
+    _each(_GIVE_TURN, (group + 1) % (W // 4), gl.where(last, W // 4 - 1 - group, 1))
 
 
 @gluon.jit

@@ -255,7 +255,7 @@ def _sums_together(
             a = _masked(v, 0x0F0F0F0F, 0)
             b = _masked((v[0] >> 4, v[1] >> 4, v[2] >> 4, v[3] >> 4), 0x0F0F0F0F, 0)
         at = (at_x >> 4) + 32 * c
-        if c == 0 and W == 8:
+        if c == 0 and W > 4:
             wait_turn(first, W)
         low = multiplied_int8(low, _by_bits(a, w0[c], w1[c], 0) + _by_bits(b, w0[c], w1[c], 16), at, W, E, PIECE)
         up = multiplied_int8(up, _by_bits(a, w0[c], w1[c], 3) + _by_bits(b, w0[c], w1[c], 19), at, W, E, PIECE)
@@ -263,7 +263,7 @@ def _sums_together(
             # the next columns' codes are scaled while these products run
             both = waited(low + up, 2, True)
             low, up = both[: 4 * E], both[4 * E :]
-        elif W == 8:
+        elif W > 4:
             give_turn(last, W)
     both, s = waited(low + up, 0, True), ()
     for r in gl.static_range(4 * E):

@@ -258,8 +258,6 @@ def _execute(words: str, registers: dict[str, Any]) -> None:
             result = _transposed(y[0])
         case "add.u32":
             result = y[0] + y[1]
-        case "xor.b32":
-            result = y[0] ^ y[1]
         case "prmt.b32":
             result = _permuted(*y)
         case "setp.ne.u32":
