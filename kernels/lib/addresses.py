@@ -60,19 +60,6 @@ setp.eq.u32 p, $5, 0;
 mov.b32 $0, 0;
 }
 """)
-# where warps multiply by fours, four of them issue products while others do what is between: a named barrier for each
-# four, from 8 on, with as many threads again that give them their turn
-_TURN = """
-{{
-.reg .pred p;
-.reg .b32 b;
-setp.ne.u32 p, $2, 0;
-add.u32 b, $1, 8;
-@p barrier.{} b, 256;
-mov.b32 $0, 0;
-}}
-"""
-_WAIT_TURN, _GIVE_TURN = gl.constexpr(_TURN.format("sync")), gl.constexpr(_TURN.format("arrive"))
 
 
 @gluon.constexpr_function
@@ -171,20 +158,6 @@ def bulk(p, to, BYTES: gl.constexpr, barrier):
     to, barrier = gl.full((32,), to, gl.int32, layout=P), gl.full((32,), barrier, gl.int32, layout=P)
     size = gl.full((32,), BYTES, gl.int32, layout=P)
     gl.inline_asm_elementwise(_BULK, "=r,r,l,r,r,r", [to, p + o * 0, size, barrier, o], gl.int32, is_pure=False, pack=1)
-
-
-@gluon.jit
-def wait_turn(first, W: gl.constexpr):
-    """Four warps, but the first four for the first time, until those before them have given them their turn."""
-    group = gl.arange(0, 32 * W, layout=_threads(W)) // 128
-    _each(_WAIT_TURN, group, gl.where(first, group, 1))
-
-
-@gluon.jit
-def give_turn(last, W: gl.constexpr):
-    """Four warps to the next four, but the last four for the last time."""
-    group = gl.arange(0, 32 * W, layout=_threads(W)) // 128
-    _each(_GIVE_TURN, (group + 1) % (W // 4), gl.where(last, W // 4 - 1 - group, 1))
 
 
 @gluon.jit

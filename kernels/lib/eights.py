@@ -4,9 +4,6 @@
     B    [eights, 4, 8, 64] of shared memory in the 128-byte swizzle: 4 KiB an eight, a KiB 64 columns of it
     sums four registers a lane and eight: rows g, g + 8, columns 2t, 2t + 1
 
-In integers A has 32 columns: of rows g, g + 8 the bytes from 4t on, and from 16 + 4t on; B is not swizzled, and lies in
-pieces of 8 rows and 16 columns.
-
 Registers are tensors [W, 32] of one number a lane each (lane 4g + t), in `lanes`. wgmma finds B by its address, and A
 where it lies in shared memory too. How rows lie there is the upper half of its descriptor: swizzle and what eights of
 rows are apart, or of columns where these lie side by side (`turned`; the lower half then says what panels are apart).
@@ -61,31 +58,9 @@ def _product(eights, kind, steps, high, turned, before=True, high_a=0):
 
 
 @gluon.constexpr_function
-def _product_int8(eights, steps, piece, before):
-    """The same of 32 columns of unsigned and signed bytes, eights of B `piece` bytes apart, 16 columns of them 128."""
-    # of eights there are products of 5 and 7 in floats only
-    n, parts = 4 * eights, {5: (3, 2), 7: (4, 3)}.get(eights, (eights,))
-    left = 2 * n if before else n
-    text = "{\n.reg .b64 d;\n.reg .b32 l, h;\n.reg .pred p0, p1;\nsetp.ne.u32 p0, 0, 0;\nsetp.eq.u32 p1, 0, 0;\n"
-    text += f"mov.b32 h, {int(piece) // 16};\nwgmma.fence.sync.aligned;\n"
-    for i in range(steps):
-        a = "{" + ", ".join(f"${left + 4 * i + r}" for r in range(4)) + "}"
-        first = 0
-        for part in parts:
-            sums = ", ".join(f"${4 * first + r}" for r in range(4 * part))
-            # 16 columns are 128 bytes apart
-            text += f"add.u32 l, ${left + 4 * steps}, {(8 << 16) + 16 * i + first * int(piece) // 16};\n"
-            text += "mov.b64 d, {l, h};\n"
-            text += f"wgmma.mma_async.sync.aligned.m64n{8 * part}k32.s32.u8.s8 {{{sums}}}, {a}, d, "
-            text += f"{'p1' if i or before else 'p0'};\n"
-            first += part
-    return text + "wgmma.commit_group.sync.aligned;\n}"
-
-
-@gluon.constexpr_function
-def _registers(eights, a, before=True, kind="f"):
+def _registers(eights, a, before=True):
     n = 4 * eights
-    return ",".join([f"={kind}"] * n + [str(i) for i in range(n if before else 0)] + ["r"] * a)
+    return ",".join(["=f"] * n + [str(i) for i in range(n if before else 0)] + ["r"] * a)
 
 
 @gluon.constexpr_function
@@ -133,24 +108,12 @@ def met(
 
 
 @gluon.jit
-def multiplied_int8(acc, a, at, W: gl.constexpr, E: gl.constexpr, PIECE: gl.constexpr):
-    """A · Bᵀ of a's columns in integers, under way, and acc if there is one."""
-    at = gl.full((W, 32), at, gl.int32, layout=lanes(W))
-    BEFORE: gl.constexpr = len(acc) > 0
-    return gl.inline_asm_elementwise(
-        _product_int8(E, len(a) // 4, PIECE, BEFORE), _registers(E, len(a) + 1, BEFORE, "r"), acc + a + (at,),
-        repeated(gl.int32, 4 * E), is_pure=False, pack=1,
-    )  # fmt: skip
-
-
-@gluon.jit
-def waited(acc, left: gl.constexpr, WHOLE: gl.constexpr = False):
-    """The sums when no more than `left` groups of products are under way."""
+def waited(acc, left: gl.constexpr):
+    """The sums when no more than `left` products are under way."""
     E: gl.constexpr = len(acc) // 4
     return gl.inline_asm_elementwise(
-        _waited(left), _registers(E, 0, True, "r" if WHOLE else "f"), acc,
-        repeated(gl.int32 if WHOLE else gl.float32, 4 * E), is_pure=False, pack=1,
-    )  # fmt: skip
+        _waited(left), _registers(E, 0), acc, repeated(gl.float32, 4 * E), is_pure=False, pack=1
+    )
 
 
 @gluon.jit

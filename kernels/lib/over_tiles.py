@@ -281,16 +281,15 @@ def int8_ring(
     stages = _has_room(ring_8.stages(format, M, W, resident, swiglu), W, M, resident)
     records = K // COLUMNS
     pieces = torch.empty(records * E * piece // 4, dtype=torch.int32, device=x.device)
-    together = ring_8.together(format, M)
     registers = config.registers or ring.registers(W, resident)
     early, options = _early(config, x.device)
     quantise_pieces[(records, E)](
-        x, x.stride(0), pieces, M, FORMAT=format, PIECE=piece, SMALLEST=SMALLEST, TOGETHER=together, EARLY=early,
-        ASM=has_imma(x.device), num_warps=8, enable_fp_fusion=False, **options,
+        x, x.stride(0), pieces, M, FORMAT=format, PIECE=piece, SMALLEST=SMALLEST, EARLY=early, ASM=has_imma(x.device),
+        num_warps=8, enable_fp_fusion=False, **options,
     )  # fmt: skip
     P, partial, numbers, handing = _shares(x.device, groups, records, W, E, resident, registers)
     ring_8.ring_int8[(P,)](
         pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, M, N, K, *numbers,
-        **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages, **handing, TOGETHER=together,
-        EARLY=early != "no", num_warps=W, **{**options, "maxnreg": registers},
+        **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages, **handing, EARLY=early != "no", num_warps=W,
+        **{**options, "maxnreg": registers},
     )  # fmt: skip

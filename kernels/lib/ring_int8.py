@@ -13,14 +13,6 @@ A warp has 16 rows of W of its own and meets no other: it waits for a record and
 and a piece are contiguous in memory, so each is one copy, and PTX finds all of it by one address.
 
 Minimums meet the sums of x in f16, in one m16n8k16 a record: a sum is an even number, exact up to 4096, and a bit.
-
-Of many rows of x an instruction has all, by wgmma, and four warps multiply together:
-
-             codes ──times three bits of their scale, and the other three──> two A, bytes ─┐
-             x ────────────────────────────────────────────────────────────────────────> B ┴─ wgmma, 256 columns ──> ...
-
-so that nothing is scaled in between: an eight of rows of x is then a third of the instructions. A code is to have five
-bits for it, and a scale six.
 """
 
 # tuples of tensors grow by what is added to them, which Triton reads and mypy does not
@@ -33,8 +25,8 @@ from triton.experimental.gluon.language.nvidia import hopper
 from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 
 from ...reference.tiles import RECORD
-from .addresses import address, begin, bulk, give_back, give_turn, kept, tell, wait, wait_turn
-from .eights import lanes, multiplied_int8, repeated, waited
+from .addresses import address, begin, bulk, give_back, kept, tell, wait
+from .eights import lanes, repeated
 from .handed import SHARES, between, over, share
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
@@ -52,11 +44,6 @@ _MAGIC = gl.constexpr(0x4B400000)
 _MINIMUMS = gl.constexpr(
     "{ .reg .b32 t, o; mov.b32 o, 0x64006400; prmt.b32 t, $1, 0x64646464, 0x4341; sub.f16x2 $0, t, o; }"
 )
-
-
-def together(format: str, M: int) -> bool:
-    """Whether four warps multiply together."""
-    return format in ("q4_k", "q5_k") and M > 24
 
 
 def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
@@ -231,51 +218,10 @@ def _add_record(acc, s, g, h, least, d, sums, FORMAT: gl.constexpr):
 
 
 @gluon.jit
-def _by_bits(a, w, z, SHIFT: gl.constexpr):
-    """Codes of rows g and g + 8 times three bits of their scales."""
-    y0, y1 = (w >> SHIFT) & 7, (z >> SHIFT) & 7
-    return a[0] * y0, a[1] * y1, a[2] * y0, a[3] * y1
-
-
-@gluon.jit
-def _sums_together(
-    at_codes, at_x, w0, w1, high, first, last,
-    FORMAT: gl.constexpr, PIECE: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
-):  # fmt: skip
-    """Of a record codes times x times scale, by four warps together; first, last: of the program's records."""
-    # loads do not pass a wait for a product
-    ahead, low, up = (), (), ()
-    for c in gl.static_range(4):
-        ahead = ahead + (_words(at_codes, 2048 * c, 4),)
-    for c in gl.static_range(4):
-        v = ahead[c]
-        if FORMAT == "q5_k":
-            a, b = _fifth(v, high[c], 0), _fifth(v, high[c], 1)
-        else:
-            a = _masked(v, 0x0F0F0F0F, 0)
-            b = _masked((v[0] >> 4, v[1] >> 4, v[2] >> 4, v[3] >> 4), 0x0F0F0F0F, 0)
-        at = (at_x >> 4) + 32 * c
-        if c == 0 and W > 4:
-            wait_turn(first, W)
-        low = multiplied_int8(low, _by_bits(a, w0[c], w1[c], 0) + _by_bits(b, w0[c], w1[c], 16), at, W, E, PIECE)
-        up = multiplied_int8(up, _by_bits(a, w0[c], w1[c], 3) + _by_bits(b, w0[c], w1[c], 19), at, W, E, PIECE)
-        if c < 3:
-            # the next columns' codes are scaled while these products run
-            both = waited(low + up, 2, True)
-            low, up = both[: 4 * E], both[4 * E :]
-        elif W > 4:
-            give_turn(last, W)
-    both, s = waited(low + up, 0, True), ()
-    for r in gl.static_range(4 * E):
-        s = s + (both[r] + 8 * both[4 * E + r],)
-    return s
-
-
-@gluon.jit
 def _record(
-    acc, at, at_x, places, at_free, first, last,
+    acc, at, at_x, places, at_free,
     FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr, W: gl.constexpr,
-    E: gl.constexpr, TOGETHER: gl.constexpr,
+    E: gl.constexpr,
 ):  # fmt: skip
     """acc + the record that lies at `at`, with x at `at_x`; places: a lane's own codes, scales, and d, and t."""
     BY_32: gl.constexpr = FORMAT == "q8_0" or FORMAT == "q4_0"
@@ -288,9 +234,7 @@ def _record(
     elif FORMAT == "q6_k":
         high = _words(at_codes, _HIGH, 4) + _words(at_codes, _HIGH + 2048, 4)
     s = acc
-    if TOGETHER:
-        s = _sums_together(at_codes, at_x, w0, w1, high, first, last, FORMAT, PIECE, W, E)
-    for c in gl.static_range(0 if TOGETHER else 4):
+    for c in gl.static_range(4):
         v = _words(at_codes, 2048 * c, 4)
         u = v
         if FORMAT == "q8_0":
@@ -306,9 +250,7 @@ def _record(
                 total = total + _add_integers(s[4 * e : 4 * e + 4], a, y, z, x, c == 0, FORMAT)
         s = total
     if not BY_32:
-        # how often codes count
-        MORE: gl.constexpr = 0.25 if FORMAT == "q6_k" else 0.0625 if FORMAT == "q4_k" and not TOGETHER else 1.0
-        g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D, MORE)
+        g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D)
         total = ()
         for e in gl.static_range(E):
             sums = least
@@ -322,14 +264,16 @@ def _record(
 
 
 @gluon.jit
-def _ds(at_minimums, at_d, FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, MORE: gl.constexpr):
-    """d times MORE and the minimums' d of rows g and of g + 8, and the minimums themselves as A wants them."""
+def _ds(at_minimums, at_d, FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr):
+    """d and the minimums' d of rows g and of g + 8, and the minimums themselves as A wants them."""
     if FORMAT == "q6_k":
         g, h = _halves(_half_word(at_d, D)), _halves(_half_word(at_d, D + 16))
         least = (at_minimums, at_minimums)
     else:
         g, h = _halves(_words(at_d, D, 1)[0]), _halves(_words(at_d, D + 32, 1)[0])
         least = (_least(at_minimums, SCALES), _least(at_minimums, SCALES + 128))
+    # how often codes count
+    MORE: gl.constexpr = 0.0625 if FORMAT == "q4_k" else 0.25 if FORMAT == "q6_k" else 1.0
     return (g[0] * MORE, g[1]), (h[0] * MORE, h[1]), least
 
 
@@ -393,7 +337,7 @@ def _multiplied(
     ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, shares, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr,
     SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, EACH: gl.constexpr,
-    AT: gl.constexpr, TOGETHER: gl.constexpr, EARLY: gl.constexpr,
+    AT: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
     CODES: gl.constexpr = W // 4 * RECORD
@@ -415,14 +359,11 @@ def _multiplied(
         acc = ()
         for _ in gl.static_range(4 * E):
             acc = acc + (gl.full((W, 32), 0.0, gl.float32, layout=lanes(W)),)
-        for i in range(begin, end):
+        for _i in range(begin, end):
             wait(at_barriers + slot * 8, parity, W)
             at_w = at + slot * (CODES + E * PIECE)
             at_free = at_barriers + (FREE + slot) * 8
-            acc = _record(
-                acc, at_w, at_w + CODES, places, at_free, i == first, i + 1 == last,
-                FORMAT, SCALES, D, PIECE, W, E, TOGETHER,
-            )  # fmt: skip
+            acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
             slot, parity = next_slot(slot, parity, S)
         a, b = gl.where(i_n == g0, a0, i_s), gl.where(i_n == g1, b1, i_s)
         give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT)
@@ -449,7 +390,6 @@ def ring_int8(
     EACH: gl.constexpr,
     AT: gl.constexpr,
     LAST: gl.constexpr,
-    TOGETHER: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
     """Up to 8 E rows of x, pieces of it as `quantise_pieces` makes them. With SWIGLU half of a group are rows of gate,
@@ -479,8 +419,7 @@ def ring_int8(
     gl.warp_specialize(
         [
             (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last,
-                           shares, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EACH, AT, TOGETHER,
-                           EARLY)),
+                           shares, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EACH, AT, EARLY)),
             (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, shares[3], N // 64,
                         RECORD, PIECE, SWIGLU, W, E, S, EARLY)),
         ],

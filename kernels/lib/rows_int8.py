@@ -90,14 +90,13 @@ def quantise_pieces(
     FORMAT: tl.constexpr,
     PIECE: tl.constexpr,
     SMALLEST: tl.constexpr,
-    TOGETHER: tl.constexpr,
     EARLY: tl.constexpr,
     ASM: tl.constexpr,
 ):  # fmt: skip
     """A program 256 columns of 8 rows, a warp each, in one piece for `ring_int8`: i32 [K / 256, eights, PIECE / 4].
 
-    words [4, 32 lanes, 4], or [4, 4, 32 lanes] as four warps `TOGETHER` want them, then of q8_0 and q4_0
-    d [8 groups, 8], else but for q6_k sums [32 lanes, 2] as pairs of f16, and d [8]
+    words [4, 32 lanes, 4], then of q8_0 and q4_0 d [8 groups, 8], else but for q6_k sums [32 lanes, 2] as pairs of f16,
+    and d [8]
     """
     if EARLY != "no":
         tl.extra.cuda.gdc_launch_dependents()
@@ -109,7 +108,7 @@ def quantise_pieces(
     p_x = x + o_m.to(tl.int64) * s_x_m + i_k * 256 + o_2 // 8 % 8 * 32 + o_2 % 8
     row, n, t = o // 32, o // 4 % 8, o % 4
     p = pieces + (i_k * eights + i_m).to(tl.int64) * (PIECE // 4)
-    p_w = p + n // 2 * 128 + (n % 2 * 64 + row * 4 + t if TOGETHER else row * 16 + t * 4 + n % 2 * 2)
+    p_w = p + n // 2 * 128 + row * 16 + t * 4 + n % 2 * 2
     if EARLY != "no":
         tl.extra.cuda.gdc_wait()
     x0 = tl.load(p_x, mask=o_m < M, other=0.0)
@@ -117,11 +116,7 @@ def quantise_pieces(
     x2 = tl.load(p_x + 16, mask=o_m < M, other=0.0)
     x3 = tl.load(p_x + 24, mask=o_m < M, other=0.0)
     words, d0, d1 = quantised(x0, x1, x2, x3, lane, FORMAT, SMALLEST, ASM)
-    if TOGETHER:
-        tl.store(p_w, words[0])
-        tl.store(p_w + 32, words[1])
-    else:
-        tl.store(p_w[:, None] + tl.arange(0, 2)[None, :], tl.join(*words))
+    tl.store(p_w[:, None] + tl.arange(0, 2)[None, :], tl.join(*words))
     d0, d1 = d0.to(tl.int32, bitcast=True), d1.to(tl.int32, bitcast=True)
     if FORMAT == "q8_0" or FORMAT == "q4_0":
         p_d = p + 512 + t * 16 + row

@@ -229,16 +229,14 @@ class Machine:
     def group(self, text: str, args: Sequence[Value], count: int, kept: int) -> tuple[Value, ...]:
         """A group of products: `count` sums of a lane each, `kept` before them, A, what is left."""
         before, a = args[:kept], [np.asarray(v.a, np.int32) for v in args[kept:]]
-        # not there yet
-        none = np.int32(-(1 << 30)) if ".s32." in text else np.float32(np.nan)
-        result = tuple(Value(np.full(a[0].shape, none)) for _ in range(count))
+        result = tuple(Value(np.full(a[0].shape, np.nan, np.float32)) for _ in range(count))
         products = ptx.products(text, {f"${count + kept + i}": v.view(np.uint32) for i, v in enumerate(a)})
 
         def multiply() -> None:
             sums = [v.a for v in before or result]
-            for left, n, at, turned, adds, first in products:
-                for i, y in enumerate(ptx.product(left, self.shared, n, at, turned), first):
-                    sums[i] = sums[i] + y if adds else y
+            for left, n, at, turned, adds in products:
+                made = ptx.product(left, self.shared, n, at, turned)
+                sums = [x + y if adds else y for x, y in zip(sums, made, strict=True)]
             for v, x in zip(result, sums, strict=True):
                 v.a = x
 

@@ -62,9 +62,8 @@ def run(
 @functools.cache
 def _instructions(text: str) -> list[str]:
     lines = (line.strip(" {\n") for line in text.strip(" {}\n").split(";"))
-    # an L2 has no bearing on numbers, nor who goes first; and here all that is copied comes when it may
-    aside = re.compile(r"prefetch\.L2|fence\.proxy|barrier\.(sync|arrive) ")
-    return [line for line in lines if line and line[0] != "." and not aside.search(line)]
+    # an L2 has no bearing on numbers, and here all that is copied comes when it may
+    return [line for line in lines if line and line[0] != "." and not re.search(r"prefetch\.L2|fence\.proxy", line)]
 
 
 def _stored(tiles: list[np.ndarray], rows: np.ndarray, shared: np.ndarray) -> None:
@@ -74,48 +73,40 @@ def _stored(tiles: list[np.ndarray], rows: np.ndarray, shared: np.ndarray) -> No
             shared.view(np.uint32)[rows[:, 8 * i : 8 * i + 8] // 4 + t] = tile[:, t::4]
 
 
-Product = tuple[Any, int, tuple[int, int], tuple[int, ...], bool, int]
+Product = tuple[Any, int, tuple[int, int], tuple[int, ...], bool]
 
 
 def products(text: str, registers: dict[str, Any]) -> list[Product]:
     """wgmma: of each the four registers of A or its descriptors by warp group, the columns of B, the words of B's
-    descriptor, which of A and B are turned, whether it adds to the sums before, and the first of these."""
+    descriptor, which of A and B are turned, and whether it adds to the sums before."""
     found: list[Product] = []
     described: dict[str, tuple[np.ndarray, int]] = {}
     for instruction in _instructions(text):
         if whole := re.fullmatch(r"mov.b64 (\w+), \{(\w+), (\w+)\}", instruction):
             halves = [np.asarray(registers[name]) for name in whole.groups()[1:]]
             described[whole[1]] = (halves[0], int(np.unique(halves[1]).item()))
-        elif made := re.match(r"wgmma.mma_async.sync.aligned.m64n(\d+)(?:k16.f32.f16.f16|k32.s32.u8.s8) ", instruction):
+        elif made := re.match(r"wgmma.mma_async.sync.aligned.m64n(\d+)k16.f32.f16.f16 ", instruction):
             sums, a, at, adds, *more = re.findall(r"\{[^}]*\}|[^,\s]+", instruction[made.end() :])
-            n, first = int(made[1]), int(sums[2 : sums.index(",")])
-            if sums != "{" + ", ".join(f"${first + i}" for i in range(n // 2)) + "}":
-                raise NotImplementedError(f"products into registers that do not follow each other: {sums}")
-            if "s32" in made[0] and n not in (8, 16, 24, 32, 48, 64):
-                raise NotImplementedError(f"wgmma has no products of {n} columns in integers")
+            n = int(made[1])
+            if sums != "{" + ", ".join(f"${i}" for i in range(n // 2)) + "}":
+                raise NotImplementedError(f"products into other registers than the first: {sums}")
             # of A and B, where A is in registers of B alone
             turned = tuple(map(int, more[2:]))
             left: Any = [registers[name] for name in a.strip("{}").split(", ")] if a[0] == "{" else described[a]
             low, high = described[at]
-            found.append(
-                (left, n, (int(np.unique(low).item()), high), turned, bool(np.unique(registers[adds]).item()), first)
-            )
+            found.append((left, n, (int(np.unique(low).item()), high), turned, bool(np.unique(registers[adds]).item())))
         elif not instruction.startswith("wgmma"):
             _execute(instruction, registers)
     return found
 
 
 def _operand(shared: np.ndarray, n: int, descriptor: tuple[int, int], turned: int) -> np.ndarray:
-    """[n, 16] halves, or [n, 32] bytes in pieces of 8 x 16. What Gluon writes lies here without a swizzle, what PTX
-    writes as it does on a GPU: that is B where it is turned, and nothing else of 32-byte rows is."""
+    """[n, 16] halves. What Gluon writes lies here without a swizzle, what PTX writes as it does on a GPU: that is B
+    where it is turned, and nothing else of 32-byte rows is."""
     low, high = descriptor
     begin, panels, eight = (low & 0x3FFF) * 16, (low >> 16 & 0x3FFF) * 16, (high & 0x3FFF) * 16
-    row, column = np.arange(n)[:, None], np.arange(16)
-    if not high >> 30:
-        column = np.arange(32)
-        at = begin + row // 8 * eight + row % 8 * 16 + column // 16 * panels + column % 16
-        return shared.view(np.int8)[at].astype(np.int32)
     width = {1: 128, 3: 32}[high >> 30]
+    row, column = np.arange(n)[:, None], np.arange(16)
     if not turned:
         at = begin + row // 8 * eight + row % 8 * width + column * 2
     else:
@@ -129,13 +120,8 @@ def _operand(shared: np.ndarray, n: int, descriptor: tuple[int, int], turned: in
 def product(
     a: Any, shared: np.ndarray, n: int, descriptor: tuple[int, int], turned: tuple[int, ...]
 ) -> list[np.ndarray]:
-    """Of m64 n k16, or k32 of bytes, a lane's sums: A of four registers [W, 32] a lane, or in shared memory, 64 rows a
-    warp group."""
-    if isinstance(a, list) and not descriptor[1] >> 30:
-        W = len(a[0])
-        bytes = np.stack(a).view(np.uint8).reshape(2, 2, W, 8, 4, 4)
-        left = bytes.transpose(2, 1, 3, 0, 4, 5).reshape(W * 16, 32).astype(np.int32)
-    elif isinstance(a, list):
+    """Of m64 n k16 a lane's sums: A of four registers [W, 32] a lane, or in shared memory, 64 rows a warp group."""
+    if isinstance(a, list):
         W = len(a[0])
         # s r0 W g t h
         halves = np.stack(a).view(np.float16).reshape(2, 2, W, 8, 4, 2)
@@ -144,8 +130,7 @@ def product(
         W, high = len(a[0]), a[1]
         groups = [int(np.unique(a[0][w : w + 4]).item()) for w in range(0, W, 4)]
         left = np.concatenate([_operand(shared, 64, (low, high), turned[0]) for low in groups])
-    # bytes cannot be
-    right = _operand(shared, n, descriptor, turned[-1] if turned else 0)
+    right = _operand(shared, n, descriptor, turned[-1])
     y = (left @ right.T).reshape(W, 2, 8, n // 8, 4, 2)
     # eight r0 h
     return list(y.transpose(3, 1, 5, 0, 2, 4).reshape(n // 2, W, 32))
