@@ -31,7 +31,7 @@ def ring_of(ring, late=False, order=(0, 1)):
             # where one share of a group takes, it waits for shares before it alone
             K, least, longer = args[-9:-6]
             groups = (grid[0] * least + longer) // (K // 256)
-            together = 1 if more["EACH"] == more["E"] else handed.sharers(groups, K // 256, grid[0])
+            together = 1 if more["EACH"] == more["E"] * more["R"] else handed.sharers(groups, K // 256, grid[0])
             gluon.launch(ring.ring_int8, grid, args, late, order, together, **more)
 
         return launch
@@ -46,11 +46,13 @@ def case(name, M, N, K, seed=0):
     return formats.draw(name, N, K, generator), x.half()
 
 
-def run(monkeypatch, x, blocks, name, ring=ring_int8, late=False, order=(0, 1), warps=4, resident=1, **more):
+def run(
+    monkeypatch, x, blocks, name, ring=ring_int8, late=False, order=(0, 1), warps=4, resident=1, pair=False, **more
+):
     monkeypatch.setattr(over_tiles, "ring_8", ring_of(ring, late, order))
     for there in (module, over_tiles):
         monkeypatch.setattr(there, "has_wgmma", lambda device: True)
-    config = Config(algorithm="ring", warps=warps, resident=resident)
+    config = Config(algorithm="ring", warps=warps, resident=resident, pair=pair)
     held = tiles.to_tiles(blocks, name)
     return module.dequant_matmul(x, held, name, "int8", layout="tiles", out_dtype=torch.float32, config=config, **more)
 
@@ -76,6 +78,19 @@ def test_shares_of_programs_lose_and_repeat_no_record(warps, resident, monkeypat
     blocks, x = case("q4_k", 5, 512, 1792)
     y = run(monkeypatch, x, blocks, "q4_k", warps=warps, resident=resident)
     assert means(y, x, blocks, "q4_k")
+    assert (workspace.parts(torch.device("cpu"), 1) == -1).all()
+
+
+@pytest.mark.parametrize("name", TILED)
+@pytest.mark.parametrize("M, N, K, warps, resident, swiglu", [
+    (33, 256, 1280, 4, 2, False), (12, 128, 512, 4, 1, True), (5, 512, 1792, 8, 1, False), (9, 192, 512, 4, 1, False),
+])  # fmt: skip
+def test_warps_with_rows_of_two_tiles(name, M, N, K, warps, resident, swiglu, monkeypatch):
+    monkeypatch.setattr(over_tiles, "processors", lambda device: 3)
+    blocks, x = case(name, M, N, K)
+    x = x * 2.0**-6
+    y = run(monkeypatch, x, blocks, name, warps=warps, resident=resident, pair=True, swiglu=swiglu)
+    assert means(y, x, blocks, name, swiglu=swiglu)
     assert (workspace.parts(torch.device("cpu"), 1) == -1).all()
 
 

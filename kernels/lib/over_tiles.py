@@ -162,13 +162,17 @@ def exact_rows(
     )  # fmt: skip
 
 
-def _ring_warps(device: torch.device, weight: torch.Tensor, swiglu: bool, config: Config) -> int:
+def _ring_warps(
+    device: torch.device, weight: torch.Tensor, swiglu: bool, config: Config, pair: bool = False
+) -> tuple[int, int]:
+    """Warps, and tiles a warp."""
     if not has_wgmma(device):
         raise ValueError("the ring's products are those of sm90: another algorithm, or none, for this GPU")
-    W = max(8 if swiglu else 4, config.warps)
-    while weight.shape[0] % (W // 4):
+    R = 2 if pair and weight.shape[0] % 2 == 0 else 1
+    W = max(8 if swiglu and R == 1 else 4, config.warps)
+    while weight.shape[0] % (W // 4 * R):
         W //= 2
-    return W
+    return W, R
 
 
 def _has_room(stages: int, W: int, M: int, resident: int) -> int:
@@ -178,12 +182,13 @@ def _has_room(stages: int, W: int, M: int, resident: int) -> int:
 
 
 def _shares(
-    device: torch.device, groups: int, records: int, W: int, E: int, resident: int, registers: int
+    device: torch.device, groups: int, records: int, W: int, E: int, resident: int, registers: int, one_takes: bool
 ) -> tuple[int, torch.Tensor, tuple[int, ...], dict[str, int]]:
-    """A ring's programs, where they hand sums over, what they are to know of their shares, and who takes what."""
+    """A ring's programs, where they hand sums over, what they are to know of their shares, and who takes: one share
+    a group, or several where each has a multiprocessor."""
     P = ring_shares(groups, records, processors(device), resident)
     numbers, alone = shares(groups, records, P), processors(device) >= P
-    eights = each(E, numbers[0], records, alone)
+    eights = each(E, numbers[0], records, alone and not one_takes)
     # where several take, a share has a place for each of two groups
     partial = parts(device, (P + groups if eights < E else P) * 128 * W * E)
     at = at_once(eights, registers, sharers(groups, records, P))
@@ -199,7 +204,7 @@ def exact_ring(
     out: torch.Tensor,
     config: Config,
 ) -> None:
-    (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
+    (M, N), K, (W, _) = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
     groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
     stages, stages_x = ring.stages(format, M, W, resident, swiglu)
     _has_room(stages, W, M, resident)
@@ -207,7 +212,7 @@ def exact_ring(
     over = W == 8 and resident == 1 and E > 3 and not swiglu
     registers = ring.registers(W, resident)
     early, options = _early(config, x.device)
-    P, partial, numbers, handing = _shares(x.device, groups, K // COLUMNS, W, E, resident, registers)
+    P, partial, numbers, handing = _shares(x.device, groups, K // COLUMNS, W, E, resident, registers, False)
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial, M, N, K, *numbers,
         **_meta(format, swiglu), W=W, E=E, S=stages, SX=stages_x, **handing, OVER=over,
@@ -276,9 +281,14 @@ def int8_ring(
     out: torch.Tensor,
     config: Config,
 ) -> None:
-    (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
-    groups, resident, E, piece = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M), ring_8.PIECE[format]
-    stages = _has_room(ring_8.stages(format, M, W, resident, swiglu), W, M, resident)
+    (M, N), K, (W, R) = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config, config.pair)
+    groups, resident, E, piece = (
+        weight.shape[0] // (W // 4 * R),
+        config.resident,
+        ring.eights_of(M),
+        ring_8.PIECE[format],
+    )
+    stages = _has_room(ring_8.stages(format, M, W, resident, swiglu, R), W, M, resident)
     records = K // COLUMNS
     pieces = torch.empty(records * E * piece // 4, dtype=torch.int32, device=x.device)
     registers = config.registers or ring.registers(W, resident)
@@ -287,9 +297,9 @@ def int8_ring(
         x, x.stride(0), pieces, M, FORMAT=format, PIECE=piece, SMALLEST=SMALLEST, EARLY=early, ASM=has_imma(x.device),
         num_warps=8, enable_fp_fusion=False, **options,
     )  # fmt: skip
-    P, partial, numbers, handing = _shares(x.device, groups, records, W, E, resident, registers)
+    P, partial, numbers, handing = _shares(x.device, groups, records, W, E * R, resident, registers, R > 1)
     ring_8.ring_int8[(P,)](
         pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, M, N, K, *numbers,
-        **_meta(format, swiglu), PIECE=piece, W=W, E=E, S=stages, **handing, EARLY=early != "no", num_warps=W,
+        **_meta(format, swiglu), PIECE=piece, W=W, E=E, R=R, S=stages, **handing, EARLY=early != "no", num_warps=W,
         **{**options, "maxnreg": registers},
     )  # fmt: skip

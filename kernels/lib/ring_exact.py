@@ -312,7 +312,7 @@ def _turned(kind):
 
 
 @gluon.jit
-def _finish(acc, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
+def finish(acc, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
     """The sums of 16 W rows of W and of rows of x from `first` on; with SWIGLU rows of gate, then of up."""
     if SWIGLU:
         for e in gl.static_range(len(acc) // 4):
@@ -507,15 +507,15 @@ def give(
             hand(partial + i_s.to(gl.int64) * SLOT, acc, mine, W, EACH)
         else:
             acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, 0, b - a, acc, W, E, AT)
-            _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+            finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
     elif a == b:
-        _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+        finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
     else:
         # a share has a part of two groups at most, and another place for each
         hand(partial + (i_s + i_n).to(gl.int64) * SLOT, acc, mine, W, EACH)
         if mine * EACH < E:
             own = take(partial + (a + i_n).to(gl.int64) * SLOT, mine, b - a, chosen(acc, mine, EACH), W, E, AT)
-            _finish(own, 8 * EACH * mine, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+            finish(own, 8 * EACH * mine, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
     return acc
 
 

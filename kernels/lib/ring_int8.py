@@ -12,6 +12,9 @@
 A warp has 16 rows of W of its own and meets no other: it waits for a record and gives its slot back by itself. A record
 and a piece are contiguous in memory, so each is one copy, and PTX finds all of it by one address.
 
+Every warp reads all of x: from 25 rows on that is what limits it, 2.5 KiB an eight and record, at 128 bytes a clock. So
+there a warp has R = 2 tiles' rows, and x is read for both; with SwiGLU the second is up where the first is gate.
+
 Minimums meet the sums of x in f16, in one m16n8k16 a record: a sum is an even number, exact up to 4096, and a bit.
 """
 
@@ -27,12 +30,12 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from ...reference.tiles import RECORD
 from .addresses import address, begin, bulk, give_back, kept, tell, wait
 from .eights import lanes, repeated
-from .handed import SHARES, between, over, share
+from .handed import SHARES, between, hand, over, share, take
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
 from .imma import _FIELDS
 from .newer import barrier, reinterpret
-from .ring_exact import FREE, SHARED, TAKEN, eights_of, give, next_record, next_slot
+from .ring_exact import FREE, SHARED, TAKEN, eights_of, finish, give, next_record, next_slot
 from .tiles import HIGH
 
 _HIGH = gl.constexpr(HIGH)
@@ -46,11 +49,11 @@ _MINIMUMS = gl.constexpr(
 )
 
 
-def stages(format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
+def stages(format: str, M: int, W: int, resident: int, swiglu: bool, R: int = 1) -> int:
     """Records in flight, of `resident` programs a multiprocessor."""
-    # gate and up pass through shared memory at the end
-    room = (SHARED // resident - TAKEN - (1024 * W if swiglu else 0)) // 1024 * 1024
-    return min(8, room // (W // 4 * RECORD[format] + eights_of(M) * PIECE[format]))
+    # gate and up of two warps pass through shared memory at the end
+    room = (SHARED // resident - TAKEN - (1024 * W if swiglu and R == 1 else 0)) // 1024 * 1024
+    return min(8, room // (W // 4 * R * RECORD[format] + eights_of(M) * PIECE[format]))
 
 
 @gluon.constexpr_function
@@ -218,46 +221,63 @@ def _add_record(acc, s, g, h, least, d, sums, FORMAT: gl.constexpr):
 
 
 @gluon.jit
+def _eight(s, I: gl.constexpr):
+    return s[4 * I : 4 * I + 4]
+
+
+@gluon.jit
 def _record(
     acc, at, at_x, places, at_free,
     FORMAT: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr, W: gl.constexpr,
-    E: gl.constexpr,
+    E: gl.constexpr, R: gl.constexpr, NEXT: gl.constexpr,
 ):  # fmt: skip
-    """acc + the record that lies at `at`, with x at `at_x`; places: a lane's own codes, scales, and d, and t."""
+    """acc, sums of eights and tiles, + the records that lie at `at` and NEXT behind it, with x at `at_x`; places: a
+    lane's own codes, scales, and d, and t."""
     BY_32: gl.constexpr = FORMAT == "q8_0" or FORMAT == "q4_0"
+    ABOVE: gl.constexpr = 4 if FORMAT == "q5_k" else 8 if FORMAT == "q6_k" else 0
     at_codes, at_scales, at_d, lane, t = places
     at_codes, at_scales, at_d, at_d_x = at_codes + at, at_scales + at, at_d + at, at_x + t * 8
-    w0, w1 = _words(at_scales, SCALES, 4), _words(at_scales, SCALES + 128, 4)
-    high = ()
-    if FORMAT == "q5_k":
-        high = _words(at_codes, _HIGH, 4)
-    elif FORMAT == "q6_k":
-        high = _words(at_codes, _HIGH, 4) + _words(at_codes, _HIGH + 2048, 4)
+    w0, w1, high = (), (), ()
+    for i in gl.static_range(R):
+        w0, w1 = w0 + _words(at_scales, SCALES + NEXT * i, 4), w1 + _words(at_scales, SCALES + 128 + NEXT * i, 4)
+        if ABOVE > 0:
+            high = high + _words(at_codes, _HIGH + NEXT * i, 4)
+        if ABOVE > 4:
+            high = high + _words(at_codes, _HIGH + 2048 + NEXT * i, 4)
     s = acc
     for c in gl.static_range(4):
-        v = _words(at_codes, 2048 * c, 4)
-        u = v
-        if FORMAT == "q8_0":
-            u = _words(at_codes, 8192 + 2048 * c, 4)
-        a, y, z = _codes(v, u, high, c, FORMAT), _scales(w0[c], FORMAT), _scales(w1[c], FORMAT)
+        a, y, z = (), (), ()
+        for i in gl.static_range(R):
+            v = _words(at_codes, 2048 * c + NEXT * i, 4)
+            u = v
+            if FORMAT == "q8_0":
+                u = _words(at_codes, 8192 + 2048 * c + NEXT * i, 4)
+            a = a + (_codes(v, u, high[ABOVE * i : ABOVE * i + ABOVE], c, FORMAT),)
+            y, z = y + (_scales(w0[4 * i + c], FORMAT),), z + (_scales(w1[4 * i + c], FORMAT),)
         total = ()
         for e in gl.static_range(E):
             x = _words(at_x + lane * 16, PIECE * e + 512 * c, 4)
             if BY_32:
-                d0, d1 = _words(at_d_x, PIECE * e + 2048 + 64 * c, 2), _words(at_d_x, PIECE * e + 2080 + 64 * c, 2)
-                total = total + _add_floats(s[4 * e : 4 * e + 4], a, y, z, x, (d0, d1))
-            else:
-                total = total + _add_integers(s[4 * e : 4 * e + 4], a, y, z, x, c == 0, FORMAT)
+                d = (
+                    _words(at_d_x, PIECE * e + 2048 + 64 * c, 2), _words(at_d_x, PIECE * e + 2080 + 64 * c, 2)
+                )  # fmt: skip
+            for i in gl.static_range(R):
+                if BY_32:
+                    total = total + _add_floats(_eight(s, R * e + i), a[i], y[i], z[i], x, d)
+                else:
+                    total = total + _add_integers(_eight(s, R * e + i), a[i], y[i], z[i], x, c == 0, FORMAT)
         s = total
     if not BY_32:
-        g, h, least = _ds(at_scales + t * 4, at_d, FORMAT, SCALES, D)
-        total = ()
+        ds, total = (), ()
+        for i in gl.static_range(R):
+            ds = ds + (_ds(at_scales + t * 4, at_d, FORMAT, SCALES + NEXT * i, D + NEXT * i),)
         for e in gl.static_range(E):
-            sums = least
+            d, sums = _words(at_d_x, PIECE * e + PIECE - 32, 2), (lane, lane)
             if FORMAT != "q6_k":
                 sums = _words(at_x + lane * 8, PIECE * e + 2048, 2)
-            d = _words(at_d_x, PIECE * e + PIECE - 32, 2)
-            total = total + _add_record(acc[4 * e : 4 * e + 4], s[4 * e : 4 * e + 4], g, h, least, d, sums, FORMAT)
+            for i in gl.static_range(R):
+                g, h, least = ds[i]
+                total = total + _add_record(_eight(acc, R * e + i), _eight(s, R * e + i), g, h, least, d, sums, FORMAT)
         s = total
     give_back(at_free, True, W)
     return s
@@ -286,13 +306,13 @@ def _least(at, OFFSET: gl.constexpr):
 @gluon.jit
 def _fetch_w(
     weight, at, at_barrier, column, tile, records, tiles,
-    RECORD: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr,
+    RECORD: gl.constexpr, SWIGLU: gl.constexpr, SIDE: gl.constexpr,
 ):  # fmt: skip
-    """A record of W / 4 tiles, of them half behind `tiles` others where these are gate's and up's."""
-    for i in gl.static_range(W // 4):
+    """A record of SIDE tiles, of them half behind `tiles` others where these are gate's and up's."""
+    for i in gl.static_range(SIDE):
         first = tile + i
-        if SWIGLU and i >= W // 8:
-            first = tile + tiles + (i - W // 8)
+        if SWIGLU and i >= SIDE // 2:
+            first = tile + tiles + (i - SIDE // 2)
         p = weight + (first.to(gl.int64) * records + column) * (RECORD // 4)
         bulk(p, at + i * RECORD, RECORD, at_barrier)
 
@@ -300,20 +320,20 @@ def _fetch_w(
 @gluon.jit
 def _fetched(
     weight, pieces, ring, at, at_barriers, barriers, first, last, records, by_records, tiles,
-    RECORD: gl.constexpr, PIECE: gl.constexpr, SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr,
+    RECORD: gl.constexpr, PIECE: gl.constexpr, SWIGLU: gl.constexpr, SIDE: gl.constexpr, E: gl.constexpr,
     S: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """One warp: the share's records into the ring."""
-    CODES: gl.constexpr = W // 4 * RECORD
+    CODES: gl.constexpr = SIDE * RECORD
     BYTES: gl.constexpr = CODES + E * PIECE
-    TILES: gl.constexpr = W // 8 if SWIGLU else W // 4
+    TILES: gl.constexpr = SIDE // 2 if SWIGLU else SIDE
     group = over(first, by_records)
     column, tile = first - group * records, group * TILES
     column_x = column
     # the first records of W do not wait for x
     for e in range(0, gl.minimum(last - first, S)):
         mbarrier.expect(barriers.index(e), BYTES)
-        _fetch_w(weight, at + e * BYTES, at_barriers + e * 8, column, tile, records, tiles, RECORD, SWIGLU, W)
+        _fetch_w(weight, at + e * BYTES, at_barriers + e * 8, column, tile, records, tiles, RECORD, SWIGLU, SIDE)
         column, tile = next_record(column, tile, records, TILES)
     if EARLY:
         tl.extra.cuda.gdc_wait()
@@ -325,7 +345,7 @@ def _fetched(
     for _ in range(first + S, last):
         mbarrier.wait(barriers.index(FREE + slot), parity)
         mbarrier.expect(barriers.index(slot), BYTES)
-        _fetch_w(weight, at + slot * BYTES, at_barriers + slot * 8, column, tile, records, tiles, RECORD, SWIGLU, W)
+        _fetch_w(weight, at + slot * BYTES, at_barriers + slot * 8, column, tile, records, tiles, RECORD, SWIGLU, SIDE)
         p = pieces + column.to(gl.int64) * (E * PIECE // 4)
         bulk(p, at + slot * BYTES + CODES, E * PIECE, at_barriers + slot * 8)
         column, tile = next_record(column, tile, records, TILES)
@@ -336,11 +356,12 @@ def _fetched(
 def _multiplied(
     ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last, shares, records,
     FORMAT: gl.constexpr, RECORD: gl.constexpr, SCALES: gl.constexpr, D: gl.constexpr, PIECE: gl.constexpr,
-    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, S: gl.constexpr, EACH: gl.constexpr,
-    AT: gl.constexpr, EARLY: gl.constexpr,
+    SWIGLU: gl.constexpr, W: gl.constexpr, E: gl.constexpr, R: gl.constexpr, S: gl.constexpr,
+    EACH: gl.constexpr, AT: gl.constexpr, EARLY: gl.constexpr,
 ):  # fmt: skip
     """W warps: the share's products, and the sums of groups that begin in it."""
-    CODES: gl.constexpr = W // 4 * RECORD
+    NEXT: gl.constexpr = W // 4 * RECORD
+    CODES: gl.constexpr = R * NEXT
     warp = gl.arange(0, W, layout=gl.SliceLayout(1, lanes(W)))[:, None]
     lane = gl.arange(0, 32, layout=gl.SliceLayout(0, lanes(W)))[None, :]
     tile, w = warp // 4 * RECORD, warp % 4
@@ -357,16 +378,44 @@ def _multiplied(
     for i_n in range(g0, g1 + 1):
         begin, end = gl.maximum(first, i_n * records), gl.minimum(last, (i_n + 1) * records)
         acc = ()
-        for _ in gl.static_range(4 * E):
+        for _ in gl.static_range(4 * E * R):
             acc = acc + (gl.full((W, 32), 0.0, gl.float32, layout=lanes(W)),)
         for _i in range(begin, end):
             wait(at_barriers + slot * 8, parity, W)
             at_w = at + slot * (CODES + E * PIECE)
             at_free = at_barriers + (FREE + slot) * 8
-            acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E)
+            acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E, R, NEXT)
             slot, parity = next_slot(slot, parity, S)
         a, b = gl.where(i_n == g0, a0, i_s), gl.where(i_n == g1, b1, i_s)
-        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT)
+        if R == 1:
+            give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT)
+        else:
+            _give_two(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, AT)
+
+
+@gluon.jit
+def _give_two(
+    acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b,
+    SWIGLU: gl.constexpr, W: gl.constexpr, AT: gl.constexpr,
+):  # fmt: skip
+    """As `give`, where the first share takes all, of two tiles a warp."""
+    E: gl.constexpr = len(acc) // 4
+    SLOT: gl.constexpr = 128 * W * E
+    if i_s > a:
+        hand(partial + i_s.to(gl.int64) * SLOT, acc, i_s - a, W, E)
+    else:
+        acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, 0, b - a, acc, W, E, AT)
+        one, two = (), ()
+        for e in gl.static_range(E // 2):
+            one, two = one + acc[8 * e : 8 * e + 4], two + acc[8 * e + 4 : 8 * e + 8]
+        if SWIGLU:
+            y = ()
+            for r in gl.static_range(len(one)):
+                y = y + (one[r] / (1.0 + gl.exp(-one[r])) * two[r],)
+            finish(y, 0, residual, s_residual_m, out, i_n, M, N, False, W)
+        else:
+            finish(one, 0, residual, s_residual_m, out, i_n * 2, M, N, False, W)
+            finish(two, 0, residual, s_residual_m, out, i_n * 2 + 1, M, N, False, W)
 
 
 # numbers that are compared with and no more: a kernel for each kind of them would be the same
@@ -386,23 +435,25 @@ def ring_int8(
     SWIGLU: gl.constexpr,
     W: gl.constexpr,
     E: gl.constexpr,
+    R: gl.constexpr,
     S: gl.constexpr,
     EACH: gl.constexpr,
     AT: gl.constexpr,
     LAST: gl.constexpr,
     EARLY: gl.constexpr,
 ):  # fmt: skip
-    """Up to 8 E rows of x, pieces of it as `quantise_pieces` makes them. With SWIGLU half of a group are rows of gate,
-    and half the same rows of up."""
-    # a group's tiles side by side; with SWIGLU of gate, and as many of up
-    TILES: gl.constexpr = W // 8 if SWIGLU else W // 4
+    """Up to 8 E rows of x, pieces of it as `quantise_pieces` makes them. Groups are of R W / 4 tiles; with SWIGLU half
+    of them are rows of gate, and half the same rows of up."""
+    # a group's tiles side by side; with SWIGLU half of them are gate's
+    SIDE: gl.constexpr = W // 4 * R
+    TILES: gl.constexpr = SIDE // 2 if SWIGLU else SIDE
     if EARLY:
         tl.extra.cuda.gdc_launch_dependents()
     records = K // 256
     shares = (least, more, alone, by_records, by_least, by_longer, by_rest, by_rest_longer)
     i_s, first, last = share(shares, N // (TILES * 64), records, LAST)
 
-    KIB: gl.constexpr = (S * (W // 4 * RECORD + E * PIECE) + 1023) // 1024
+    KIB: gl.constexpr = (S * (SIDE * RECORD + E * PIECE) + 1023) // 1024
     ring = gl.allocate_shared_memory(gl.int32, [KIB, 8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
     # of a record that is there, and from FREE on of one that may be overwritten
     told = gl.allocate_shared_memory(gl.int32, [8, 32], gl.NVMMASharedLayout(128, 32, rank=2))
@@ -419,9 +470,9 @@ def ring_int8(
     gl.warp_specialize(
         [
             (_multiplied, (ring, at, at_barriers, residual, s_residual_m, out, partial, M, N, i_s, first, last,
-                           shares, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, S, EACH, AT, EARLY)),
+                           shares, records, FORMAT, RECORD, SCALES, D, PIECE, SWIGLU, W, E, R, S, EACH, AT, EARLY)),
             (_fetched, (weight, pieces, ring, at, at_barriers, barriers, first, last, records, shares[3], N // 64,
-                        RECORD, PIECE, SWIGLU, W, E, S, EARLY)),
+                        RECORD, PIECE, SWIGLU, SIDE, E, S, EARLY)),
         ],
         [1], [24],
     )  # fmt: skip
