@@ -32,7 +32,7 @@ EXACT = {
 }
 ONE_ROW = {"warps", "pair", "registers", "num_stages"}
 SEVERAL_ROWS = {"warps", "pair", "registers"}
-RING_INT8 = EXACT["ring"] | {"registers"}
+RING_INT8 = EXACT["ring"] | {"registers", "pair"}
 # of int8 where there is no m16n8k32
 PLAIN = {"": {"algorithm"}, "split": EXACT["split"]}
 
@@ -99,23 +99,19 @@ def _legal_exact(config: dict[str, Any], case: Case) -> str | None:
 
 
 def _legal_ring(config: dict[str, Any], case: Case, gpu: str) -> str | None:
-    warps, resident, precision, swiglu = (
-        config["warps"],
-        config["resident"],
-        case["precision"],
-        gated(case),
-    )
+    warps, resident, precision, swiglu = config["warps"], config["resident"], case["precision"], gated(case)
+    side = warps * (2 if config["pair"] else 1)
     if not gpu.startswith("sm90"):
         return "the ring is written for sm90"
     if precision == "int8" and case["M"] == 1:
         return "one row of int8 has a kernel of its own"
     if case["M"] > ring_rows(precision) or warps not in (4, 8, 16):
         return f"the ring takes {ring_rows(precision)} rows of x, and 4, 8 or 16 warps"
-    if case["N"] % (16 * warps) or (swiglu and warps < 8):
-        return f"{case['N']} rows of W do not make groups of {warps} warps"
+    if case["N"] % (16 * side) or (swiglu and side < 8):
+        return f"{case['N']} rows of W do not make groups of {16 * side}"
     if config["registers"] >= ring_registers(warps, resident):
         return f"{config['registers']} registers are no fewer than {resident} programs of {warps} warps have"
-    if ring_stages(precision, case["format"], case["M"], warps, resident, swiglu) < 2:
+    if ring_stages(precision, case["format"], case["M"], warps, resident, swiglu, config["pair"]) < 2:
         return f"no room for {resident} programs of {warps} warps with two records each"
     return None
 

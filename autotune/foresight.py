@@ -49,8 +49,9 @@ def _kind(op: str, case: Case, config: dict[str, Any], arch: Arch) -> str | None
         precision, resident, swiglu = case["precision"], config["resident"], gated(case)
         if case["M"] > ring_rows(precision):
             return f"the ring takes {ring_rows(precision)} rows of x, not {case['M']}"
-        warps = max(8 if swiglu else 4, config["warps"])
-        if ring_stages(precision, case["format"], case["M"], warps, resident, swiglu) < 2:
+        pair = precision == "int8" and config["pair"]
+        warps = max(8 if swiglu and not pair else 4, config["warps"])
+        if ring_stages(precision, case["format"], case["M"], warps, resident, swiglu, pair) < 2:
             return f"no room for {resident} programs of the ring, with two records each"
     if op == "dequant_matmul" and case["layout"] == "tiles" and (why := _integer_cores(case, config, arch)):
         return why

@@ -129,10 +129,10 @@ def ring_rows(precision: str) -> int:
     return MOST_ROWS if precision == "int8" else RING_ROWS
 
 
-def ring_stages(precision: str, format: str, M: int, W: int, resident: int, swiglu: bool) -> int:
+def ring_stages(precision: str, format: str, M: int, W: int, resident: int, swiglu: bool, pair: bool = False) -> int:
     """Records in flight a program."""
     if precision == "int8":
-        return ring_8.stages(format, M, W, resident, swiglu)
+        return ring_8.stages(format, M, W, resident, swiglu, 2 if pair else 1)
     return ring.stages(format, M, W, resident, swiglu)[0]
 
 
