@@ -268,9 +268,9 @@ def test_whatever_the_shape_chooses_has_room(name):
     for M in range(2, by_shape.MOST_ROWS + 1):
         for N, K, swiglu in ((64, 256, False), (1024, 5120, False), (17408, 5120, False), (34816, 5120, True)):
             config = by_shape.by_shape(Config(), M, N, K, name, "int8", swiglu, True, True, True, True)
-            warps = max(8 if swiglu else 4, config.warps)
+            warps = max(8 if swiglu and not config.pair else 4, config.warps)
             assert config.algorithm == "ring"
-            assert ring_int8.stages(name, M, warps, config.resident, swiglu) >= 2
+            assert by_shape.ring_stages("int8", name, M, warps, config.resident, swiglu, config.pair) >= 2
             assert ring_exact.registers(warps, config.resident) >= 64
 
 
@@ -309,6 +309,23 @@ def test_the_ring_and_rows_of_their_own_give_the_same_numbers(name, M, dtype):
         for config in (Config(warps=4), Config(algorithm="ring", warps=4 if M < 9 else 8, resident=1))
     )
     assert torch.allclose(y, rows, rtol=1e-5, atol=1e-5 * float(rows.abs().max()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the ring runs on sm90 only")
+@pytest.mark.parametrize("M, swiglu", [(9, False), (23, True), (40, True)])
+@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q8_0"])
+def test_two_tiles_a_warp_give_the_same_numbers(name, M, swiglu):
+    blocks = formats.draw(name, 512, 1792, torch.Generator().manual_seed(0))
+    held, x = tiles.to_tiles(blocks, name).cuda(), torch.randn(M, 1792, device="cuda").half() / 64
+    one, two = (
+        module.dequant_matmul(
+            x, held, name, "int8", swiglu=swiglu, layout="tiles", out_dtype=torch.float32,
+            config=Config(algorithm="ring", warps=8 if swiglu and not pair else 4, resident=1, pair=pair),
+        )
+        for pair in (False, True)
+    )  # fmt: skip
+    assert torch.allclose(one, two, rtol=1e-5, atol=1e-5 * float(one.abs().max()))
 
 
 COMPILED = """

@@ -50,8 +50,8 @@ def by_shape(
     """What the sizes choose: measured on an H200, and legal everywhere. N: rows of the weight, gate and up together."""
     records = K // COLUMNS
     if precision == "int8" and not config.algorithm and not config.warps and 1 < M <= MOST_ROWS and rings:
-        warps, resident, registers = _ring_program_int8(M, N, records, format, swiglu)
-        return replace(config, algorithm="ring", warps=warps, resident=resident, registers=registers)
+        warps, resident, registers, pair = _ring_program_int8(M, N, records, format, swiglu)
+        return replace(config, algorithm="ring", warps=warps, resident=resident, registers=registers, pair=pair)
     if precision == "int8" and config.algorithm not in ("split", "ring") and not config.warps:
         warps, pair, stages, early = _row_program(N, records, swiglu) if M == 1 else _rows_program(M, N, records)
         # a few that spill pay for one more program on sm90, where that was measured
@@ -111,17 +111,21 @@ def _ring_program(M: int, N: int, records: int, format: str, swiglu: bool) -> tu
     return warps, resident
 
 
-def _ring_program_int8(M: int, N: int, records: int, format: str, swiglu: bool) -> tuple[int, int, int]:
-    """The same of int8, and registers a thread at the start: 0 are all there are, fewer leave room for the launch that
-    quantises the next x: one microsecond of seventeen."""
-    if swiglu:
+def _ring_program_int8(M: int, N: int, records: int, format: str, swiglu: bool) -> tuple[int, int, int, bool]:
+    """The same of int8, registers a thread at the start (0 are all there are, fewer leave room for the launch that
+    quantises the next x: one microsecond of seventeen), and whether a warp has rows of two tiles: where there are
+    enough of both for shares of like length."""
+    pair = swiglu and format == "q4_k" and M > 16
+    if pair:
+        warps, resident, registers = 4, 2, 112
+    elif swiglu:
         warps, resident, registers = (8, 2, 72) if M <= 32 else (8, 1, 144)
     else:
         three = M <= 16 and N * records > 5120 * 32 and (M > 8 or format != "q4_k")
         warps, resident, registers = (4, 3, 64) if three else (4, 2, 96 if M <= 40 else 104)
-    while resident > 1 and ring_8.stages(format, M, warps, resident, swiglu) < 2:
+    while resident > 1 and ring_stages("int8", format, M, warps, resident, swiglu, pair) < 2:
         resident, registers = resident - 1, 0
-    return warps, resident, registers
+    return warps, resident, registers, pair
 
 
 def ring_rows(precision: str) -> int:
