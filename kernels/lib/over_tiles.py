@@ -282,12 +282,8 @@ def int8_ring(
     config: Config,
 ) -> None:
     (M, N), K, (W, R) = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config, config.pair)
-    groups, resident, E, piece = (
-        weight.shape[0] // (W // 4 * R),
-        config.resident,
-        ring.eights_of(M),
-        ring_8.PIECE[format],
-    )
+    groups, resident = weight.shape[0] // (W // 4 * R), config.resident
+    E, piece = ring.eights_of(M), ring_8.PIECE[format]
     stages = _has_room(ring_8.stages(format, M, W, resident, swiglu, R), W, M, resident)
     records = K // COLUMNS
     pieces = torch.empty(records * E * piece // 4, dtype=torch.int32, device=x.device)

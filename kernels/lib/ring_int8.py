@@ -12,8 +12,8 @@
 A warp has 16 rows of W of its own and meets no other: it waits for a record and gives its slot back by itself. A record
 and a piece are contiguous in memory, so each is one copy, and PTX finds all of it by one address.
 
-Every warp reads all of x: from 25 rows on that is what limits it, 2.5 KiB an eight and record, at 128 bytes a clock. So
-there a warp has R = 2 tiles' rows, and x is read for both; with SwiGLU the second is up where the first is gate.
+Every warp reads all of x, 2.5 KiB an eight and record. With R = 2 it has rows of two tiles, and reads x once for both;
+with SwiGLU the second is up where the first is gate.
 
 Minimums meet the sums of x in f16, in one m16n8k16 a record: a sum is an even number, exact up to 4096, and a bit.
 """
