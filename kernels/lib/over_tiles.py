@@ -162,17 +162,14 @@ def exact_rows(
     )  # fmt: skip
 
 
-def _ring_warps(
-    device: torch.device, weight: torch.Tensor, swiglu: bool, config: Config, pair: bool = False
-) -> tuple[int, int]:
-    """Warps, and tiles a warp."""
+def _ring_warps(device: torch.device, weight: torch.Tensor, swiglu: bool, config: Config, R: int = 1) -> int:
+    """R: tiles a warp."""
     if not has_wgmma(device):
         raise ValueError("the ring's products are those of sm90: another algorithm, or none, for this GPU")
-    R = 2 if pair and weight.shape[0] % 2 == 0 else 1
     W = max(8 if swiglu and R == 1 else 4, config.warps)
     while weight.shape[0] % (W // 4 * R):
         W //= 2
-    return W, R
+    return W
 
 
 def _has_room(stages: int, W: int, M: int, resident: int) -> int:
@@ -182,13 +179,13 @@ def _has_room(stages: int, W: int, M: int, resident: int) -> int:
 
 
 def _shares(
-    device: torch.device, groups: int, records: int, W: int, E: int, resident: int, registers: int, one_takes: bool
+    device: torch.device, groups: int, records: int, W: int, E: int, resident: int, registers: int, R: int = 1
 ) -> tuple[int, torch.Tensor, tuple[int, ...], dict[str, int]]:
-    """A ring's programs, where they hand sums over, what they are to know of their shares, and who takes: one share
-    a group, or several where each has a multiprocessor."""
+    """A ring's programs, where they hand sums over, what they are to know of their shares, and who takes what. E:
+    eights of sums a warp, of R tiles."""
     P = ring_shares(groups, records, processors(device), resident)
     numbers, alone = shares(groups, records, P), processors(device) >= P
-    eights = each(E, numbers[0], records, alone and not one_takes)
+    eights = each(E, numbers[0], records, alone and R == 1)
     # where several take, a share has a place for each of two groups
     partial = parts(device, (P + groups if eights < E else P) * 128 * W * E)
     at = at_once(eights, registers, sharers(groups, records, P))
@@ -204,7 +201,7 @@ def exact_ring(
     out: torch.Tensor,
     config: Config,
 ) -> None:
-    (M, N), K, (W, _) = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
+    (M, N), K, W = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config)
     groups, resident, E = weight.shape[0] // (W // 4), config.resident, ring.eights_of(M)
     stages, stages_x = ring.stages(format, M, W, resident, swiglu)
     _has_room(stages, W, M, resident)
@@ -212,7 +209,7 @@ def exact_ring(
     over = W == 8 and resident == 1 and E > 3 and not swiglu
     registers = ring.registers(W, resident)
     early, options = _early(config, x.device)
-    P, partial, numbers, handing = _shares(x.device, groups, K // COLUMNS, W, E, resident, registers, False)
+    P, partial, numbers, handing = _shares(x.device, groups, K // COLUMNS, W, E, resident, registers)
     ring.ring_exact[(P,)](
         *ring.described(x, weight, format, swiglu, W), residual, _stride(residual), out, partial, M, N, K, *numbers,
         **_meta(format, swiglu), W=W, E=E, S=stages, SX=stages_x, **handing, OVER=over,
@@ -281,7 +278,8 @@ def int8_ring(
     out: torch.Tensor,
     config: Config,
 ) -> None:
-    (M, N), K, (W, R) = out.shape, x.shape[1], _ring_warps(x.device, weight, swiglu, config, config.pair)
+    (M, N), K, R = out.shape, x.shape[1], 2 if config.pair and weight.shape[0] % 2 == 0 else 1
+    W = _ring_warps(x.device, weight, swiglu, config, R)
     groups, resident = weight.shape[0] // (W // 4 * R), config.resident
     E, piece = ring.eights_of(M), ring_8.PIECE[format]
     stages = _has_room(ring_8.stages(format, M, W, resident, swiglu, R), W, M, resident)
@@ -293,7 +291,7 @@ def int8_ring(
         x, x.stride(0), pieces, M, FORMAT=format, PIECE=piece, SMALLEST=SMALLEST, EARLY=early, ASM=has_imma(x.device),
         num_warps=8, enable_fp_fusion=False, **options,
     )  # fmt: skip
-    P, partial, numbers, handing = _shares(x.device, groups, records, W, E * R, resident, registers, R > 1)
+    P, partial, numbers, handing = _shares(x.device, groups, records, W, E * R, resident, registers, R)
     ring_8.ring_int8[(P,)](
         pieces, weight.view(torch.int32), residual, _stride(residual), out, partial, M, N, K, *numbers,
         **_meta(format, swiglu), PIECE=piece, W=W, E=E, R=R, S=stages, **handing, EARLY=early != "no", num_warps=W,

@@ -312,7 +312,7 @@ def _turned(kind):
 
 
 @gluon.jit
-def finish(acc, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
+def _finish(acc, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
     """The sums of 16 W rows of W and of rows of x from `first` on; with SWIGLU rows of gate, then of up."""
     if SWIGLU:
         for e in gl.static_range(len(acc) // 4):
@@ -335,6 +335,22 @@ def finish(acc, first, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.conste
                 added = gl.load(p + m * s_residual_m + n, mask=o_m + m < M, other=0.0)
                 sums = sums + (acc[r] + added.to(gl.float32),)
         _stored(sums, o_m, o_n, lane, first, out, M, N)
+
+
+@gluon.jit
+def _finish_two(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU: gl.constexpr, W: gl.constexpr):
+    """The same of two tiles a warp, by eights and tiles; with SWIGLU the second is up where the first is gate."""
+    one, two = (), ()
+    for e in gl.static_range(len(acc) // 8):
+        one, two = one + acc[8 * e : 8 * e + 4], two + acc[8 * e + 4 : 8 * e + 8]
+    if SWIGLU:
+        y = ()
+        for r in gl.static_range(len(one)):
+            y = y + (one[r] / (1.0 + gl.exp(-one[r])) * two[r],)
+        _finish(y, 0, residual, s_residual_m, out, i_n, M, N, False, W)
+    else:
+        _finish(one, 0, residual, s_residual_m, out, i_n * 2, M, N, False, W)
+        _finish(two, 0, residual, s_residual_m, out, i_n * 2 + 1, M, N, False, W)
 
 
 @gluon.jit
@@ -494,10 +510,10 @@ def _multiplied(
 @gluon.jit
 def give(
     acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b,
-    SWIGLU: gl.constexpr, W: gl.constexpr, EACH: gl.constexpr, AT: gl.constexpr,
+    SWIGLU: gl.constexpr, W: gl.constexpr, EACH: gl.constexpr, AT: gl.constexpr, R: gl.constexpr = 1,
 ):  # fmt: skip
     """Sums of group i_n, which shares a to b have: this one's EACH eights of columns, if there are such, are stored
-    with what the others have of them, and the others' handed over."""
+    with what the others have of them, and the others' handed over. Of R = 2 tiles a warp the first share takes all."""
     E: gl.constexpr = len(acc) // 4
     SLOT: gl.constexpr = 128 * W * E
     mine = i_s - a
@@ -507,15 +523,18 @@ def give(
             hand(partial + i_s.to(gl.int64) * SLOT, acc, mine, W, EACH)
         else:
             acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, 0, b - a, acc, W, E, AT)
-            finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+            if R == 2:
+                _finish_two(acc, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+            else:
+                _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
     elif a == b:
-        finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+        _finish(acc, 0, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
     else:
         # a share has a part of two groups at most, and another place for each
         hand(partial + (i_s + i_n).to(gl.int64) * SLOT, acc, mine, W, EACH)
         if mine * EACH < E:
             own = take(partial + (a + i_n).to(gl.int64) * SLOT, mine, b - a, chosen(acc, mine, EACH), W, E, AT)
-            finish(own, 8 * EACH * mine, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
+            _finish(own, 8 * EACH * mine, residual, s_residual_m, out, i_n, M, N, SWIGLU, W)
     return acc
 
 

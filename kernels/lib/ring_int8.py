@@ -30,12 +30,12 @@ from triton.experimental.gluon.language.nvidia.hopper import mbarrier
 from ...reference.tiles import RECORD
 from .addresses import address, begin, bulk, give_back, kept, tell, wait
 from .eights import lanes, repeated
-from .handed import SHARES, between, hand, over, share, take
+from .handed import SHARES, between, over, share
 
 # Gluon cannot call what Triton compiles: the PTX is shared, the functions around it are not
 from .imma import _FIELDS
 from .newer import barrier, reinterpret
-from .ring_exact import FREE, SHARED, TAKEN, eights_of, finish, give, next_record, next_slot
+from .ring_exact import FREE, SHARED, TAKEN, eights_of, give, next_record, next_slot
 from .tiles import HIGH
 
 _HIGH = gl.constexpr(HIGH)
@@ -387,35 +387,7 @@ def _multiplied(
             acc = _record(acc, at_w, at_w + CODES, places, at_free, FORMAT, SCALES, D, PIECE, W, E, R, NEXT)
             slot, parity = next_slot(slot, parity, S)
         a, b = gl.where(i_n == g0, a0, i_s), gl.where(i_n == g1, b1, i_s)
-        if R == 1:
-            give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT)
-        else:
-            _give_two(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, AT)
-
-
-@gluon.jit
-def _give_two(
-    acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b,
-    SWIGLU: gl.constexpr, W: gl.constexpr, AT: gl.constexpr,
-):  # fmt: skip
-    """As `give`, where the first share takes all, of two tiles a warp."""
-    E: gl.constexpr = len(acc) // 4
-    SLOT: gl.constexpr = 128 * W * E
-    if i_s > a:
-        hand(partial + i_s.to(gl.int64) * SLOT, acc, i_s - a, W, E)
-    else:
-        acc = take(partial + (i_s + 1).to(gl.int64) * SLOT, 0, b - a, acc, W, E, AT)
-        one, two = (), ()
-        for e in gl.static_range(E // 2):
-            one, two = one + acc[8 * e : 8 * e + 4], two + acc[8 * e + 4 : 8 * e + 8]
-        if SWIGLU:
-            y = ()
-            for r in gl.static_range(len(one)):
-                y = y + (one[r] / (1.0 + gl.exp(-one[r])) * two[r],)
-            finish(y, 0, residual, s_residual_m, out, i_n, M, N, False, W)
-        else:
-            finish(one, 0, residual, s_residual_m, out, i_n * 2, M, N, False, W)
-            finish(two, 0, residual, s_residual_m, out, i_n * 2 + 1, M, N, False, W)
+        give(acc, residual, s_residual_m, out, partial, M, N, i_s, i_n, a, b, SWIGLU, W, EACH, AT, R)
 
 
 # numbers that are compared with and no more: a kernel for each kind of them would be the same
